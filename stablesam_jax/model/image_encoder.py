@@ -1,0 +1,165 @@
+"""SAM's image encoder: a ViT with windowed and global attention and decomposed relative positions.
+
+Source: segment_anything/modeling/image_encoder.py. Names of modules and parameters are the official ones.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesam_jax.config import ViTConfig
+from stablesam_jax.model.common import MLP, LayerNorm, conv, gelu
+
+
+def window_partition(x: jax.Array, window: int) -> jax.Array:
+    """Cuts maps into windows, zero-padded at the bottom and on the right.
+
+    Padded cells are attended to like all others: the official code does not mask them.
+
+    Args:
+        x: (B, H, W, C).
+        window: side of a window in cells.
+
+    Returns:
+        (B * rows * columns, window, window, C), pictures outermost, then rows of windows.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // window), -(-width // window)
+    x = jnp.pad(x, ((0, 0), (0, rows * window - height), (0, columns * window - width), (0, 0)))
+    x = x.reshape(batch, rows, window, columns, window, channels).swapaxes(2, 3)
+    return x.reshape(-1, window, window, channels)
+
+
+def window_unpartition(windows: jax.Array, size_hw: tuple[int, int]) -> jax.Array:
+    """Undoes `window_partition` and drops the padding: (B * rows * columns, window, window, C) -> (B, H, W, C)."""
+    _, window, _, channels = windows.shape
+    height, width = size_hw
+    rows, columns = -(-height // window), -(-width // window)
+    x = windows.reshape(-1, rows, columns, window, window, channels).swapaxes(2, 3)
+    return x.reshape(-1, rows * window, columns * window, channels)[:, :height, :width]
+
+
+def relative_position_table(table: jax.Array, size: int) -> jax.Array:
+    """The table of relative positions along one axis of `size` cells, as a matrix (query, key, channel).
+
+    A table of another length than 2 size - 1 is resized linearly, half-pixel, without antialiasing, as the
+    official get_rel_pos does.
+
+    Args:
+        table: (L, D), row size - 1 + (query - key) holds the embedding of that distance.
+        size: cells along the axis.
+
+    Returns:
+        (size, size, D).
+    """
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
+    distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + (size - 1)
+    return table[distance]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over a map, with relative positions per axis added to the logits."""
+
+    heads: int
+    table_size: int  # cells per axis that the stored tables were made for
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        head_width = channels // self.heads
+        shape = (2 * self.table_size - 1, head_width)
+        table_h = self.param("rel_pos_h", nn.initializers.zeros, shape)
+        table_w = self.param("rel_pos_w", nn.initializers.zeros, shape)
+        rows = relative_position_table(table_h, height)
+        columns = relative_position_table(table_w, width)
+
+        qkv = nn.Dense(3 * channels, name="qkv")(x)
+        # q, k, v are blocks of C channels each, with the heads inside.
+        qkv = qkv.reshape(batch, height * width, 3, self.heads, head_width).transpose(2, 3, 0, 1, 4)
+
+        def attend(head: jax.Array) -> jax.Array:
+            q, k, v = head  # each (B, H * W, D)
+            grid = q.reshape(batch, height, width, head_width)  # unscaled: relative positions see q before the scale
+            by_row = jnp.einsum("bhwd,hkd->bhwk", grid, rows).reshape(batch, height * width, height, 1)
+            by_column = jnp.einsum("bhwd,wld->bhwl", grid, columns).reshape(batch, height * width, 1, width)
+            logits = jnp.einsum("bqd,bkd->bqk", q * head_width**-0.5, k)
+            logits = logits + (by_row + by_column).reshape(batch, height * width, height * width)
+            return jnp.einsum("bqk,bkd->bqd", nn.softmax(logits, axis=-1), v)
+
+        # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
+        attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H * W, D)
+        attended = attended.transpose(1, 2, 0, 3).reshape(batch, height, width, channels)
+        return nn.Dense(channels, name="proj")(attended)
+
+
+class Block(nn.Module):
+    """A transformer block; `window_size` 0 means attention over the whole map."""
+
+    heads: int
+    window_size: int
+    table_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        normed = LayerNorm(name="norm1")(x)
+        attention = Attention(self.heads, self.table_size, name="attn")
+        if self.window_size:
+            windows = attention(window_partition(normed, self.window_size))
+            x = x + window_unpartition(windows, x.shape[1:3])
+        else:
+            x = x + attention(normed)
+        return x + MLP(4 * x.shape[-1], gelu, name="mlp")(LayerNorm(name="norm2")(x))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, one linear map (`patch_embed.proj`)."""
+
+    width: int
+    patch_size: int
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        """(B, H, W, 3) -> (B, H / patch, W / patch, width)."""
+        return conv(self.width, kernel=self.patch_size, stride=self.patch_size, name="proj")(pictures)
+
+
+class Neck(nn.Module):
+    """Brings ViT features to the width of the decoder; no activation between its layers."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, G, G, C) -> (B, G, G, width)."""
+        x = LayerNorm(name="1")(conv(self.width, kernel=1, use_bias=False, name="0")(x))
+        return LayerNorm(name="3")(conv(self.width, kernel=3, padding=1, use_bias=False, name="2")(x))
+
+
+class ImageEncoderViT(nn.Module):
+    """Pictures to image embedding."""
+
+    config: ViTConfig
+    grid_size: int
+    output_width: int
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        """Encodes pictures.
+
+        Args:
+            pictures: (B, S, S, 3) float32, normalised and padded, S = patch_size * grid_size.
+
+        Returns:
+            (B, G, G, output_width) image embedding.
+        """
+        config = self.config
+        x = PatchEmbed(config.width, config.patch_size, name="patch_embed")(pictures)
+        x = x + self.param("pos_embed", nn.initializers.zeros, (1, self.grid_size, self.grid_size, config.width))
+        for index in range(config.depth):
+            window = 0 if index in config.global_blocks else config.window_size
+            x = Block(config.heads, window, window or self.grid_size, name=f"blocks_{index}")(x)
+        return Neck(self.output_width, name="neck")(x)
