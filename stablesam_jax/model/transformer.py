@@ -1,0 +1,146 @@
+"""The two-way transformer (segment_anything/modeling/transformer.py).
+
+Tokens and image features attend to each other. Leading axes are (B, N); image features that are the same for all prompts
+have N = 1 and are broadcast by the products, never repeated.
+
+A hook `resample(keys, tokens) -> keys` may replace the image side of each of the three token-to-image attentions: that
+is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm
+
+HEADS = 8
+MLP_WIDTH = 2048
+CROSS_WIDTH_DIVISOR = 2  # attention_downsample_rate: cross attention works at half the width
+
+# (B, 1 or N, G, G, C) keys and (B, N, T, C) tokens -> keys for the prompts, without positional encoding.
+Resample = Callable[[jax.Array, jax.Array], jax.Array]
+Hooks = tuple[Resample | None, Resample | None, Resample | None]  # layer 0, layer 1, final attention
+NO_HOOKS: Hooks = (None, None, None)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an inner width of its own."""
+
+    width: int
+    inner_width: int
+
+    @nn.compact
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
+        """Attends; axes 0 and 1 of q, k, v broadcast.
+
+        Args:
+            q: (B, N, Tq, C).
+            k: (B, N, Tk, C).
+            v: (B, N, Tk, C).
+            key_valid: (B, N, Tk) bool; keys that are False get no weight.
+
+        Returns:
+            (B, N, Tq, C).
+        """
+
+        def project(x: jax.Array, name: str) -> jax.Array:
+            x = nn.Dense(self.inner_width, name=name)(x)
+            return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
+
+        q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
+        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
+        if key_valid is not None:
+            logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", nn.softmax(logits, axis=-1), v)
+        return nn.Dense(self.width, name="out_proj")(attended.reshape(*attended.shape[:-2], self.inner_width))
+
+
+class TwoWayAttentionBlock(nn.Module):
+    """Self-attention of the tokens, tokens to image, MLP, image to tokens; all norms after the residual."""
+
+    width: int
+    first: bool  # the first block has neither positional terms nor residual in its self-attention
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        query_pe: jax.Array,
+        key_pe: jax.Array,
+        query_valid: jax.Array,
+        resample: Resample | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tokens (B, N, T, C) and image features (B, 1 or N, G, G, C) -> both, updated."""
+        cross_width = self.width // CROSS_WIDTH_DIVISOR
+        self_attn = Attention(self.width, self.width, name="self_attn")
+        if self.first:
+            queries = self_attn(queries, queries, queries, query_valid)
+        else:
+            q = queries + query_pe
+            queries = queries + self_attn(q, q, queries, query_valid)
+        queries = _norm("norm1")(queries)
+
+        to_image = Attention(self.width, cross_width, name="cross_attn_token_to_image")
+        queries = _norm("norm2")(queries + attend_to_image(to_image, queries, keys, query_pe, key_pe, resample))
+        queries = _norm("norm3")(queries + MLP(MLP_WIDTH, nn.relu, name="mlp")(queries))
+
+        to_tokens = Attention(self.width, cross_width, name="cross_attn_image_to_token")
+        update = to_tokens(flatten(keys + key_pe), queries + query_pe, queries, query_valid)
+        keys = _norm("norm4")(keys + update.reshape(*update.shape[:2], *keys.shape[2:]))
+        return queries, keys
+
+
+def _norm(name: str) -> LayerNorm:
+    return LayerNorm(DECODER_EPS, name=name)
+
+
+def flatten(maps: jax.Array) -> jax.Array:
+    """(B, N, G, G, C) -> (B, N, G * G, C), rows first."""
+    return maps.reshape(*maps.shape[:2], -1, maps.shape[-1])
+
+
+def attend_to_image(
+    attention: Attention,
+    queries: jax.Array,
+    keys: jax.Array,
+    query_pe: jax.Array,
+    key_pe: jax.Array,
+    resample: Resample | None,
+) -> jax.Array:
+    """Token-to-image attention, over resampled features where a hook is given; positions stay at the original grid."""
+    if resample is not None:
+        keys = resample(keys, queries)
+    return attention(queries + query_pe, flatten(keys + key_pe), flatten(keys))
+
+
+class TwoWayTransformer(nn.Module):
+    """Two blocks and a final token-to-image attention."""
+
+    width: int
+
+    @nn.compact
+    def __call__(
+        self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array, tokens_valid: jax.Array, hooks: Hooks = NO_HOOKS
+    ) -> tuple[jax.Array, jax.Array]:
+        """Lets tokens and image talk.
+
+        Args:
+            keys: (B, 1 or N, G, G, C) image embedding plus dense prompt embedding.
+            key_pe: (1, 1, G, G, C) image_pe.
+            tokens: (B, N, T, C); as they come in, they also serve as their own positional term throughout.
+            tokens_valid: (B, N, T) bool.
+            hooks: one `Resample` or None for each of the three token-to-image attentions.
+
+        Returns:
+            tokens (B, N, T, C) and image features (B, N, G, G, C).
+        """
+        queries = tokens
+        for index in range(2):
+            block = TwoWayAttentionBlock(self.width, first=index == 0, name=f"layers_{index}")
+            queries, keys = block(queries, keys, tokens, key_pe, tokens_valid, hooks[index])
+        final = Attention(self.width, self.width // CROSS_WIDTH_DIVISOR, name="final_attn_token_to_image")
+        queries = queries + attend_to_image(final, queries, keys, tokens, key_pe, hooks[2])
+        return _norm("norm_final_attn")(queries), keys

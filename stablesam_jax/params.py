@@ -1,0 +1,61 @@
+"""Parameter trees: paths, counts, patterns, and the split into what trains and what rests."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+Params = dict[str, Any]  # nested dictionaries with arrays as leaves
+
+
+def flatten(params: Params) -> dict[str, jax.Array]:
+    """Leaves by path, as in `mask_decoder/transformer/layers_1/norm2/scale`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """Inverse of `flatten`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def count(params: Params) -> int:
+    """Numbers in all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
+    """Splits a tree into the leaves whose whole path matches one of the patterns, and the rest.
+
+    Args:
+        params: parameter tree.
+        trainable: regular expressions over paths, as `plugin/.*`.
+
+    Returns:
+        trained and frozen tree; `merge` puts them together again.
+
+    Raises:
+        ValueError: a pattern that matches no leaf.
+    """
+    leaves = flatten(params)
+    for pattern in trainable:
+        if not any(re.fullmatch(pattern, path) for path in leaves):
+            tops = ", ".join(params)
+            raise ValueError(f"The pattern {pattern!r} matches no parameter; the tree has the subtrees {tops}.")
+    chosen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in trainable)}
+    trained = unflatten({path: leaf for path, leaf in leaves.items() if path in chosen})
+    frozen = unflatten({path: leaf for path, leaf in leaves.items() if path not in chosen})
+    return trained, frozen
+
+
+def merge(first: Params, second: Params) -> Params:
+    """One tree with the leaves of both, which must be disjoint."""
+    return unflatten(flatten(first) | flatten(second))
