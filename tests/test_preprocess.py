@@ -1,0 +1,104 @@
+"""Pictures enter the model, and logits return to them, as in segment_anything."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stablesam_jax.config import MODELS
+from stablesam_jax.errors import InputError
+from stablesam_jax.preprocess import preprocess, resized_size, to_model_frame, upscale_logits
+
+SAM = MODELS["sam_vit_b"]
+SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]
+
+
+def picture(size_hw):
+    return np.random.default_rng(0).integers(0, 256, (*size_hw, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [
+        ((333, 500), (682, 1024)),
+        ((1500, 2250), (683, 1024)),  # 682.67: up
+        ((1025, 1024), (1024, 1023)),
+        ((3, 2048), (2, 1024)),  # 1.5: a half goes up; Python's round would too
+        ((5, 2048), (3, 1024)),  # 2.5: a half goes up; Python's round would not
+        ((1, 5000), (1, 1024)),  # the official code makes this 0 and fails
+    ],
+)
+def test_longer_side_becomes_the_model_size_and_halves_go_up(size_hw, expected):
+    assert resized_size(size_hw, 1024) == expected
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_pixels_are_resized_by_pillow_then_normalised_then_padded_with_zeros(size_hw):
+    height, width = resized_size(size_hw, 1024)
+    resized = torch.from_numpy(np.array(Image.fromarray(picture(size_hw)).resize((width, height), Image.BILINEAR)))
+    normalised = (resized - torch.tensor(SAM.pixel_mean)) / torch.tensor(SAM.pixel_std)
+
+    ours = preprocess(picture(size_hw), SAM)
+
+    assert ours.shape == (1024, 1024, 3)
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours[:height, :width], normalised.numpy())
+    assert not ours[height:].any()
+    assert not ours[:, width:].any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(np.zeros((4, 4, 3), np.float32), id="float"),
+        pytest.param(np.zeros((4, 4), np.uint8), id="grey"),
+        pytest.param(np.zeros((4, 4, 4), np.uint8), id="alpha"),
+        pytest.param(np.zeros((0, 4, 3), np.uint8), id="empty"),
+    ],
+)
+def test_another_shape_or_dtype_is_refused_by_name(wrong):
+    with pytest.raises(InputError, match=rf"shape \({wrong.shape[0]}, .* dtype {wrong.dtype}.*expected \(H, W, 3\)"):
+        preprocess(wrong, SAM)
+
+
+def test_coordinates_scale_by_the_rounded_sizes():
+    # 333 x 500 becomes 682 x 1024, though 333 * 1024 / 500 is 681.98.
+    corner = to_model_frame(np.array([[500, 333], [0, 0]]), (333, 500), 1024)
+    np.testing.assert_array_equal(corner, np.float32([[1024, 682], [0, 0]]))
+
+
+def test_coordinates_are_rounded_to_float32_only_after_scaling():
+    x = 1234.567
+    moved = to_model_frame(np.array([x, x]), (1501, 2003), 1024)
+    np.testing.assert_array_equal(moved, np.array([x * (1024 / 2003), x * (767 / 1501)], np.float32))
+    assert moved.dtype == np.float32
+
+
+@pytest.mark.parametrize("image_size", [1024, 512])
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_logits_return_to_the_picture_as_postprocess_masks_brings_them(size_hw, image_size):
+    low_res = 8 * np.random.default_rng(0).standard_normal((2, image_size // 4, image_size // 4), np.float32)
+
+    def interpolate(x, size):
+        return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+    height, width = resized_size(size_hw, image_size)
+    square = interpolate(torch.from_numpy(low_res)[None], (image_size, image_size))
+    theirs = interpolate(square[..., :height, :width], size_hw)[0].numpy()
+
+    ours = upscale_logits(low_res, size_hw, image_size)
+
+    assert ours.shape == (2, *size_hw)
+    assert ours.dtype == np.float32
+    # The bounds of full-resolution logits. PyTorch itself is 1e-4 deviations off exact arithmetic here.
+    difference = np.abs(ours - theirs) / theirs.std()
+    assert difference.max() <= 1.5e-4
+    assert np.sqrt(np.mean(difference**2)) <= 1.5e-5
+
+
+def test_constant_logits_stay_constant():
+    np.testing.assert_allclose(upscale_logits(np.full((1, 128, 128), 3.0, np.float32), (77, 50), 512), 3.0, rtol=1e-6)
+
+
+def test_leading_axes_are_kept():
+    assert upscale_logits(np.zeros((2, 3, 1, 128, 128), np.float32), (20, 30), 512).shape == (2, 3, 1, 20, 30)
