@@ -1,0 +1,180 @@
+"""Prompts of known quality, drawn from the mask of an object: boxes, points and coarse masks.
+
+On the host, in numpy. Every function is pure in its arguments and the state of `rng`. Coordinates are (x, y) in pixels
+of the mask's own frame; a whole number is a pixel's index, and the prompt encoder adds the half that leads to its
+centre. "HQ-SAM" below is SysCV/sam-hq, `train/utils/misc.py`.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+NOISE_SCALE = 0.4  # share of a box's side, of training's and evaluation's noisy boxes (sec. 3.2, 4.4)
+MIN_TRAINING_IOU = 0.5  # noisy boxes of training overlap the true box at least so much (sec. 9)
+POINT_COUNTS = (1, 3, 5, 10)  # points of a training prompt (sec. 9; sec. 4.4 leaves out the 5)
+
+BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, whole pictures 8.2: a hundred fail with probability 2e-6
+JITTER_SCALE, JITTER_LIMIT = 0.1, 20.0  # share of the side; pixels (SAM paper, appendix A)
+COARSE_FACTOR = 8  # what a coarse mask loses: the detail that 1/8 of its resolution cannot hold (HQ-SAM)
+COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as such detail (HQ-SAM)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """What selects one object of a picture: any of points, a box and a mask. What is not given is absent."""
+
+    points: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))  # (K, 2), (x, y)
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # (K,), 1 object, 0 not
+    box: np.ndarray | None = None  # (4,) float32 XYXY
+    mask: np.ndarray | None = None  # (S, S) bool, a guess at the object
+
+
+def gt_box(mask: np.ndarray) -> np.ndarray:
+    """The box around a mask, from its first to its last foreground pixel.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (4,) float32 XYXY, inclusive pixel indices: the box of one pixel has width 0. As in HQ-SAM, `masks_to_boxes`.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if columns.size == 0:
+        raise ValueError(f"mask of shape {mask.shape} is empty; a box needs at least one foreground pixel")
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes with real-valued edges.
+
+    Args:
+        a, b: (..., 4) XYXY; leading axes broadcast. Width is x1 - x0, without the +1 of pixel counts.
+
+    Returns:
+        (...) float64 in [0, 1]; 0 where both boxes have no area.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = np.maximum(overlap, 0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def noisy_box(
+    rng: np.random.Generator,
+    box: np.ndarray,
+    *,
+    size_hw: tuple[int, int],
+    scale: float = NOISE_SCALE,
+    iou_range: tuple[float, float] = (0.0, 1.0),
+) -> np.ndarray:
+    """A box with its centre moved and its sides stretched at random, as by a careless hand.
+
+    With four independent u ~ U(-1, 1): centre += scale * u * side / 2, side *= 1 + scale * u, then clamped to the
+    picture (HQ-SAM, `box_noise`). A side under 1 px is first widened to 1 px about its middle, inside the picture. At
+    scale 0.4 the IoU with an unclamped `box` is 0.60 on average and never below 0.36; clamping raises it.
+
+    Args:
+        box: (4,) XYXY.
+        size_hw: height and width of the picture, the clamps of y and x.
+        scale: share of the side; 0.4 is the paper's.
+        iou_range: IoU with the (widened) box to accept, from low to high. The first draw inside it is taken; if none
+            of `BOX_TRIES` draws is inside, the one nearest to it.
+
+    Returns:
+        (4,) float32 XYXY within [0, W] x [0, H].
+    """
+    box, limit = np.asarray(box, np.float64), np.array(size_hw[::-1], np.float64)
+    near, side = box[:2], box[2:] - box[:2]
+    near = np.where(side < 1, np.clip(near + (side - 1) / 2, 0, limit - 1), near)
+    side = np.maximum(side, 1)
+
+    noise = rng.uniform(-1, 1, (BOX_TRIES, 2, 2))
+    centres = near + side / 2 + scale * noise[:, 0] * side / 2
+    halves = side * (1 + scale * noise[:, 1]) / 2
+    # float32 before the IoU is taken: the box that is returned is the one that is in range.
+    boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    boxes = np.clip(boxes, 0, np.tile(limit, 2)).astype(np.float32)
+
+    iou = box_iou(boxes, np.concatenate([near, near + side]))
+    low, high = iou_range
+    distance = np.maximum(np.maximum(low - iou, iou - high), 0)
+    return boxes[distance.argmin()]  # the first of the least: the first draw in range, if one is
+
+
+def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
+    """The good box of SAM's own training: each edge off by normal noise of 10 % of the side, at most 20 px.
+
+    Only for pre-training a base model, which must know good prompts and no sloppy ones. SAM paper, appendix A; where
+    its sentence leaves open what is "to a maximum of 20 pixels", we bound the noise itself.
+
+    Args:
+        box: (4,) XYXY.
+        size_hw: height and width of the picture, the clamps of y and x.
+
+    Returns:
+        (4,) float32 XYXY within [0, W] x [0, H].
+    """
+    box, limit = np.asarray(box, np.float64), np.array(size_hw[::-1], np.float64)
+    std = JITTER_SCALE * np.tile(box[2:] - box[:2], 2)
+    noise = np.clip(std * rng.standard_normal(4), -JITTER_LIMIT, JITTER_LIMIT)
+    return np.clip(box + noise, 0, np.tile(limit, 2)).astype(np.float32)
+
+
+def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
+    """Points drawn uniformly from the foreground, no pixel twice.
+
+    Where the mask has fewer than `count` pixels, pixels are drawn with replacement (HQ-SAM fails there).
+
+    Args:
+        mask: (H, W) bool.
+        count: K, number of points.
+
+    Returns:
+        (K, 2) float32, whole-numbered (x, y), all on the foreground. As in HQ-SAM, `masks_sample_points`.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    pixels = np.flatnonzero(mask)
+    if pixels.size == 0:
+        raise ValueError(f"mask of shape {mask.shape} is empty; points need at least one foreground pixel")
+    chosen = rng.choice(pixels, count, replace=pixels.size < count)
+    rows, columns = np.unravel_index(chosen, mask.shape)
+    return np.stack([columns, rows], axis=1).astype(np.float32)
+
+
+def coarse_mask(rng: np.random.Generator, mask: np.ndarray, *, size: int) -> np.ndarray:
+    """A mask with a ragged edge, as a weak model or a hasty brush would give it.
+
+    The mask is resized to `size`; where 1/8 of that resolution cannot hold it, N(0, 1) noise is added before the
+    threshold 0.5. That is a band along the edge, in which a pixel flips with probability 0.31: 11 to 13 px wide on
+    average around a disc, locally 8 to 16, in pixels of `size` whatever `size` is. So the smaller the object, the worse
+    its mask. An empty mask stays empty, a full one full. HQ-SAM, `masks_noise`, at its size 256; it feeds the result to
+    the prompt encoder as 0 and 255, not as logits.
+
+    Args:
+        mask: (S', S') bool, the whole square picture that the model sees.
+        size: S, side of the mask input; a multiple of 8.
+
+    Returns:
+        (S, S) bool.
+
+    Raises:
+        ValueError: the mask is not square, or `size` is no multiple of 8.
+    """
+    if mask.shape[0] != mask.shape[1] or size % COARSE_FACTOR:
+        raise ValueError(f"expected a square mask and a size divisible by {COARSE_FACTOR}, got {mask.shape} and {size}")
+    soft = _resize(mask.astype(np.float32), size)
+    residue = np.abs(soft - _resize(_resize(soft, size // COARSE_FACTOR), size))
+    noise = rng.standard_normal((size, size), np.float32)
+    return soft + noise * (residue >= COARSE_RESIDUE) > 0.5
+
+
+def _resize(picture: np.ndarray, size: int) -> np.ndarray:
+    # Bilinear without antialias, pixel centres at halves: torch's F.interpolate with align_corners=False.
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)

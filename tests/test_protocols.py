@@ -1,0 +1,111 @@
+"""Every system is asked the same questions: prompts depend on picture, object, kind, seed and index alone."""
+
+import numpy as np
+import pytest
+
+from eval import protocols
+from stablesam_jax import prompts
+
+MASK = np.zeros((200, 300), bool)
+MASK[50:120, 80:200] = True
+SAMPLE = {"picture_id": "horses/horse001", "object_id": 0, "seed": 0}
+
+BOX_KINDS = ("gt-box", "noisy-box", "n-box-50", "n-box-60")
+RANDOM_KINDS = tuple(kind for kind in protocols.PROMPT_KINDS if kind != "gt-box")
+
+
+def draw(kind, **changes):
+    drawn = protocols.draw_prompts(kind, MASK, **SAMPLE | changes)
+    return np.stack([prompt.points if prompt.box is None else prompt.box for prompt in drawn])
+
+
+def test_the_kinds_are_those_of_the_paper():
+    assert list(protocols.PROMPT_KINDS) == [
+        "gt-box", "noisy-box", "1-point", "3-points", "5-points", "10-points", "n-box-50", "n-box-60",
+    ]  # fmt: skip
+
+
+def test_the_true_box_is_one_prompt_whatever_the_count():
+    assert draw("gt-box").tolist() == draw("gt-box", count=7).tolist() == [[80, 50, 199, 119]]
+
+
+@pytest.mark.parametrize("kind", RANDOM_KINDS)
+def test_random_kinds_give_twenty_different_prompts(kind):
+    assert len(np.unique(draw(kind), axis=0)) == 20
+
+
+@pytest.mark.parametrize("kind", protocols.PROMPT_KINDS)
+def test_a_prompt_is_a_box_or_positive_points_and_never_a_mask(kind):
+    for prompt in protocols.draw_prompts(kind, MASK, **SAMPLE):
+        assert (prompt.box is None) == (kind not in BOX_KINDS)
+        assert prompt.mask is None
+        assert prompt.points.shape == (0 if kind in BOX_KINDS else int(kind.split("-")[0]), 2)
+        assert prompt.labels.tolist() == [1] * len(prompt.points)
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("noisy-box", 0.36, 1), ("n-box-50", 0.5, 0.6), ("n-box-60", 0.6, 0.7)]
+)
+def test_noisy_boxes_are_as_good_as_their_kind_says(kind, low, high):
+    iou = prompts.box_iou(draw(kind, count=200), prompts.gt_box(MASK))
+    assert low <= iou.min()
+    assert iou.max() < high
+
+
+@pytest.mark.parametrize("kind", RANDOM_KINDS)
+@pytest.mark.parametrize("change", [{"picture_id": "horses/horse002"}, {"object_id": 1}, {"seed": 1}])
+def test_another_picture_object_or_seed_has_other_prompts(kind, change):
+    assert np.array_equal(draw(kind), draw(kind))
+    assert not np.array_equal(draw(kind), draw(kind, **change))
+
+
+def test_another_kind_has_other_prompts():
+    assert not np.array_equal(draw("3-points")[:, :1], draw("1-point"))
+    assert not np.array_equal(draw("3-points"), draw("10-points")[:, :3])
+
+
+@pytest.mark.parametrize("kind", RANDOM_KINDS)
+def test_fewer_prompts_are_the_first_of_more(kind):
+    assert np.array_equal(draw(kind, count=5), draw(kind)[:5])
+
+
+def test_no_name_of_a_picture_can_imitate_another_object():
+    names = [("a", 11), ("a1", 1), ("a", 1), ('a", 1', 1)]
+    drawn = [draw("1-point", picture_id=picture, object_id=number) for picture, number in names]
+    assert len(np.unique(drawn, axis=0)) == len(names)
+
+
+def test_numbers_of_numpy_draw_the_same_prompts():
+    assert np.array_equal(draw("noisy-box"), draw("noisy-box", object_id=np.int64(0), seed=np.int32(0)))
+
+
+def test_published_prompts_do_not_change():
+    # Published figures were measured with these. Another numpy may draw others: then they are to be measured anew.
+    assert draw("1-point", count=3).tolist() == [[[100, 58]], [[105, 56]], [[190, 59]]]
+    assert draw("noisy-box", count=1)[0] == pytest.approx([84.46515, 28.57567, 219.61597, 116.45712], abs=1e-4)
+    assert draw("n-box-50", count=1)[0] == pytest.approx([120.12903, 56.69975, 201.62253, 113.52924], abs=1e-4)
+
+
+def test_prompts_of_successive_indices_are_spread_evenly_over_the_object():
+    # Each index has a generator of its own. The object has 120 x 70 px; bounds are 4 standard errors of 2000 draws.
+    points = draw("1-point", count=2000)[:, 0]
+    assert points.mean(0) == pytest.approx([139.5, 84.5], abs=3.1)
+    assert points.std(0) == pytest.approx([34.6, 20.2], abs=1.5)
+
+
+def test_an_object_of_one_pixel_has_prompts_of_every_kind():
+    pixel = np.zeros((20, 30), bool)
+    pixel[19, 29] = True
+    for kind in protocols.PROMPT_KINDS:
+        assert protocols.draw_prompts(kind, pixel, **SAMPLE)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown prompt kind '2-points'; known: gt-box, noisy-box, 1-point"):
+        draw("2-points")
+
+
+@pytest.mark.parametrize("kind", protocols.PROMPT_KINDS)
+def test_an_empty_mask_is_refused(kind):
+    with pytest.raises(ValueError, match="empty"):
+        protocols.draw_prompts(kind, np.zeros((20, 30), bool), **SAMPLE)
