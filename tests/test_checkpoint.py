@@ -1,0 +1,144 @@
+"""A checkpoint is whole or absent, and a changed byte is seen."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from stablesam_jax import checkpoint
+from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree
+from stablesam_jax.errors import InputError
+
+TREE = {
+    "kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "scale": np.array(0.5, np.float32),
+    "blocks_0": {"0": np.array([1, 2], np.int32), "mask": np.array([True, False])},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_tree(tmp_path / "saved", TREE, {"step": 3})
+    return tmp_path / "saved"
+
+
+def test_what_is_saved_comes_back_to_the_bit(folder):
+    tree, metadata = load_tree(folder)
+    assert metadata == {"step": 3}
+    assert jax.tree.structure(tree) == jax.tree.structure(TREE)
+    for loaded, saved in zip(jax.tree.leaves(tree), jax.tree.leaves(TREE), strict=True):
+        assert loaded.dtype == saved.dtype
+        np.testing.assert_array_equal(loaded, saved)
+
+
+def test_an_optimizer_state_comes_back_in_its_own_classes(tmp_path):
+    state = optax.adam(1e-3).init({"a": jax.numpy.ones(3)})
+    save_tree(tmp_path / "state", state, {})
+    loaded, _ = load_tree(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert jax.tree.structure(loaded) == jax.tree.structure(state)
+    assert loaded[0].count == 0
+
+
+def test_another_tree_is_refused_with_its_differences(folder):
+    target = {"kernel": np.zeros((3, 2), np.float32), "scale": np.array(0.5, np.float16), "bias": np.zeros(1)}
+    with pytest.raises(InputError) as error:
+        load_tree(folder, target)
+    message = str(error.value)
+    assert "missing: bias" in message
+    assert "unexpected: blocks_0/0, blocks_0/mask" in message
+    assert "kernel is float32 (2, 3) instead of float32 (3, 2)" in message
+    assert "scale is float32 () instead of float16 ()" in message
+
+
+def test_an_existing_folder_is_left_alone(folder):
+    with pytest.raises(InputError, match="exists already"):
+        save_tree(folder, {"a": np.ones(2)}, {})
+    assert load_tree(folder)[1] == {"step": 3}
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        save_tree(tmp_path / "file" / "saved", TREE, {})
+
+
+def test_a_save_that_dies_before_the_rename_leaves_nothing(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pathlib.Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        save_tree(tmp_path / "saved", TREE, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_save_leaves_behind_disturbs_no_later_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "rename", lambda *_: None)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
+    save_tree(tmp_path / "saved", TREE, {})  # as if killed: neither renamed nor cleaned
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_tree(tmp_path / "saved")
+    save_tree(tmp_path / "saved", TREE, {})
+    load_tree(tmp_path / "saved")
+
+
+def test_every_file_is_watched_for_a_flipped_bit(folder):
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        sound = path.read_bytes()
+        for position in np.linspace(0, len(sound) - 1, 5).astype(int):
+            damaged = bytearray(sound)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match="damaged"):
+                load_tree(folder)
+        path.write_bytes(sound)
+    load_tree(folder)
+
+
+def test_a_file_cut_short_or_gone_is_named(folder):
+    path = folder / "metadata.json"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1])
+    with pytest.raises(InputError, match=r"metadata\.json has changed"):
+        load_tree(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"metadata\.json is missing"):
+        load_tree(folder)
+
+
+def test_folders_that_are_no_checkpoint_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match="no such checkpoint folder"):
+        load_tree(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"not a checkpoint, it has no manifest\.json"):
+        load_tree(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match=r"metadata\.json is not in manifest\.json"):
+        load_tree(tmp_path)
+
+
+def test_a_model_in_half_precision_comes_back_in_float32(tmp_path):
+    save_model(tmp_path / "m", {"a": np.array([1 / 3], np.float32)}, model="sam_nano", source={}, dtype=np.float16)
+    name, params, metadata = load_model(tmp_path / "m")
+    assert name == "sam_nano"
+    assert metadata["config"]["image_size"] == 512
+    assert params["a"].dtype == np.float32
+    assert abs(params["a"][0] - 1 / 3) < 2**-13
+
+
+def test_numbers_beyond_half_precision_are_refused(tmp_path):
+    with pytest.raises(InputError, match="too large for float16"):
+        save_model(tmp_path / "m", {"a": np.array([1e6], np.float32)}, model="sam_nano", source={}, dtype=np.float16)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_model_of_another_name_or_size_is_refused(tmp_path, folder):
+    with pytest.raises(InputError, match="None is unknown"):
+        load_model(folder)
+    config = json.loads(json.dumps({"image_size": 384}))
+    save_tree(tmp_path / "small", TREE, {"model": "sam_nano", "config": config})
+    with pytest.raises(InputError, match="other sizes"):
+        load_model(tmp_path / "small")
