@@ -1,0 +1,306 @@
+"""Embedded training data: scenes composed from public-domain photographs whose objects were outlined by hand.
+
+A quarter of the scenes are photographs as they are, with their own masks; the others are cut-outs of real objects and
+procedural shapes, pasted over each other on photographic backgrounds (after Ghiasi et al., "Simple Copy-Paste",
+arXiv 2012.07177). Sources and licences: `collage_assets/LICENCES.md`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from stablesam_jax.data.readers import LabelledPicture, read_masks, read_picture
+from stablesam_jax.errors import InputError
+
+ASSETS = pathlib.Path(__file__).parent / "collage_assets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """What one split may use; no photograph serves two splits."""
+
+    labelled: tuple[str, ...]  # im/NAME.jpg with gt/NAME.png: objects, backgrounds, textures of shapes
+    textures: tuple[str, ...]  # background/NAME.jpg: backgrounds, textures of shapes
+
+
+SPLITS = {  # 9 photographs with 37 objects; 4 photographs with 10 objects
+    "train": Photographs(
+        labelled=("astronaut", "cell", "coins", "grace_hopper", "retina", "rocket"),
+        textures=("grass", "gravel", "hubble_deep_field"),
+    ),
+    "held_out": Photographs(labelled=("camera", "chelsea", "coffee"), textures=("brick",)),
+}
+
+# gt/NAME.png gives a pixel to the smallest object there. Here: (photograph, object) -> the objects that are its parts.
+PARTS = {
+    ("astronaut", 2): (5,),  # the woman; the patch on her suit
+    ("chelsea", 1): (2, 3),  # the cat; her eyes
+    ("coffee", 2): (4,),  # the cup; the coffee in it
+    ("grace_hopper", 2): (3, 4, 5),  # the woman; her hat, ribbons and name tag
+}
+# Cut loose, these are no longer the thing that they are in their photograph, or too like another one.
+NEVER_CUT_OUT = {
+    ("chelsea", 1),  # the cat: the frame cuts her on three sides
+    ("chelsea", 3),  # her second eye
+    ("coffee", 1),  # the saucer: the cup hides its middle
+    ("coffee", 4),  # the coffee
+}
+
+UNCOMPOSED_SHARE = 0.25  # of the scenes
+REAL_SHARE = 0.6  # of the pasted objects
+PIECES = (2, 5)  # objects pasted into a scene, fewest and most
+LONGEST_SIDE = (0.1, 0.7)  # of a pasted object, as shares of the scene's side
+MAX_ENLARGEMENT = 2.0  # of a cut-out; beyond it, blur gives the object away
+MIN_AREA = 0.003  # of a kept object's visible part, as a share of the scene
+MIN_VISIBLE = 0.5  # share of a kept object that is visible
+EDGE_STEP, EDGE_SHARE = (
+    25,
+    0.6,
+)  # grey levels by which an object differs from what lies below, on that share of its edge
+
+
+class Collage(Sequence[LabelledPicture]):
+    """`count` square scenes; scene i is a pure function of (split, seed, i), and `count` does not change it."""
+
+    def __init__(self, split: str, count: int, seed: int, size: int = 512):
+        """Describes the scenes without drawing any.
+
+        Args:
+            split: "train" or "held_out"; they have no photograph in common.
+            count: number of scenes.
+            seed: another seed, other scenes; not negative.
+            size: side of a scene in pixels.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        if split not in SPLITS:
+            raise InputError(f"collage: no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        if count < 1 or seed < 0 or size < 64:
+            raise InputError(f"collage: count {count}, seed {seed}, size {size}; must be at least 1, 0 and 64.")
+        self.split, self.length, self.seed, self.size = split, count, seed, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index):
+        if not -self.length <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        index %= self.length
+        rng = np.random.default_rng([list(SPLITS).index(self.split), self.seed, index])
+        draw = _uncomposed if rng.random() < UNCOMPOSED_SHARE else _composed
+        masks: list[np.ndarray] = []
+        while not masks:  # a scene is rarely without a mask; the next draw of the same rng replaces it
+            picture, masks = draw(rng, SPLITS[self.split], self.size)
+        name = f"collage/{self.split}-{self.seed}-{index}"
+        return LabelledPicture(name, picture, np.stack(masks))
+
+
+def _uncomposed(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A crop of a photograph: (size, size, 3) uint8, and the masks of its objects, where wholes contain their parts."""
+    picture, masks = _labelled(_pick(rng, {name: len(_labelled(name)[1]) for name in photographs.labelled}))
+    window = _window(rng, picture.shape[:2], (0.7, 1.0))
+    flip = rng.random() < 0.5
+    scene = _recolour(rng, _resize(picture[window], size, size), strength=0.5)
+    kept = []
+    for mask in masks:
+        part = mask[window]
+        if part.sum() >= MIN_VISIBLE * mask.sum():
+            visible = _resize(part.astype(np.float32), size, size) > 0.5
+            if visible.mean() >= MIN_AREA:
+                kept.append(visible[:, ::-1] if flip else visible)
+    return (np.ascontiguousarray(scene[:, ::-1]) if flip else scene), kept
+
+
+def _composed(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Objects pasted over each other: (size, size, 3) uint8, and the disjoint masks of what is visible of each."""
+    scene = _texture(rng, photographs, size, size)
+    owner = np.zeros((size, size), np.uint8)  # 0 background, k the k-th object
+    areas = []
+    for k in range(1, rng.integers(PIECES[0], PIECES[1], endpoint=True) + 1):
+        longest = size * rng.uniform(*LONGEST_SIDE)
+        cut = _cut_out if rng.random() < REAL_SHARE else _shape
+        colour, alpha = cut(rng, photographs, longest)
+        areas.append(np.count_nonzero(alpha > 0.5))
+        _paste(scene, owner, k, colour, alpha, centre_xy=rng.uniform(0.1, 0.9, 2) * size)
+    visible = [owner == k for k in range(1, len(areas) + 1)]
+    kept = [m for m, area in zip(visible, areas, strict=True) if m.sum() >= max(MIN_AREA * m.size, MIN_VISIBLE * area)]
+    return scene, kept
+
+
+def _paste(
+    scene: np.ndarray, owner: np.ndarray, k: int, colour: np.ndarray, alpha: np.ndarray, *, centre_xy: np.ndarray
+):
+    """Blends `colour` (h, w, 3) by `alpha` (h, w) into `scene` and writes k into `owner`, both in place.
+
+    Nothing is pasted where nobody could see it: an object whose edge does not stand out from what lies below.
+    """
+    (h, w), (rows, columns) = alpha.shape, owner.shape
+    x, y = (centre_xy - (w / 2, h / 2)).astype(int)
+    x0, x1, y0, y1 = max(x, 0), min(x + w, columns), max(y, 0), min(y + h, rows)
+    source = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
+    below, inside = scene[y0:y1, x0:x1], alpha[source] > 0.5
+    difference = colour[source].astype(np.float32) - below
+    core = cv2.erode(inside.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    edge = inside & (core == 0)
+    if edge.any() and np.mean(np.abs(difference[edge]).max(-1) > EDGE_STEP) >= EDGE_SHARE:
+        below[...] = np.rint(below + alpha[source][..., None] * difference)
+        owner[y0:y1, x0:x1][inside] = k
+
+
+def _cut_out(rng: np.random.Generator, photographs: Photographs, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """A real object, flipped, turned and recoloured: colour (h, w, 3) uint8 and alpha (h, w) float32."""
+    objects = {name: _cut_outs(name) for name in photographs.labelled}
+    name = _pick(rng, {name: len(numbers) for name, numbers in objects.items()})
+    k = int(rng.choice(objects[name]))
+    picture, _ = _labelled(name)
+    piece, (x, y, w, h) = _largest_piece(name, k)
+    scale = min(longest / max(w, h), MAX_ENLARGEMENT)
+    w_new, h_new = max(round(w * scale), 1), max(round(h * scale), 1)
+    colour = _resize(picture[y : y + h, x : x + w], h_new, w_new)
+    softness = max(0.9 * scale, 0.5)  # pixels of the scene: hides the staircase of an enlarged mask
+    mask = _resize(cv2.GaussianBlur(piece, (0, 0), softness / scale)[y : y + h, x : x + w], h_new, w_new)
+    if rng.random() < 0.5:
+        colour, mask = colour[:, ::-1], mask[:, ::-1]
+    angle = np.clip(rng.normal(0, 20), -60, 60)  # degrees
+    cos, sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
+    w_box, h_box = int(w_new * cos + h_new * sin) + 5, int(w_new * sin + h_new * cos) + 5  # 2 px of margin
+    turn = cv2.getRotationMatrix2D(((w_new - 1) / 2, (h_new - 1) / 2), angle, 1.0)
+    turn[:, 2] += ((w_box - w_new) / 2, (h_box - h_new) / 2)
+    colour = cv2.warpAffine(np.ascontiguousarray(colour), turn, (w_box, h_box), borderMode=cv2.BORDER_REPLICATE)
+    mask = cv2.warpAffine(np.ascontiguousarray(mask), turn, (w_box, h_box))
+    # The outermost pixels carry the old background's colour: the new edge lies just inside of the old one.
+    alpha = np.clip(0.5 + max(2 * softness, 1.5) * (mask - 0.65), 0, 1)
+    return _recolour(rng, colour, strength=0.6), alpha
+
+
+def _shape(rng: np.random.Generator, photographs: Photographs, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """A procedural outline filled with a crop of a photograph: colour (h, w, 3) uint8 and alpha (h, w) float32."""
+    outline = _OUTLINES[rng.integers(len(_OUTLINES))](rng)
+    angle = rng.uniform(0, 2 * np.pi)
+    points = outline @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    points = (points - points.min(0)) * (longest / np.ptp(points, axis=0).max()) + 2  # 2 px of margin
+    w, h = np.ceil(points.max(0)).astype(int) + 2
+    alpha = np.zeros((h, w), np.uint8)
+    cv2.fillPoly(alpha, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return _texture(rng, photographs, h, w), cv2.GaussianBlur(alpha.astype(np.float32) / 255, (0, 0), 0.6)
+
+
+def _circle(rng: np.random.Generator, corners: int) -> np.ndarray:
+    """Angles that run once around, from a random start."""
+    return np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 2 * np.pi)
+
+
+def _polar(angles: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
+    """Outline (P, 2) in x and y."""
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
+
+
+def _ellipse(rng: np.random.Generator) -> np.ndarray:
+    return _polar(_circle(rng, 90), 1.0) * (1.0, rng.uniform(0.3, 1.0))
+
+
+def _polygon(rng: np.random.Generator) -> np.ndarray:
+    corners = int(rng.integers(3, 8))
+    return _polar(_circle(rng, corners) + rng.uniform(-0.8, 0.8, corners) / corners, rng.uniform(0.5, 1.0, corners))
+
+
+def _blob(rng: np.random.Generator) -> np.ndarray:
+    angles, waves = _circle(rng, 180), np.arange(2, 7)
+    phases, heights = rng.uniform(0, 2 * np.pi, 5), rng.uniform(0, 0.5, 5) / waves
+    return _polar(angles, 1 + (heights * np.cos(angles[:, None] * waves + phases)).sum(1))
+
+
+def _star(rng: np.random.Generator) -> np.ndarray:
+    tips = int(rng.integers(4, 9))
+    return _polar(_circle(rng, 2 * tips), np.tile([1.0, rng.uniform(0.35, 0.65)], tips))
+
+
+def _bar(rng: np.random.Generator) -> np.ndarray:
+    """A thin quadratic Bézier curve from (-1, 0) to (1, 0)."""
+    t = np.linspace(0, 1, 40)[:, None]
+    bend = rng.uniform(-1.2, 1.2, 2) * (0.5, 1.0)
+    line = (1 - t) ** 2 * (-1.0, 0.0) + 2 * t * (1 - t) * bend + t**2 * (1.0, 0.0)
+    along = np.gradient(line, axis=0)
+    across = along[:, ::-1] * (-1, 1) / np.linalg.norm(along, axis=1, keepdims=True)
+    half_width = rng.uniform(0.02, 0.08)
+    return np.concatenate([line + half_width * across, (line - half_width * across)[::-1]])
+
+
+_OUTLINES = (_ellipse, _polygon, _blob, _star, _bar)
+
+
+def _texture(rng: np.random.Generator, photographs: Photographs, height: int, width: int) -> np.ndarray:
+    """A recoloured crop of a photograph of the split, as often a texture as a picture of objects: uint8."""
+    if rng.random() < 0.5:
+        picture = _background(str(rng.choice(photographs.textures)))
+        picture = np.rot90(picture, int(rng.integers(4)))
+    else:
+        picture = _labelled(str(rng.choice(photographs.labelled)))[0]
+    crop = picture[_window(rng, picture.shape[:2], (0.3, 0.9))][:, :: rng.choice([-1, 1])]
+    return _recolour(rng, _resize(np.ascontiguousarray(crop), height, width), strength=1.0)
+
+
+def _window(rng: np.random.Generator, size_hw: tuple[int, int], shares: tuple[float, float]) -> tuple[slice, slice]:
+    """A square window whose side is a random share of the shorter side."""
+    side = int(min(size_hw) * rng.uniform(*shares))
+    y, x = (int(rng.integers(length - side + 1)) for length in size_hw)
+    return slice(y, y + side), slice(x, x + side)
+
+
+def _resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes without aliasing and without ringing."""
+    shrinks = height * width < picture.shape[0] * picture.shape[1]
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _recolour(rng: np.random.Generator, picture: np.ndarray, *, strength: float) -> np.ndarray:
+    """Changes brightness, contrast, saturation and tint of (H, W, 3) uint8 by one random affine map of its colours."""
+    contrast, saturation = 1 + strength * rng.uniform(-0.4, 0.3), 1 + strength * rng.uniform(-0.6, 0.4)
+    tint = 1 + strength * rng.uniform(-0.2, 0.2, 3)
+    grey = np.tile([0.299, 0.587, 0.114], (3, 1))
+    matrix = contrast * tint[:, None] * (saturation * np.eye(3) + (1 - saturation) * grey)
+    shift = 128 * (1 - contrast) + strength * rng.uniform(-30, 30)
+    return cv2.transform(picture, np.concatenate([matrix, np.full((3, 1), shift)], axis=1))
+
+
+def _pick(rng: np.random.Generator, objects: dict[str, int]) -> str:
+    """A photograph, as often as it has objects, but the 24 coins no more often than a portrait with 5."""
+    weights = np.minimum(list(objects.values()), 5)
+    return str(rng.choice(list(objects), p=weights / weights.sum()))
+
+
+@functools.cache
+def _labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph (H, W, 3) uint8 and its objects (M, H, W) bool, each whole with its parts."""
+    picture = read_picture(ASSETS / "im" / f"{name}.jpg")
+    regions = read_masks(ASSETS / "gt" / f"{name}.png", picture.shape[:2])
+    objects = [regions[[k, *(p - 1 for p in PARTS.get((name, k + 1), ()))]].any(0) for k in range(len(regions))]
+    return picture, np.stack(objects)
+
+
+def _cut_outs(name: str) -> list[int]:
+    """Indices of the objects of a photograph that may be pasted elsewhere."""
+    return [k for k in range(len(_labelled(name)[1])) if (name, k + 1) not in NEVER_CUT_OUT]
+
+
+@functools.cache
+def _background(name: str) -> np.ndarray:
+    """A photograph without objects, (H, W, 3) uint8."""
+    return read_picture(ASSETS / "background" / f"{name}.jpg")
+
+
+@functools.cache
+def _largest_piece(name: str, k: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """The largest connected piece of an object, (H, W) float32 in {0, 1}, and its x, y, width and height.
+
+    An object that is seen on both sides of another one falls apart when it is pasted without it.
+    """
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(_labelled(name)[1][k].astype(np.uint8))
+    largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
+    x, y, w, h = (int(value) for value in statistics[largest, :4])
+    return (labels == largest).astype(np.float32), (x, y, w, h)

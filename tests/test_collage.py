@@ -1,0 +1,144 @@
+"""The embedded pictures and the scenes composed from them."""
+
+import cv2
+import numpy as np
+import pytest
+
+from stablesam_jax.data import collage
+from stablesam_jax.data.collage import ASSETS, MIN_AREA, PARTS, SPLITS, Collage
+from stablesam_jax.data.readers import read_masks, read_picture
+from stablesam_jax.errors import InputError
+
+LABELLED = sorted(name for split in SPLITS.values() for name in split.labelled)
+TEXTURES = sorted(name for split in SPLITS.values() for name in split.textures)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_same_seed_and_index_give_the_same_bits_whatever_was_drawn_before(split):
+    drawn_last = [Collage(split, 9, seed=3, size=128)[i] for i in (0, 5, 8)][-1]
+    drawn_alone = Collage(split, 400, seed=3, size=128)[8]
+    assert drawn_last.name == drawn_alone.name
+    np.testing.assert_array_equal(drawn_last.picture, drawn_alone.picture)
+    np.testing.assert_array_equal(drawn_last.masks, drawn_alone.masks)
+
+
+def test_another_seed_index_or_split_gives_another_scene():
+    scenes = [Collage("train", 2, 0, 64)[0], Collage("train", 2, 1, 64)[0], Collage("train", 2, 0, 64)[1]]
+    scenes.append(Collage("held_out", 2, 0, 64)[0])
+    assert len({scene.picture.tobytes() for scene in scenes}) == len({scene.name for scene in scenes}) == 4
+
+
+def test_splits_share_no_photograph():
+    used = [set(split.labelled + split.textures) for split in SPLITS.values()]
+    assert not set.intersection(*used)
+
+
+def test_a_split_opens_only_its_own_photographs(monkeypatch):
+    opened = set()
+
+    def note(path):
+        opened.add(path.stem)
+        return read_picture(path)
+
+    monkeypatch.setattr(collage, "read_picture", note)
+    for cached in (collage._labelled, collage._background, collage._largest_piece):
+        cached.cache_clear()
+    for index in range(40):
+        Collage("held_out", 40, 0, 64)[index]
+    assert opened == set(SPLITS["held_out"].labelled + SPLITS["held_out"].textures)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_scene_has_a_picture_and_masks_of_the_promised_form(split):
+    for scene in Collage(split, 60, seed=1, size=160):
+        assert scene.picture.shape == (160, 160, 3)
+        assert scene.picture.dtype == np.uint8
+        assert scene.masks.shape[1:] == (160, 160)
+        assert scene.masks.dtype == np.bool_
+        assert len(scene.masks) >= 1
+        assert scene.masks.mean((1, 2)).min() >= MIN_AREA
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_masks_of_a_composed_scene_are_disjoint(split):
+    for seed in range(30):
+        _, masks = collage._composed(np.random.default_rng(seed), SPLITS[split], 128)
+        assert np.sum(masks, axis=0).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_masks_of_a_photograph_overlap_only_where_a_part_lies_in_its_whole(split):
+    for name in SPLITS[split].labelled:
+        _, masks = collage._labelled(name)
+        parts = {(whole - 1, part - 1) for (of, whole), numbers in PARTS.items() if of == name for part in numbers}
+        for i in range(len(masks)):
+            for j in range(len(masks)):
+                if i != j and (masks[i] & masks[j]).any():
+                    assert (i, j) in parts or (j, i) in parts
+        for whole, part in parts:
+            assert not (masks[part] & ~masks[whole]).any()
+
+
+def test_what_is_pasted_later_hides_what_was_there():
+    scene, owner = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    red, white = np.full((20, 20, 3), (255, 0, 0), np.uint8), np.full((20, 20, 3), 255, np.uint8)
+    opaque = np.ones((20, 20), np.float32)
+    collage._paste(scene, owner, 1, red, opaque, centre_xy=np.array([20.0, 30.0]))
+    collage._paste(scene, owner, 2, white, opaque, centre_xy=np.array([30.0, 30.0]))
+    assert np.count_nonzero(owner == 1) == 20 * 10
+    assert np.count_nonzero(owner == 2) == 20 * 20
+    np.testing.assert_array_equal(owner == 1, (scene == (255, 0, 0)).all(-1))
+
+
+def test_an_object_that_nobody_could_see_is_not_pasted():
+    scene, owner = np.full((64, 64, 3), 100, np.uint8), np.zeros((64, 64), np.uint8)
+    almost = np.full((20, 20, 3), 110, np.uint8)
+    collage._paste(scene, owner, 1, almost, np.ones((20, 20), np.float32), centre_xy=np.array([30.0, 30.0]))
+    assert not owner.any()
+    assert (scene == 100).all()
+
+
+def test_about_a_quarter_of_the_scenes_are_uncomposed_photographs(monkeypatch):
+    drawn = []
+    for kind in ("_uncomposed", "_composed"):
+        blank = np.zeros((64, 64, 3), np.uint8), [np.ones((64, 64), bool)]
+        monkeypatch.setattr(collage, kind, lambda *_, kind=kind, blank=blank: drawn.append(kind) or blank)
+    list(Collage("train", 1000, 0, 64))
+    assert 200 < drawn.count("_uncomposed") < 300
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_photograph_and_its_mask_have_equal_sizes_and_numbers_without_gaps(name):
+    picture = read_picture(ASSETS / "im" / f"{name}.jpg")
+    label = cv2.imread(str(ASSETS / "gt" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+    assert label.shape == picture.shape[:2]
+    assert max(label.shape) <= 512
+    numbers = np.unique(label)
+    np.testing.assert_array_equal(numbers, np.arange(len(numbers)))
+    assert len(read_masks(ASSETS / "gt" / f"{name}.png", label.shape)) == len(numbers) - 1
+
+
+def test_every_file_is_used_and_its_licence_stated():
+    files = {f"{path.parent.name}/{path.name}" for path in ASSETS.rglob("*.*") if path.name != "LICENCES.md"}
+    used = {f"im/{name}.jpg" for name in LABELLED} | {f"gt/{name}.png" for name in LABELLED}
+    assert files == used | {f"background/{name}.jpg" for name in TEXTURES}
+    licences = (ASSETS / "LICENCES.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(files) if f"`{name}`" not in licences] == []
+
+
+def test_the_files_weigh_less_than_three_mebibytes():
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*.*")) < 3 * 2**20
+
+
+@pytest.mark.parametrize("wrong", [{"split": "test"}, {"count": 0}, {"seed": -1}, {"size": 32}])
+def test_a_value_out_of_range_is_refused_with_the_choices(wrong):
+    with pytest.raises(InputError, match=r"choose one of train, held_out|must be at least 1, 0 and 64"):
+        Collage(**({"split": "train", "count": 1, "seed": 0, "size": 64} | wrong))
+
+
+def test_a_sequence_ends_at_its_count_and_counts_back_from_its_end():
+    scenes = Collage("train", 3, 0, 64)
+    assert len(list(scenes)) == len(scenes) == 3
+    assert scenes[-1].name == scenes[2].name
+    with pytest.raises(IndexError, match="scene 3 of 3"):
+        scenes[3]
