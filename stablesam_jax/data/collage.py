@@ -1,4 +1,4 @@
-"""Embedded training data: scenes composed from public-domain photographs whose objects were outlined by hand.
+"""Embedded training data: scenes composed from free photographs whose objects were outlined by hand.
 
 A quarter of the scenes are photographs as they are, with their own masks; the others are cut-outs of real objects and
 procedural shapes, pasted over each other on photographic backgrounds (after Ghiasi et al., "Simple Copy-Paste",
