@@ -1,0 +1,132 @@
+"""Deformable sampling plugin, DSP (sec. 4.2): where to look instead, and with which amplitude."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesam_jax.config import PluginConfig
+from stablesam_jax.depthwise import depthwise_conv
+from stablesam_jax.plugin.sampling import bilinear_sample
+
+# SAM's map has 64 cells a side; `max_offset_cells` is given for it.
+REFERENCE_GRID = 64
+
+
+class OffsetNetwork(nn.Module):
+    """Offsets and amplitudes of the image features (eq. 3 and figure 3b).
+
+    Conv 1x1 -> [depthwise conv -> LayerNorm -> GELU] -> Conv 1x1 -> tanh. At the start amplitudes are the features
+    themselves and offsets are zero. A 1x1 convolution is a Dense layer over the last axis.
+    """
+
+    config: PluginConfig
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """
+        Args:
+            features: (..., H, W, C), x of eq. 3, in the compute dtype.
+
+        Returns:
+            amplitudes: (..., H, W, C), x* of eq. 4, in the compute dtype. Figure 3b draws x* as the output of the
+                first convolution; the text calls it "updated features". `config.amplitude` names the readings.
+            offsets: (..., H, W, 2), delta p of eq. 3, (x, y) in cells, float32 or wider, each within
+                max_offset_cells * (W, H) / 64.
+        """
+        *_, height, width, channels = features.shape
+        dtype = features.dtype
+        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        match self.config.amplitude:
+            case "project":
+                amplitudes = nn.Dense(channels, dtype=dtype, kernel_init=_identity, name="project")(features)
+            case "gate":
+                gate = nn.Dense(channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="gate")(features)
+                amplitudes = features * (1 + gate)
+            case "none":
+                amplitudes = features
+        hidden = _Depthwise(self.config.offset_kernel, name="depthwise")(amplitudes)
+        norm = nn.LayerNorm(
+            epsilon=1e-6, use_fast_variance=False, force_float32_reductions=False, param_dtype=wide, name="norm"
+        )
+        hidden = nn.gelu(norm(hidden.astype(wide)), approximate=False)
+        direction = nn.Dense(2, dtype=dtype, kernel_init=nn.initializers.zeros, name="offset")(hidden)
+        limit = jnp.array([width, height], wide) * (self.config.max_offset_cells / REFERENCE_GRID)
+        limit = limit.reshape((1,) * (features.ndim - 1) + (2,))
+        return amplitudes, limit * jnp.tanh(direction.astype(wide))
+
+
+def deformable_features(amplitudes: jax.Array, offsets: jax.Array) -> jax.Array:
+    """x* read at p + delta p for every cell p (eq. 4).
+
+    Args:
+        amplitudes: (..., H, W, C).
+        offsets: (..., H, W, 2), (x, y) in cells.
+
+    Returns:
+        (..., H, W, C): as many features as before, at the same grid.
+    """
+    height, width = offsets.shape[-3:-1]
+    x, y = jnp.meshgrid(jnp.arange(width, dtype=offsets.dtype), jnp.arange(height, dtype=offsets.dtype))
+    grid = jnp.stack([x, y], axis=-1).reshape((1,) * (offsets.ndim - 3) + (height, width, 2))
+    return bilinear_sample(amplitudes, grid + offsets)
+
+
+@jax.custom_vjp
+def depthwise_same(features: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_conv` of stride 1 with its gradient written out.
+
+    JAX's own gradient is the same sum, but on the CPU its k * k fused reductions take five times as long: (8, 32, 32,
+    256) with k = 5 takes 310 ms as a grouped convolution, 105 ms as JAX differentiates the shifted sum, 21 ms here.
+    The price is that forward-mode differentiation (jvp) is not defined.
+
+    Args:
+        features: (..., H, W, C).
+        kernel: (k, k, C), k odd.
+
+    Returns:
+        (..., H, W, C).
+    """
+    return depthwise_conv(features, kernel)
+
+
+def _depthwise_forward(features, kernel):
+    return depthwise_conv(features, kernel), (features, kernel)
+
+
+def _depthwise_backward(saved, gradient):
+    features, kernel = saved
+    k = kernel.shape[0]
+    margin = (k // 2, k // 2)
+    padded = jnp.pad(features, [(0, 0)] * (features.ndim - 3) + [margin, margin, (0, 0)])
+
+    def kernel_gradient(tap: jax.Array) -> jax.Array:
+        corner = (0,) * (features.ndim - 3) + (tap // k, tap % k, 0)
+        window = jax.lax.dynamic_slice(padded, corner, features.shape)
+        return jnp.sum(window * gradient, axis=tuple(range(features.ndim - 1)))
+
+    # One tap after the other: XLA on the CPU vectorises a single reduction, not 25 that it has fused.
+    taps = jax.lax.map(kernel_gradient, jnp.arange(k * k))
+    return depthwise_conv(gradient, kernel[::-1, ::-1]), taps.reshape(kernel.shape)
+
+
+depthwise_same.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class _Depthwise(nn.Module):
+    """`depthwise_same` with a kernel and a bias of its own."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        channels = features.shape[-1]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
+        kernel = self.param("kernel", init, (self.size, self.size, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        bias = bias.astype(features.dtype).reshape((1,) * (features.ndim - 1) + (channels,))
+        return depthwise_same(features, kernel.astype(features.dtype)) + bias
+
+
+def _identity(key: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:
+    """Initialises a square Dense kernel to the identity; takes a key because every initialiser does."""
+    return jnp.eye(*shape, dtype=dtype)

@@ -1,0 +1,107 @@
+"""The offset network and its depthwise convolution (sec. 4.2)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablesam_jax.config import PluginConfig
+from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, depthwise_same
+
+WIDTH = 16  # channels in these tests; nothing depends on 256
+
+
+def started(config: PluginConfig, features):
+    """A network and its first parameters."""
+    network = OffsetNetwork(config)
+    return network, jax.jit(network.init)(jax.random.key(1), features)["params"]
+
+
+def grouped_convolution(features, kernel):
+    return jax.lax.conv_general_dilated(
+        features,
+        kernel[:, :, None, :],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=features.shape[-1],
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (7, 6)])
+def test_depthwise_equals_the_grouped_convolution_with_both_gradients(size, shape):
+    features = jax.random.normal(jax.random.key(0), (2, *shape, 4))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 4))
+    cotangent = jax.random.normal(jax.random.key(2), features.shape)
+    result, pull_back = jax.vjp(depthwise_same, features, kernel)
+    expected, expected_pull_back = jax.vjp(grouped_convolution, features, kernel)
+    # Sums of 25 products, for the kernel's gradient of 84, in another order: 1e-6 of their size.
+    for ours, theirs in zip((result, *pull_back(cotangent)), (expected, *expected_pull_back(cotangent)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_depthwise_under_vmap_equals_an_axis_more():
+    features = jax.random.normal(jax.random.key(0), (2, 3, 6, 5, 4))
+    kernel = jax.random.normal(jax.random.key(1), (5, 5, 4))
+
+    def mapped(features, kernel):
+        return jax.vmap(depthwise_same, (0, None))(features, kernel)
+
+    result, pull_back = jax.vjp(depthwise_same, features, kernel)
+    expected, expected_pull_back = jax.vjp(mapped, features, kernel)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(pull_back(result)[1], expected_pull_back(result)[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("amplitude", ["project", "gate", "none"])
+def test_at_the_start_nothing_moves_and_amplitudes_are_the_features(amplitude):
+    network = OffsetNetwork(PluginConfig(amplitude=amplitude))
+    features = jax.random.normal(jax.random.key(0), (2, 4, 6, WIDTH))
+    (amplitudes, offsets), _ = jax.jit(network.init_with_output)(jax.random.key(1), features)
+    np.testing.assert_array_equal(amplitudes, features)
+    np.testing.assert_array_equal(offsets, np.zeros((2, 4, 6, 2)))
+
+
+def test_only_the_chosen_amplitude_has_parameters():
+    features = jnp.zeros((1, 4, 4, WIDTH))
+    names = {
+        amplitude: set(started(PluginConfig(amplitude=amplitude), features)[1])
+        for amplitude in ("project", "gate", "none")
+    }
+    shared = {"depthwise", "norm", "offset"}
+    assert names == {"project": shared | {"project"}, "gate": shared | {"gate"}, "none": shared}
+
+
+def test_gate_multiplies_the_features():
+    features = jax.random.normal(jax.random.key(0), (1, 4, 4, WIDTH))
+    network, params = started(PluginConfig(amplitude="gate"), features)
+    params["gate"]["bias"] = jnp.full(WIDTH, 2.0)
+    amplitudes, _ = network.apply({"params": params}, features)
+    np.testing.assert_array_equal(amplitudes, 3 * features)
+
+
+def test_offsets_reach_the_limit_scaled_with_the_map_in_x_y_order():
+    features = jax.random.normal(jax.random.key(0), (1, 16, 32, WIDTH))
+    network, params = started(PluginConfig(max_offset_cells=8.0), features)
+    params["offset"]["bias"] = jnp.array([99.0, -99.0])
+    _, offsets = network.apply({"params": params}, features)
+    np.testing.assert_array_equal(offsets[..., 0], np.full((1, 16, 32), 8 * 32 / 64))
+    np.testing.assert_array_equal(offsets[..., 1], np.full((1, 16, 32), -8 * 16 / 64))
+
+
+def test_offsets_of_bfloat16_features_are_float32():
+    features = jax.random.normal(jax.random.key(0), (1, 8, 8, WIDTH))
+    network, params = started(PluginConfig(), features)
+    params["offset"]["kernel"] = jax.random.normal(jax.random.key(2), (WIDTH, 2))
+    amplitudes, offsets = network.apply({"params": params}, features.astype(jnp.bfloat16))
+    assert (amplitudes.dtype, offsets.dtype) == (jnp.bfloat16, jnp.float32)
+    # Eight bits of mantissa through five layers, of offsets up to one cell.
+    np.testing.assert_allclose(offsets, network.apply({"params": params}, features)[1], atol=0.1)
+
+
+def test_an_offset_of_one_cell_reads_the_neighbour():
+    amplitudes = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    right = jnp.tile(jnp.array([1.0, 0.0]), (1, 3, 4, 1))
+    moved = deformable_features(amplitudes, right)[0, :, :, 0]
+    assert moved.tolist() == [[1, 2, 3, 3], [5, 6, 7, 7], [9, 10, 11, 11]]

@@ -1,0 +1,128 @@
+"""Bilinear sampling against four nested loops and against torch's grid_sample."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from stablesam_jax.plugin import sampling
+
+bilinear_sample = jax.jit(sampling.bilinear_sample)
+
+
+def sample_by_loops(features: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(B, H, W, C), (B, P, 2) -> (B, P, C), one number at a time."""
+    pictures, height, width, channels = features.shape
+    samples = np.zeros((pictures, positions.shape[1], channels), features.dtype)
+    for b in range(pictures):
+        for p in range(positions.shape[1]):
+            x = min(max(positions[b, p, 0], 0), width - 1)
+            y = min(max(positions[b, p, 1], 0), height - 1)
+            for row in range(height):
+                for column in range(width):
+                    weight = max(0, 1 - abs(x - column)) * max(0, 1 - abs(y - row))
+                    samples[b, p] += weight * features[b, row, column]
+    return samples
+
+
+def mixed_positions(rng: np.random.Generator, pictures: int, height: int, width: int) -> np.ndarray:
+    """On cells, on edges, on the border, between cells and outside the map: (B, 60, 2)."""
+    size = np.array([width, height])
+    on_cells = rng.integers(0, size, (pictures, 15, 2)).astype(np.float64)
+    on_edges = np.where([True, False], rng.integers(0, size, (pictures, 15, 2)), rng.uniform(0, size - 1, (1, 15, 2)))
+    anywhere = rng.uniform(-3, size + 2, (pictures, 30, 2))
+    return np.concatenate([on_cells, on_edges, anywhere], axis=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1), (2, 2), (5, 9)])
+def test_equals_four_nested_loops(height, width):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, height, width, 3))
+    positions = mixed_positions(rng, 2, height, width)
+    with jax.enable_x64(True):
+        samples = bilinear_sample(jnp.asarray(features), jnp.asarray(positions))
+    np.testing.assert_allclose(samples, sample_by_loops(features, positions), rtol=0, atol=1e-14)
+
+
+def test_equals_grid_sample_in_values_and_both_gradients():
+    # Sides of 2^k + 1 cells: torch's way from [-1, 1] to cells and back is then exact, on borders too.
+    rng = np.random.default_rng(1)
+    height, width = 5, 9
+    features = rng.normal(size=(2, height, width, 3))
+    positions = mixed_positions(rng, 2, height, width)
+    cotangent = rng.normal(size=(2, positions.shape[1], 3))
+
+    torch_features = torch.tensor(features.transpose(0, 3, 1, 2), requires_grad=True)
+    torch_positions = torch.tensor(positions, requires_grad=True)
+    grid = torch_positions[:, None] * 2 / torch.tensor([width - 1, height - 1]) - 1
+    expected = torch.nn.functional.grid_sample(torch_features, grid, "bilinear", "border", align_corners=True)
+    expected = expected[:, :, 0].transpose(1, 2)
+    expected.backward(torch.tensor(cotangent))
+
+    with jax.enable_x64(True):
+        samples, pull_back = jax.vjp(bilinear_sample, jnp.asarray(features), jnp.asarray(positions))
+        feature_gradient, position_gradient = pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(samples, expected.detach(), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(feature_gradient, torch_features.grad.permute(0, 2, 3, 1), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(position_gradient, torch_positions.grad, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_whole_positions_return_the_features_to_the_bit(dtype):
+    features = jax.random.normal(jax.random.key(0), (2, 4, 6, 8), dtype)
+    x, y = jnp.meshgrid(jnp.arange(6.0), jnp.arange(4.0))
+    samples = bilinear_sample(features, jnp.stack([x, y], axis=-1)[None])
+    np.testing.assert_array_equal(samples, features)
+
+
+def test_beyond_the_border_the_value_stays_and_the_position_has_no_gradient():
+    features = jnp.arange(6.0).reshape(2, 3, 1)
+    position = jnp.array([[7.0, 0.25]])
+    assert bilinear_sample(features, position)[0, 0] == 2 + 0.25 * 3
+    gradient = jax.grad(lambda p: bilinear_sample(features, p)[0, 0])(position)
+    assert gradient.tolist() == [[0.0, 3.0]]
+
+
+def test_features_shared_by_prompts_equal_repeated_features():
+    features = jax.random.normal(jax.random.key(0), (2, 1, 5, 6, 3))
+    positions = jax.random.uniform(jax.random.key(1), (2, 4, 7, 8, 2), minval=-1.0, maxval=6.0)
+
+    def loss(features, positions):
+        samples = bilinear_sample(features, positions)
+        return jnp.sum(jnp.sin(samples)), samples
+
+    def repeated_loss(features, positions):
+        return loss(jnp.repeat(features, 4, axis=1), positions)
+
+    shared_gradients, shared = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(features, positions)
+    repeated_gradients, repeated = jax.jit(jax.grad(repeated_loss, (0, 1), has_aux=True))(features, positions)
+    assert shared.shape == (2, 4, 7, 8, 3)
+    np.testing.assert_allclose(shared, repeated, rtol=0, atol=1e-6)
+    # Some 40 float32 terms per cell, in another order.
+    np.testing.assert_allclose(shared_gradients[0], repeated_gradients[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(shared_gradients[1], repeated_gradients[1], rtol=0, atol=1e-5)
+
+
+def test_positions_shared_by_pictures_equal_repeated_positions():
+    features = jax.random.normal(jax.random.key(0), (3, 5, 6, 2))
+    positions = jax.random.uniform(jax.random.key(1), (1, 9, 2), maxval=5.0)
+    shared = bilinear_sample(features, positions)
+    np.testing.assert_array_equal(shared, bilinear_sample(features, jnp.repeat(positions, 3, axis=0)))
+
+
+def test_vmap_equals_the_leading_axis_and_jit_the_plain_call():
+    features = jax.random.normal(jax.random.key(0), (3, 5, 6, 2))
+    positions = jax.random.uniform(jax.random.key(1), (3, 9, 2), maxval=5.0)
+    plain = sampling.bilinear_sample(features, positions)
+    # A compiler may contract multiply and add: one rounding less.
+    np.testing.assert_allclose(jax.vmap(bilinear_sample)(features, positions), plain, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(bilinear_sample(features, positions), plain, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_features_are_read_at_float32_positions():
+    # Column x of a map with 64 columns; bfloat16 cannot tell 40.25 from 40.
+    ramp = jnp.where(jnp.arange(64) > 40, 1.0, 0.0).astype(jnp.bfloat16).reshape(1, 64, 1)
+    sample = bilinear_sample(ramp, jnp.array([[40.25, 0.0]]))
+    assert sample.dtype == jnp.bfloat16
+    assert sample[0, 0] == 0.25
