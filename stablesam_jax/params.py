@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from stablesam_jax.errors import InputError
+
 Params = dict[str, Any]  # nested dictionaries with arrays as leaves
 
 
@@ -43,13 +45,13 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
         trained and frozen tree; `merge` puts them together again.
 
     Raises:
-        ValueError: a pattern that matches no leaf.
+        InputError: a pattern that matches no leaf.
     """
     leaves = flatten(params)
     for pattern in trainable:
         if not any(re.fullmatch(pattern, path) for path in leaves):
             tops = ", ".join(params)
-            raise ValueError(f"The pattern {pattern!r} matches no parameter; the tree has the subtrees {tops}.")
+            raise InputError(f"{pattern!r}: matches no parameter; paths begin with {tops}.")
     chosen = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in trainable)}
     trained = unflatten({path: leaf for path, leaf in leaves.items() if path in chosen})
     frozen = unflatten({path: leaf for path, leaf in leaves.items() if path not in chosen})

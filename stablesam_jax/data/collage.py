@@ -83,6 +83,7 @@ class Collage(Sequence[LabelledPicture]):
         if count < 1 or seed < 0 or size < 64:
             raise InputError(f"collage: count {count}, seed {seed}, size {size}; must be at least 1, 0 and 64.")
         self.split, self.length, self.seed, self.size = split, count, seed, size
+        self.names = [f"collage/{split}-{seed}-{index}" for index in range(count)]
 
     def __len__(self) -> int:
         return self.length

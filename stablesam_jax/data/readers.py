@@ -7,7 +7,7 @@ background and 255 for one object, or one number per object (1 to 254; 255 is th
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,6 +25,16 @@ class LabelledPicture:
     name: str  # identifies the picture: prompts of an evaluation are drawn from it
     picture: np.ndarray  # (H, W, 3) uint8 RGB
     masks: np.ndarray  # (M, H, W) bool, none empty
+
+
+class Pictures(Protocol):
+    """A source of labelled pictures whose names are known without reading them."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> LabelledPicture: ...
 
 
 def read_picture(path: pathlib.Path) -> np.ndarray:
@@ -78,7 +88,7 @@ def _refuse(path: pathlib.Path, error: Exception) -> NoReturn:
     raise InputError(f"{path}: cannot be read ({reason}); replace the file or remove the pair.") from error
 
 
-class PairsFolder(Sequence[LabelledPicture]):
+class PairsFolder:
     """The pictures of one folder in the layout "pairs", in the order of their names."""
 
     def __init__(self, folder: pathlib.Path):
@@ -99,6 +109,7 @@ class PairsFolder(Sequence[LabelledPicture]):
         pictures = sorted(p for p in (self.folder / "im").iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
         if not pictures:
             raise InputError(f"{self.folder / 'im'}: holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+        self.names = [f"{self.folder.name}/{picture.stem}" for picture in pictures]
         self.pairs = [(picture, self.folder / "gt" / f"{picture.stem}.png") for picture in pictures]
         orphans = [picture.name for picture, mask in self.pairs if not mask.is_file()]
         if orphans:
@@ -111,8 +122,51 @@ class PairsFolder(Sequence[LabelledPicture]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> LabelledPicture:
         picture_path, mask_path = self.pairs[index]
         picture = read_picture(picture_path)
-        masks = read_masks(mask_path, picture.shape[:2])
-        return LabelledPicture(f"{self.folder.name}/{picture_path.stem}", picture, masks)
+        return LabelledPicture(self.names[index], picture, read_masks(mask_path, picture.shape[:2]))
+
+
+class Selection:
+    """Some of the pictures of a source, in a given order."""
+
+    def __init__(self, source: Pictures, indices: Sequence[int]):
+        """Takes the pictures at `indices`."""
+        self.source, self.indices = source, indices
+        self.names = [source.names[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> LabelledPicture:
+        return self.source[self.indices[index]]
+
+
+class Joined:
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Pictures]):
+        """Joins the sources."""
+        self.places = [(source, index) for source in sources for index in range(len(source))]
+        self.names = [source.names[index] for source, index in self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> LabelledPicture:
+        source, inner = self.places[index]
+        return source[inner]
+
+
+def open_folders(folders: Sequence[pathlib.Path]) -> Joined:
+    """The pictures of several folders in the layout "pairs".
+
+    Raises:
+        InputError: a folder that cannot be used, or two with the same name, whose pictures could not be told apart.
+    """
+    names = [pathlib.Path(folder).resolve().name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name}: two data folders have this name; rename one, results are kept by that name.")
+    return Joined([PairsFolder(folder) for folder in folders])

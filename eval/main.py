@@ -1,0 +1,109 @@
+"""`python -m eval.main hq --system NAME ... --data-dir DIR ... --output DIR`: the paper's tables on anyone's pictures."""
+
+import csv
+import dataclasses
+import pathlib
+import time
+from typing import Annotated
+
+import tyro
+
+from eval.loop import METRICS, Protocol, Score, Segmenter, Summary, evaluate, summarise
+from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
+from eval.report import MEAN, mean_of_sets, prepare_output, show, table, write_results
+from stablesam_jax.build import build
+from stablesam_jax.checkpoint import version
+from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
+from stablesam_jax.errors import InputError, exit_on_input_error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HqConfig:
+    """Masks from sloppy prompts on folders of pictures and masks, as in Tables 1, 2, 5 and 6."""
+
+    system: tuple[str, ...]
+    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
+    data_dir: tuple[pathlib.Path, ...]
+    """Folders with im/ and gt/; one or more."""
+    output: pathlib.Path
+    """Folder for results.json, results.md and per_image.csv."""
+    prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
+    """Kinds: gt-box noisy-box 1-point 3-points 5-points 10-points n-box-50 n-box-60."""
+    count: int = PROMPTS_PER_OBJECT
+    """Prompts of each random kind and object."""
+    seed: int = 0
+    """Of the prompts; the same for every system."""
+    limit: int | None = None
+    """Only the first pictures of each folder."""
+
+
+def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
+    """Every system on every folder, with the same prompts."""
+    unknown = [kind for kind in config.prompts if kind not in PROMPT_KINDS]
+    if unknown:
+        raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(PROMPT_KINDS)}.")
+    if config.count < 1 or (config.limit is not None and config.limit < 1):
+        raise InputError(f"--count {config.count} --limit {config.limit}: must be at least 1.")
+    open_folders(config.data_dir)  # every fault of a folder before the first second of work
+    folders = {pathlib.Path(folder).resolve().name: PairsFolder(folder) for folder in config.data_dir}
+    built = {system: build(system) for system in config.system}
+    prepare_output(config.output)
+
+    protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
+    results: dict[str, dict[str, Summary]] = {}
+    records: list[tuple[str, str, Score]] = []
+    for system, (sam, params) in built.items():
+        segmenter = Segmenter(sam, params)
+        results[system] = {}
+        for name, folder in folders.items():
+            pictures: Pictures = folder
+            if config.limit is not None:
+                pictures = Selection(folder, range(min(config.limit, len(folder))))
+            began = time.monotonic()
+            scores = [score for per_picture in evaluate(segmenter, pictures, protocol) for score in per_picture]
+            print(f"{system}, {name}: {len(pictures)} pictures in {time.monotonic() - began:.0f} s", flush=True)
+            records += [(system, name, score) for score in scores]
+            results[system][name] = summarise(scores)
+        if len(folders) > 1:
+            results[system][MEAN] = mean_of_sets(results[system])
+
+    write_records(config.output / "per_image.csv", records)
+    meta = {
+        "protocol": "hq",
+        "prompts": list(config.prompts),
+        "count": config.count,
+        "seed": config.seed,
+        "limit": config.limit,
+        "version": version(),
+    }
+    write_results(config.output, results, meta)
+    datasets = next(iter(results.values()))
+    show(
+        [
+            table({system: sets[dataset] for system, sets in results.items()}, title=dataset, first="system")
+            for dataset in datasets
+        ]
+    )
+    print(f"written: {config.output / 'results.json'}")
+
+
+def write_records(path: pathlib.Path, records: list[tuple[str, str, Score]]) -> None:
+    """One line per system, picture, object and kind of prompt."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["system", "data_set", "picture", "object", "kind", *METRICS])
+        for system, dataset, score in records:
+            values = [f"{getattr(score, metric):.6f}" for metric in METRICS]
+            writer.writerow([system, dataset, score.picture, score.object_id, score.kind, *values])
+    temporary.replace(path)
+
+
+def main() -> None:
+    """Reads the protocol and its options, and evaluates."""
+    with exit_on_input_error():
+        tyro.extras.subcommand_cli_from_dict({"hq": hq}, prog="python -m eval.main")
+
+
+if __name__ == "__main__":
+    main()

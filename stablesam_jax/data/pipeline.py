@@ -1,0 +1,168 @@
+"""Training batches as a pure function of (seed, step): pictures, targets, prompts.
+
+A view is a picture with its augmentation, numbered: (picture, view) has the same bits whenever it is asked for, so that
+features of a frozen encoder may be cached by that number. Which views, objects and prompts make up step t depends on
+(seed, t) alone, not on devices, threads or on where training was resumed.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import cv2
+import grain
+import numpy as np
+
+from stablesam_jax import prompts
+from stablesam_jax.data.augment import large_scale_jitter
+from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.model.prompt_encoder import sparse_tokens
+
+TOKENS = 11  # K: ten points and the token "not a point"
+COARSE_MASK_LOGIT = 255.0  # HQ-SAM feeds its coarse masks as 0 and 255
+REFINED_MASK_LOGIT = 10.0  # order of magnitude of SAM's own logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How pictures enter training."""
+
+    size: int  # S, pixels
+    scale_range: tuple[float, float]  # of large-scale jitter
+    views: int  # augmented versions of each picture
+    seed: int
+
+
+class Views(Sequence[tuple[np.ndarray, np.ndarray]]):
+    """All augmented versions of all pictures; index = picture * views + view."""
+
+    def __init__(self, pictures: Sequence[LabelledPicture], config: ViewConfig):
+        self.pictures = pictures
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.pictures) * self.config.views
+
+    def __getitem__(self, index):
+        """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
+        labelled = self.pictures[index // self.config.views]
+        rng = np.random.default_rng([self.config.seed, index])
+        return large_scale_jitter(
+            rng, labelled.picture, labelled.masks, size=self.config.size, scale_range=self.config.scale_range
+        )
+
+
+def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_size: int) -> prompts.Prompt:
+    """A training prompt for an object.
+
+    Args:
+        rng: advanced by the call.
+        kind: one of `TRAINING_KINDS`.
+        mask: (S, S) bool, not empty.
+        mask_size: 4G, side of a mask prompt.
+
+    Returns:
+        The prompt, in the frame of the mask; its mask, where it has one, is (4G, 4G) float32 logits.
+    """
+    if kind == "gt-box":
+        return prompts.Prompt(box=prompts.gt_box(mask))
+    if kind == "jittered-box":
+        return prompts.Prompt(box=prompts.jittered_box(rng, prompts.gt_box(mask), size_hw=mask.shape))
+    if kind == "noisy-box":
+        accepted = (prompts.MIN_TRAINING_IOU, 1.0)
+        return prompts.Prompt(box=prompts.noisy_box(rng, prompts.gt_box(mask), size_hw=mask.shape, iou_range=accepted))
+    if kind == "points":
+        return _points(rng, mask, int(rng.choice(prompts.POINT_COUNTS)))
+    if kind == "coarse-mask":
+        coarse = prompts.coarse_mask(rng, mask, size=mask_size)
+        return prompts.Prompt(mask=coarse.astype(np.float32) * np.float32(COARSE_MASK_LOGIT))
+    if kind == "refine":
+        coarse = prompts.coarse_mask(rng, mask, size=mask_size).astype(np.float32)
+        smooth = cv2.GaussianBlur(coarse, (0, 0), 1.5)
+        logits = np.float32(2 * REFINED_MASK_LOGIT) * (smooth - np.float32(0.5))
+        return dataclasses.replace(_points(rng, mask, 1), mask=logits)
+    raise ValueError(f"unknown kind of training prompt {kind!r}; known: {', '.join(TRAINING_KINDS)}")
+
+
+TRAINING_KINDS = {
+    "gt-box": "the box around the object",
+    "jittered-box": "that box as SAM's own training jitters it: still a good prompt",
+    "noisy-box": "noise of scale 0.4, IoU >= 0.5 (sec. 4.4, 9)",
+    "points": "1, 3, 5 or 10 points on the object, each count as likely (sec. 9)",
+    "coarse-mask": "HQ-SAM's coarse mask alone",
+    "refine": "one point and the smooth logits of a coarse mask, as in SAM's second iteration",
+}
+
+
+def _points(rng: np.random.Generator, mask: np.ndarray, count: int) -> prompts.Prompt:
+    points = prompts.random_points(rng, mask, count)
+    return prompts.Prompt(points=points, labels=np.ones(count, np.int32))
+
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """What a step sees."""
+
+    pictures: int  # B
+    prompts_per_picture: int  # N; a picture with fewer objects has several prompts for one
+    kinds: Mapping[str, float]  # kind of prompt -> weight
+    mask_size: int  # 4G
+    seed: int
+
+
+def make_sample(views: Views, config: BatchConfig, index: int, position: int, *, with_picture: bool) -> Batch:
+    """One picture with N objects and prompts.
+
+    Args:
+        views: augmented pictures.
+        config: kinds and counts.
+        index: which view.
+        position: the sample's number in the whole training run, which seeds the draws.
+        with_picture: leave the picture out where its features are cached.
+
+    Returns:
+        `view` (), `picture` (S, S, 3) uint8, `targets` (N, S, S) bool, `coords` (N, K, 2), `labels`, `valid` (N, K),
+        `masks` (N, 4G, 4G), `masks_valid` (N,), `position` ().
+    """
+    rng = np.random.default_rng([config.seed, position])
+    picture, masks = views[index]
+    count = config.prompts_per_picture
+    order = rng.permutation(len(masks))
+    chosen = masks[np.resize(order, count)]
+    weights = np.array(list(config.kinds.values()), np.float64)
+    kinds = rng.choice(list(config.kinds), size=count, p=weights / weights.sum())
+    drawn = [draw_prompt(rng, kind, mask, mask_size=config.mask_size) for kind, mask in zip(kinds, chosen, strict=True)]
+    tokens = [sparse_tokens(prompt.points, prompt.labels, prompt.box, length=TOKENS) for prompt in drawn]
+    coords, labels, valid = (np.stack(column) for column in zip(*tokens, strict=True))
+    no_mask = np.zeros((config.mask_size, config.mask_size), np.float32)
+    sample = {
+        "view": np.int32(index),
+        "position": np.uint32(position),
+        "targets": chosen,
+        "coords": coords,
+        "labels": labels,
+        "valid": valid,
+        "masks": np.stack([no_mask if prompt.mask is None else prompt.mask for prompt in drawn]),
+        "masks_valid": np.array([prompt.mask is not None for prompt in drawn]),
+    }
+    return {key: np.asarray(value) for key, value in sample.items()} | ({"picture": picture} if with_picture else {})
+
+
+def batches(views: Views, config: BatchConfig, *, start_step: int, with_pictures: bool) -> Iterator[Batch]:
+    """Batches from `start_step` on, without end; every epoch has its own order of all views.
+
+    Returns:
+        An iterator over dictionaries as in `make_sample`, with a leading axis B.
+    """
+    order = grain.MapDataset.range(len(views)).seed(config.seed).shuffle().repeat(None)
+
+    def sample(position: int, index: int) -> Batch:
+        return make_sample(views, config, int(index), position, with_picture=with_pictures)
+
+    dataset = order.map_with_index(sample).batch(config.pictures, drop_remainder=True)
+    # Few threads and a short buffer: a batch may take tens of megabytes.
+    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    iterator.set_state({"next_index": start_step})
+    return iterator

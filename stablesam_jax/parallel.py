@@ -1,0 +1,70 @@
+"""Several devices with one program: the only file that knows `jax.pmap`.
+
+Batches are cut along their first axis into equal shards, parameters are the same on every device, gradients and
+measurements are means over the devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+
+from stablesam_jax.errors import InputError
+
+AXIS = "devices"
+
+
+def choose_devices(count: int | None) -> list[jax.Device]:
+    """The first `count` local devices, or all.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if count is None:
+        return devices
+    if not 1 <= count <= len(devices):
+        raise InputError(f"--devices {count}: this machine shows JAX {len(devices)} device(s); ask for 1 to {len(devices)}.")
+    return devices[:count]
+
+
+def check_divides(batch_size: int, devices: int) -> None:
+    """Raises an InputError where a batch cannot be cut into equal shards."""
+    if batch_size % devices:
+        fitting = max(batch_size // devices * devices, devices)
+        raise InputError(
+            f"--batch-size {batch_size} cannot be divided among {devices} devices; take {fitting}, or set --devices."
+        )
+
+
+def replicate(tree: Any, devices: list[jax.Device]) -> Any:
+    """A copy of every leaf on every device."""
+    return jax_utils.replicate(tree, devices)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of every leaf, as numpy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+
+
+def shard(tree: Any, devices: int) -> Any:
+    """(B, ...) leaves -> (devices, B / devices, ...)."""
+    return jax.tree.map(lambda leaf: leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), tree)
+
+
+def mean(tree: Any) -> Any:
+    """The mean of every leaf over the devices; inside a function run by `run_on_all`."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def run_on_all(function: Callable[..., Any], devices: list[jax.Device], *, donate: tuple[int, ...] = ()) -> Callable:
+    """Runs `function` on every device with its own shard of each argument.
+
+    Args:
+        function: called with leaves without the devices' axis.
+        devices: where.
+        donate: positions of arguments whose memory may be reused.
+    """
+    return jax.pmap(function, axis_name=AXIS, devices=devices, donate_argnums=donate)

@@ -1,0 +1,228 @@
+"""`python -m train.main [PRESET] [--option value ...]`: trains the plugin, or another part, of a promptable segmenter."""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+import signal
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from stablesam_jax import build, checkpoint, parallel, params, plugin_file
+from stablesam_jax.config import MODELS, LiteConfig
+from stablesam_jax.data.collage import Collage
+from stablesam_jax.data.embeddings import FeatureCache
+from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views, batches
+from stablesam_jax.data.readers import Pictures, Selection, open_folders
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.model.sam import Sam
+from train.presets import PRESETS, TrainConfig
+from train.run import Progress, Run
+from train.step import State, encoder_halves, make_update
+
+EMBEDDED_SCENES = 160  # composed for a run without data folders
+ENCODE_BATCH = 4  # pictures that the frozen encoder sees at once
+
+
+def train(config: TrainConfig) -> None:
+    """One training run, from its options to its results."""
+    # What is asked for is checked before anything is written.
+    devices = parallel.choose_devices(config.devices)
+    parallel.check_divides(config.batch_size, len(devices))
+    kinds = parse_kinds(config.prompts)
+    sam, tree = base_model(config)
+    trained, frozen = params.split(tree, config.trainable)
+    neck_trains = "image_encoder" in trained
+    training, held_out = pictures(config)
+    view_config = ViewConfig(
+        size=sam.config.image_size, scale_range=config.scale_range, views=config.views, seed=config.seed
+    )
+    views = Views(training, view_config)
+    steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
+    batch_config = BatchConfig(
+        pictures=config.batch_size,
+        prompts_per_picture=config.prompts_per_picture,
+        kinds=kinds,
+        mask_size=sam.config.mask_size,
+        seed=config.seed,
+    )
+    run = Run(config)
+    print(
+        f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
+        f"{len(training)} pictures, {steps} steps of {config.batch_size} x {config.prompts_per_picture} prompts, "
+        f"{len(devices)} device(s)",
+        flush=True,
+    )
+
+    optimizer = optax.adam(learning_rate(config, steps))
+    state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=optimizer.init(trained))
+    state = run.restore(state) or state
+    start = int(state.step)
+    if start:
+        print(f"continuing after step {start}", flush=True)
+    cache = fill_cache(config, sam, frozen, views, neck_trains=neck_trains)
+
+    update = parallel.run_on_all(
+        make_update(sam, optimizer, config.objective, neck_trains=neck_trains), devices, donate=(0,)
+    )
+    state = parallel.replicate(state, devices)
+    everywhere = parallel.replicate(frozen, devices)
+    seed = parallel.replicate(np.uint32(config.seed), devices)
+    progress = Progress(run, start=start, steps=steps, pictures_per_step=config.batch_size)
+    stream = batches(views, batch_config, start_step=start, with_pictures=cache is None)
+    with stop_signals() as stop:
+        for step, batch in zip(range(start + 1, steps + 1), stream, strict=False):
+            view = batch.pop("view")
+            if cache is not None:
+                batch["features"] = cache[view]
+            state, measured = update(state, everywhere, parallel.shard(batch, len(devices)), seed)
+            progress.add(step, measured)
+            if step % config.save_every == 0 or step == steps or stop.asked:
+                run.save(parallel.unreplicate(state))
+            if stop.asked:
+                print(f"stopped after step {step}; the same command continues", flush=True)
+                return
+
+    trained = parallel.unreplicate(state.trained)
+    save_result(config, sam, run, trained, params.merge(frozen, trained))
+
+
+def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
+    """KIND=WEIGHT options as a dictionary.
+
+    Raises:
+        InputError: not of that form, an unknown kind, a negative weight, or no positive one.
+    """
+    kinds = {}
+    for option in options:
+        kind, _, weight = option.partition("=")
+        try:
+            kinds[kind] = float(weight)
+        except ValueError:
+            raise InputError(f"--prompts {option}: write KIND=WEIGHT, as in noisy-box=1.") from None
+        if kind not in TRAINING_KINDS:
+            raise InputError(f"--prompts {option}: unknown kind; known are {', '.join(TRAINING_KINDS)}.")
+        if not 0 <= kinds[kind] < math.inf:
+            raise InputError(f"--prompts {option}: the weight must be a number from 0 up.")
+    if not any(kinds.values()):
+        raise InputError("--prompts: give at least one kind a weight above 0.")
+    return kinds
+
+
+def base_model(config: TrainConfig) -> tuple[Sam, params.Params]:
+    """The base, at the input size that is asked for, with a fresh plugin where one is."""
+    sam, tree = build.build(config.model)
+    if config.image_size is not None:
+        if not isinstance(sam.config.encoder, LiteConfig):
+            raise InputError(f"--image-size {config.image_size}: only sam_nano can be trained at another input size.")
+        if config.image_size % 32 or config.image_size < 32:
+            raise InputError(f"--image-size {config.image_size}: must be a multiple of 32.")
+        sam = Sam(dataclasses.replace(sam.config, image_size=config.image_size))
+    if config.plugin is not None:
+        sam, tree = build.with_plugin(sam, tree, config.plugin, jax.random.key(config.seed))
+    return sam, jax.device_get(tree)
+
+
+def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
+    """Training and held-out pictures; of folders, a fixed choice by name is held out."""
+    if not config.data_dir:
+        scenes = (EMBEDDED_SCENES, min(config.held_out, EMBEDDED_SCENES))
+        return Collage("train", scenes[0], seed=config.seed), Collage("held_out", scenes[1], seed=config.seed)
+    source = open_folders(config.data_dir)
+    order = sorted(range(len(source)), key=lambda index: hashlib.sha256(source.names[index].encode()).digest())
+    kept = min(config.held_out, len(source) // 5)
+    return Selection(source, sorted(order[kept:])), Selection(source, sorted(order[:kept]))
+
+
+def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
+    """The learning rate by step."""
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    peak = config.learning_rate
+    return optax.warmup_cosine_decay_schedule(0.0, peak, max(steps // 50, 1), steps, peak / 100)
+
+
+def fill_cache(
+    config: TrainConfig, sam: Sam, frozen: params.Params, views: Views, *, neck_trains: bool
+) -> FeatureCache | None:
+    """The frozen encoder's features of every view, where a cache is asked for."""
+    if config.cache is None:
+        return None
+    freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
+    digest = hashlib.sha256()
+    encoder = params.flatten(frozen["image_encoder"])
+    for path, leaf in sorted(encoder.items()):
+        digest.update(path.encode() + np.asarray(leaf).tobytes())
+    identity = {
+        "encoder": digest.hexdigest(),
+        "views": dataclasses.asdict(views.config),
+        "pictures": hashlib.sha256("\n".join(views.pictures.names).encode()).hexdigest(),
+    }
+    tree = {"image_encoder": frozen["image_encoder"]}
+    encode = jax.jit(lambda batch: freeze(tree, batch))
+    cache = FeatureCache(config.cache, views, identity=identity, encode=encode)
+    for done in cache.fill(ENCODE_BATCH):
+        if done % (25 * ENCODE_BATCH) == 0 or done == len(views):
+            print(f"encoding the pictures, once: {done}/{len(views)} views", flush=True)
+    return cache
+
+
+@dataclasses.dataclass
+class StopRequest:
+    """Whether someone has asked the run to end."""
+
+    asked: bool = False
+
+
+class stop_signals:
+    """While open, SIGTERM and Ctrl-C ask for a stop after the running step; a second Ctrl-C ends the program."""
+
+    def __enter__(self) -> StopRequest:
+        request = StopRequest()
+
+        def handle(number: int, frame: types.FrameType | None) -> None:
+            if request.asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            request.asked = True
+
+        self.before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return request
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def save_result(config: TrainConfig, sam: Sam, run: Run, trained: params.Params, tree: params.Params) -> None:
+    """Writes the plugin as one file, or the whole model where there is no plugin."""
+    if config.plugin is not None:
+        path = run.folder / "plugin.safetensors"
+        path.unlink(missing_ok=True)
+        plugin_file.save_plugin(path, trained["plugin"], config=config.plugin, metadata={"base": config.model})
+    else:
+        path = run.folder / "model"
+        name = next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder)
+        source = {"recipe": "train.main", "base": config.model, "steps": int(config.steps or 0)}
+        checkpoint.save_model(path, tree, model=name, source=source)
+    print(f"written: {path}", flush=True)
+
+
+def main() -> None:
+    """Reads the preset and the options, and trains."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+        arguments = ["quickstart", *arguments]
+    config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
+    with exit_on_input_error():
+        train(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What training has changed: a table and a figure on held-out pictures."""
+
+import pathlib
+
+import numpy as np
+
+from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
+from eval.protocols import draw_prompts
+from eval.report import markdown
+from stablesam_jax.data.readers import Pictures
+from stablesam_jax.visualize import Wobble, wobble_figure
+from train.run import write_text
+
+FIGURE_ROWS = 3
+FIGURE_KIND = "noisy-box"
+
+
+def compare(systems: dict[str, Segmenter], pictures: Pictures, protocol: Protocol) -> dict[str, list[Score]]:
+    """Scores of every system on the same pictures and prompts."""
+    return {
+        name: [score for per_picture in evaluate(segmenter, pictures, protocol) for score in per_picture]
+        for name, segmenter in systems.items()
+    }
+
+
+def write_report(folder: pathlib.Path, rows: dict[str, Summary], heading: str) -> None:
+    """report.md: the table before / after."""
+    text = f"# {heading}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
+    write_text(folder / "report.md", text)
+
+
+def write_figure(
+    path: pathlib.Path,
+    systems: dict[str, Segmenter],
+    scores: dict[str, list[Score]],
+    pictures: Pictures,
+    protocol: Protocol,
+) -> None:
+    """The held-out objects on which the first system wobbles most, one of each picture, before and after.
+
+    Args:
+        path: of the PNG file.
+        systems: as given to `compare`.
+        scores: its result.
+        pictures: the held-out pictures.
+        protocol: seed and number of prompts.
+    """
+    first = next(iter(scores.values()))
+    worst: dict[str, Score] = {}
+    for score in sorted((s for s in first if s.kind == FIGURE_KIND), key=lambda s: s.msf):
+        worst.setdefault(score.picture, score)
+    by_name = {name: index for index, name in enumerate(pictures.names)}
+    rows = []
+    for score in list(worst.values())[:FIGURE_ROWS]:
+        labelled = pictures[by_name[score.picture]]
+        size_hw = labelled.picture.shape[:2]
+        target = labelled.masks[score.object_id]
+        drawn = draw_prompts(
+            FIGURE_KIND,
+            target,
+            picture_id=score.picture,
+            object_id=score.object_id,
+            seed=protocol.seed,
+            count=protocol.prompts,
+        )
+        masks, captions = {}, {}
+        for name, segmenter in systems.items():
+            logits = segmenter.low_res_masks(segmenter.encode(labelled.picture), drawn, size_hw)
+            masks[name] = np.stack([to_picture(mask, size_hw) for mask in logits])
+            same = next(s for s in scores[name] if (s.picture, s.object_id, s.kind) == _key(score))
+            captions[name] = f"mIoU {100 * same.miou:.0f}, mSF {100 * same.msf:.0f}"
+        rows.append(Wobble(picture=labelled.picture, target=target, prompts=drawn, masks=masks, captions=captions))
+    path.parent.mkdir(exist_ok=True)
+    wobble_figure(rows).savefig(path, dpi=110)
+
+
+def summaries(scores: dict[str, list[Score]]) -> dict[str, Summary]:
+    """Means of every system."""
+    return {name: summarise(values) for name, values in scores.items()}
+
+
+def _key(score: Score) -> tuple[str, int, str]:
+    return score.picture, score.object_id, score.kind

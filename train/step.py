@@ -1,0 +1,132 @@
+"""One training step: mathematics without files and clocks."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from stablesam_jax import parallel
+from stablesam_jax.config import SamConfig
+from stablesam_jax.model.prompt_encoder import Prompts
+from stablesam_jax.model.sam import Sam
+from stablesam_jax.params import Params, merge
+from train.losses import mask_iou, point_sampled_loss, pretraining_loss
+
+Objective = Literal["stable", "pretrain"]
+
+
+@flax.struct.dataclass
+class State:
+    """What a step changes."""
+
+    step: jax.Array  # () int32, steps done
+    trained: Params  # the leaves that train
+    optimizer: optax.OptState
+
+
+@flax.struct.dataclass
+class Measured:
+    """Means over a batch."""
+
+    loss: jax.Array  # ()
+    iou: jax.Array  # (), of the single low-resolution mask with its target
+
+
+def normalise(pictures: jax.Array, config: SamConfig) -> jax.Array:
+    """(B, S, S, 3) uint8 -> float32 model input. Padding is part of the picture here, as in HQ-SAM's training."""
+    shape = (1, 1, 1, 3)
+    mean, std = jnp.array(config.pixel_mean).reshape(shape), jnp.array(config.pixel_std).reshape(shape)
+    return (pictures.astype(jnp.float32) - mean) / std
+
+
+def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
+    """The image encoder as a frozen half, whose result may be cached, and the rest.
+
+    Args:
+        sam: the model.
+        neck_trains: cut sam_nano's encoder before its neck, which pre-training trains.
+
+    Returns:
+        freeze(params, pictures uint8) -> features, and embed(params, features) -> (B, G, G, C) image embedding.
+    """
+
+    def freeze(params: Params, pictures: jax.Array) -> Any:
+        def method(module: Sam, x: jax.Array) -> Any:
+            return module.image_encoder.backbone(x) if neck_trains else module.encode(x)
+
+        return sam.apply({"params": params}, normalise(pictures, sam.config), method=method)
+
+    def embed(params: Params, features: Any) -> jax.Array:
+        if not neck_trains:
+            return features
+        return sam.apply({"params": params}, features, method=lambda module, x: module.image_encoder.neck(x))
+
+    return freeze, embed
+
+
+def make_update(
+    sam: Sam, optimizer: optax.GradientTransformation, objective: Objective, *, neck_trains: bool
+) -> Callable[[State, Params, dict[str, Any], jax.Array], tuple[State, Measured]]:
+    """The update of one step, for one device's share of the batch.
+
+    Args:
+        sam: the model.
+        optimizer: of the trained leaves.
+        objective: "stable": point-sampled cross entropy and dice on the single mask (sec. 9). "pretrain": SAM's loss.
+        neck_trains: see `encoder_halves`.
+
+    Returns:
+        update(state, frozen parameters, batch, seed) -> state, measured. The batch is as in `pipeline.make_sample` with
+        a leading axis B and either `picture` or `features`. Random numbers come from the seed and the sample's
+        position, so they do not depend on the number of devices.
+    """
+    freeze, embed = encoder_halves(sam, neck_trains=neck_trains)
+
+    def loss_of(trained: Params, frozen: Params, batch: dict[str, Any], seed: jax.Array) -> tuple[jax.Array, Measured]:
+        params = merge(frozen, trained)
+        features = batch["features"] if "features" in batch else freeze(params, batch["picture"])
+        prompts = Prompts(
+            coords=batch["coords"],
+            labels=batch["labels"],
+            valid=batch["valid"],
+            masks=batch["masks"],
+            masks_valid=batch["masks_valid"],
+        )
+        choice = "all" if objective == "pretrain" else "single"
+        masks = sam.apply({"params": params}, embed(params, features), prompts, masks=choice, method="decode")
+        logits = masks.low_res_masks
+        targets = average_pool(batch["targets"].astype(jnp.float32), logits.shape[-1])
+        if objective == "pretrain":
+            losses = pretraining_loss(logits, masks.iou_predictions, targets)
+        else:
+            rng = sample_keys(seed, batch["position"], logits.shape[1])
+            losses = point_sampled_loss(rng, logits[:, :, 0], batch["targets"])
+        flat = (logits[:, :, 0].reshape(*targets.shape[:2], -1), targets.reshape(*targets.shape[:2], -1))
+        return losses.mean(), Measured(loss=losses.mean(), iou=mask_iou(*flat).mean())
+
+    def update(
+        state: State, frozen: Params, batch: dict[str, Any], seed: jax.Array
+    ) -> tuple[State, Measured]:
+        gradient, measured = jax.grad(loss_of, has_aux=True)(state.trained, frozen, batch, seed)
+        gradient, measured = parallel.mean((gradient, measured))
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+            changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+            trained = optax.apply_updates(state.trained, changes)
+        return State(step=state.step + 1, trained=trained, optimizer=optimizer_state), measured
+
+    return update
+
+
+def average_pool(maps: jax.Array, size: int) -> jax.Array:
+    """Means over squares: (..., S, S) -> (..., size, size), S a multiple of size."""
+    factor = maps.shape[-1] // size
+    return maps.reshape(*maps.shape[:-2], size, factor, size, factor).mean(axis=(-3, -1))
+
+
+def sample_keys(seed: jax.Array, positions: jax.Array, prompts: int) -> jax.Array:
+    """A key for each prompt of each sample, from the sample's number in the run: (B,) uint32 -> (B, prompts) keys."""
+    keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(seed), position))(positions)
+    return jax.vmap(lambda key: jax.random.split(key, prompts))(keys)
