@@ -10,15 +10,20 @@ from stablesam_jax.plugin.drp import Router
 ROUTER = Router(PluginConfig())
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+    """NumPy's draw: JAX would compile its own for every shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def test_both_weights_start_at_one_half_to_the_bit():
-    alpha, _ = ROUTER.init_with_output(jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 3, 256)))
+    alpha, _ = ROUTER.init_with_output(jax.random.key(0), normal(1, 2, 3, 256))
     np.testing.assert_array_equal(alpha, np.full((2, 3, 2), 0.5))
 
 
 def test_weights_are_positive_and_sum_to_the_scale():
-    tokens = jax.random.normal(jax.random.key(1), (5, 256))
+    tokens = normal(1, 5, 256)
     params = ROUTER.init(jax.random.key(0), tokens)["params"]
-    params["logits"]["kernel"] = jax.random.normal(jax.random.key(2), (32, 2))
+    params["logits"]["kernel"] = normal(2, 32, 2)
     params["scale"] = jnp.float32(1.5)
     alpha = ROUTER.apply({"params": params}, tokens)
     assert jnp.all(alpha > 0)

@@ -11,6 +11,11 @@ from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, depthwi
 WIDTH = 16  # channels in these tests; nothing depends on 256
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+    """NumPy's draw: JAX would compile its own for every shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def started(config: PluginConfig, features):
     """A network and its first parameters."""
     network = OffsetNetwork(config)
@@ -31,9 +36,9 @@ def grouped_convolution(features, kernel):
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 8), (7, 6)])
 def test_depthwise_equals_the_grouped_convolution_with_both_gradients(size, shape):
-    features = jax.random.normal(jax.random.key(0), (2, *shape, 4))
-    kernel = jax.random.normal(jax.random.key(1), (size, size, 4))
-    cotangent = jax.random.normal(jax.random.key(2), features.shape)
+    features = normal(0, 2, *shape, 4)
+    kernel = normal(1, size, size, 4)
+    cotangent = normal(2, *features.shape)
     result, pull_back = jax.vjp(depthwise_same, features, kernel)
     expected, expected_pull_back = jax.vjp(grouped_convolution, features, kernel)
     # Sums of 25 products, for the kernel's gradient of 84, in another order: 1e-6 of their size.
@@ -42,8 +47,8 @@ def test_depthwise_equals_the_grouped_convolution_with_both_gradients(size, shap
 
 
 def test_depthwise_under_vmap_equals_an_axis_more():
-    features = jax.random.normal(jax.random.key(0), (2, 3, 6, 5, 4))
-    kernel = jax.random.normal(jax.random.key(1), (5, 5, 4))
+    features = normal(0, 2, 3, 6, 5, 4)
+    kernel = normal(1, 5, 5, 4)
 
     def mapped(features, kernel):
         return jax.vmap(depthwise_same, (0, None))(features, kernel)
@@ -57,7 +62,7 @@ def test_depthwise_under_vmap_equals_an_axis_more():
 @pytest.mark.parametrize("amplitude", ["project", "gate", "none"])
 def test_at_the_start_nothing_moves_and_amplitudes_are_the_features(amplitude):
     network = OffsetNetwork(PluginConfig(amplitude=amplitude))
-    features = jax.random.normal(jax.random.key(0), (2, 4, 6, WIDTH))
+    features = normal(0, 2, 4, 6, WIDTH)
     (amplitudes, offsets), _ = jax.jit(network.init_with_output)(jax.random.key(1), features)
     np.testing.assert_array_equal(amplitudes, features)
     np.testing.assert_array_equal(offsets, np.zeros((2, 4, 6, 2)))
@@ -74,7 +79,7 @@ def test_only_the_chosen_amplitude_has_parameters():
 
 
 def test_gate_multiplies_the_features():
-    features = jax.random.normal(jax.random.key(0), (1, 4, 4, WIDTH))
+    features = normal(0, 1, 4, 4, WIDTH)
     network, params = started(PluginConfig(amplitude="gate"), features)
     params["gate"]["bias"] = jnp.full(WIDTH, 2.0)
     amplitudes, _ = network.apply({"params": params}, features)
@@ -82,7 +87,7 @@ def test_gate_multiplies_the_features():
 
 
 def test_offsets_reach_the_limit_scaled_with_the_map_in_x_y_order():
-    features = jax.random.normal(jax.random.key(0), (1, 16, 32, WIDTH))
+    features = normal(0, 1, 16, 32, WIDTH)
     network, params = started(PluginConfig(max_offset_cells=8.0), features)
     params["offset"]["bias"] = jnp.array([99.0, -99.0])
     _, offsets = network.apply({"params": params}, features)
@@ -91,9 +96,9 @@ def test_offsets_reach_the_limit_scaled_with_the_map_in_x_y_order():
 
 
 def test_offsets_of_bfloat16_features_are_float32():
-    features = jax.random.normal(jax.random.key(0), (1, 8, 8, WIDTH))
+    features = normal(0, 1, 8, 8, WIDTH)
     network, params = started(PluginConfig(), features)
-    params["offset"]["kernel"] = jax.random.normal(jax.random.key(2), (WIDTH, 2))
+    params["offset"]["kernel"] = normal(2, WIDTH, 2)
     amplitudes, offsets = network.apply({"params": params}, features.astype(jnp.bfloat16))
     assert (amplitudes.dtype, offsets.dtype) == (jnp.bfloat16, jnp.float32)
     # Eight bits of mantissa through five layers, of offsets up to one cell.
