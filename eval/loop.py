@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
@@ -81,7 +82,7 @@ class Segmenter:
         for start in range(0, len(tokens), CHUNK):
             chunk = tokens[start : start + CHUNK]
             padded = chunk + [chunk[-1]] * (CHUNK - len(chunk))
-            coords, labels, valid = (np.stack(column)[None] for column in zip(*padded, strict=True))
+            coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in zip(*padded, strict=True))
             logits = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
             chunks.append(np.asarray(logits)[0, : len(chunk), 0])
         return np.concatenate(chunks)

@@ -1,4 +1,4 @@
-"""`python -m eval.main hq --system NAME ... --data-dir DIR ... --output DIR`: the paper's tables on anyone's pictures."""
+"""`python -m eval.main hq --system NAME ... --data-dir DIR ... --output DIR`: the paper's tables on any pictures."""
 
 import csv
 import dataclasses

@@ -49,7 +49,9 @@ def markdown(rows: Mapping[str, Summary], *, first: str) -> str:
     """The same table for a README."""
     kinds = list(next(iter(rows.values())))
     lines = [f"| {first} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(_cell(summary[kind]) for kind in kinds) + " |" for name, summary in rows.items()]
+    lines += [
+        f"| {name} | " + " | ".join(_cell(summary[kind]) for kind in kinds) + " |" for name, summary in rows.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

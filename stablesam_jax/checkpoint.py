@@ -48,7 +48,7 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
     """
     folder = new_path(folder)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(tree).items()}
-    text = json.dumps({"metadata": metadata, "arrays": _describe(leaves)}, indent=1)
+    text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -88,7 +88,7 @@ def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]
     _verify(folder)
     stored = json.loads((folder / METADATA).read_text())
     if target is not None:
-        check_arrays(folder, stored["arrays"], _describe(_leaves(target)))
+        check_arrays(folder, stored["arrays"], describe(target))
     with _checkpointer() as checkpointer:
         tree = checkpointer.restore(folder.absolute() / TREE)
     if target is None:
@@ -167,8 +167,13 @@ def new_path(path: PathLike) -> pathlib.Path:
     return path
 
 
+def describe(tree: Any) -> dict[str, Any]:
+    """[dtype, shape] of every leaf by path, as JSON gives it back."""
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves(tree).items()}
+
+
 def check_arrays(place: object, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compares two descriptions of trees, path -> [dtype, shape].
+    """Compares two trees by what `describe` gives for them.
 
     Raises:
         InputError: one line with the differences.
@@ -209,10 +214,6 @@ def _leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path in the order of `jax.tree.leaves`: `params.flatten` for any tree, as an optimizer's state."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _describe(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
 
 
 def _words(description: list[Any]) -> str:

@@ -76,16 +76,16 @@ class SamConfig:
 class PluginConfig:
     """Stable-SAM's plugin: deformable sampling (DSP) and dynamic routing (DRP)."""
 
-    attentions: tuple[int, ...] = (1,)  # which token-to-image attentions: 0, 1 = decoder layers, 2 = final (figure 3: 1)
+    attentions: tuple[int, ...] = (1,)  # token-to-image attentions: 0, 1 = decoder layers, 2 = final (figure 3: 1)
     amplitude: Literal["project", "gate", "none"] = "project"  # x*: W x + b (figure 3b), x (1 + W x + b), or x itself
-    max_offset_cells: float = 8.0  # s_p of eq. 3 in cells of a 64-cell map; scaled with the map. The paper gives no value
+    max_offset_cells: float = 8.0  # s_p of eq. 3 in cells of a 64-cell map, scaled with the map; the paper gives none
     offset_kernel: int = 5  # cells; the depthwise convolution of the offset network (figure 3b)
     router_width: int = 32  # hidden units of the router; the width that gives the paper's 0.08 M parameters
     embedding_width: int = 256  # channels of keys and tokens
 
     def __post_init__(self):
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
-            raise ValueError(f"attentions must name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
+            raise ValueError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
 
 
 def _vit(width: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> SamConfig:

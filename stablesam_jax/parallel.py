@@ -26,7 +26,9 @@ def choose_devices(count: int | None) -> list[jax.Device]:
     if count is None:
         return devices
     if not 1 <= count <= len(devices):
-        raise InputError(f"--devices {count}: this machine shows JAX {len(devices)} device(s); ask for 1 to {len(devices)}.")
+        raise InputError(
+            f"--devices {count}: this machine shows JAX {len(devices)} device(s); ask for 1 to {len(devices)}."
+        )
     return devices[:count]
 
 

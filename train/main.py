@@ -1,10 +1,8 @@
-"""`python -m train.main [PRESET] [--option value ...]`: trains the plugin, or another part, of a promptable segmenter."""
+"""`python -m train.main [PRESET] [--option value ...]`: trains the plugin, or another part, of a segmenter."""
 
 import dataclasses
 import hashlib
-import itertools
 import math
-import os
 import signal
 import sys
 import types
@@ -15,6 +13,8 @@ import numpy as np
 import optax
 import tyro
 
+from eval.loop import Protocol, Segmenter
+from eval.report import show, table
 from stablesam_jax import build, checkpoint, parallel, params, plugin_file
 from stablesam_jax.config import MODELS, LiteConfig
 from stablesam_jax.data.collage import Collage
@@ -24,6 +24,7 @@ from stablesam_jax.data.readers import Pictures, Selection, open_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.sam import Sam
 from train.presets import PRESETS, TrainConfig
+from train.preview import compare, summaries, write_figure, write_report
 from train.run import Progress, Run
 from train.step import State, encoder_halves, make_update
 
@@ -91,7 +92,9 @@ def train(config: TrainConfig) -> None:
                 return
 
     trained = parallel.unreplicate(state.trained)
-    save_result(config, sam, run, trained, params.merge(frozen, trained))
+    result = params.merge(frozen, trained)
+    save_result(config, sam, run, trained, result)
+    report(config, run, {"before": Segmenter(sam, tree), "after": Segmenter(sam, result)}, held_out)
 
 
 def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
@@ -214,10 +217,27 @@ def save_result(config: TrainConfig, sam: Sam, run: Run, trained: params.Params,
     print(f"written: {path}", flush=True)
 
 
+def report(config: TrainConfig, run: Run, systems: dict[str, Segmenter], held_out: Pictures) -> None:
+    """The table before / after on held-out pictures, printed and written, and a figure of what changed."""
+    if not len(held_out):
+        print("no picture was held out (--held-out, at most a fifth of all): no table before / after")
+        return
+    print(f"comparing before and after on {len(held_out)} held-out pictures", flush=True)
+    protocol = Protocol(prompts=config.eval_prompts, seed=config.seed)
+    scores = compare(systems, held_out, protocol)
+    rows = summaries(scores)
+    title = f"{len(held_out)} held-out pictures, {config.eval_prompts} prompts of each kind"
+    show([table(rows, title=title, first="")])
+    write_report(run.folder, rows, title)
+    figure = run.folder / "figures" / "wobble.png"
+    write_figure(figure, systems, scores, held_out, protocol)
+    print(f"written: {run.folder / 'report.md'}, {figure}", flush=True)
+
+
 def main() -> None:
     """Reads the preset and the options, and trains."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["quickstart", *arguments]
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
     with exit_on_input_error():

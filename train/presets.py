@@ -48,7 +48,7 @@ class TrainConfig:
     """Large-scale jitter: longest side as a share of the model's input."""
     objective: Objective = "stable"
     """Loss: the paper's on the single mask, or SAM's own for pre-training."""
-    plugin: PluginConfig | None = PluginConfig()
+    plugin: PluginConfig | None = dataclasses.field(default_factory=PluginConfig)
     """The plugin that is added to the base; None trains the base's own parts."""
     trainable: tuple[str, ...] = PLUGIN_ONLY
     """Patterns over parameter paths; all else stays as it is, to the bit."""

@@ -53,16 +53,18 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
         freeze(params, pictures uint8) -> features, and embed(params, features) -> (B, G, G, C) image embedding.
     """
 
+    apply: Callable[..., Any] = sam.apply
+
     def freeze(params: Params, pictures: jax.Array) -> Any:
         def method(module: Sam, x: jax.Array) -> Any:
             return module.image_encoder.backbone(x) if neck_trains else module.encode(x)
 
-        return sam.apply({"params": params}, normalise(pictures, sam.config), method=method)
+        return apply({"params": params}, normalise(pictures, sam.config), method=method)
 
     def embed(params: Params, features: Any) -> jax.Array:
         if not neck_trains:
             return features
-        return sam.apply({"params": params}, features, method=lambda module, x: module.image_encoder.neck(x))
+        return apply({"params": params}, features, method=lambda module, x: module.image_encoder.neck(x))
 
     return freeze, embed
 
@@ -107,9 +109,7 @@ def make_update(
         flat = (logits[:, :, 0].reshape(*targets.shape[:2], -1), targets.reshape(*targets.shape[:2], -1))
         return losses.mean(), Measured(loss=losses.mean(), iou=mask_iou(*flat).mean())
 
-    def update(
-        state: State, frozen: Params, batch: dict[str, Any], seed: jax.Array
-    ) -> tuple[State, Measured]:
+    def update(state: State, frozen: Params, batch: dict[str, Any], seed: jax.Array) -> tuple[State, Measured]:
         gradient, measured = jax.grad(loss_of, has_aux=True)(state.trained, frozen, batch, seed)
         gradient, measured = parallel.mean((gradient, measured))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats

@@ -55,13 +55,15 @@ def large_scale_jitter(
         area = cropped.sum((1, 2))
         kept = (area >= MIN_AREA * size**2) & (area >= MIN_VISIBLE * scaled.sum((1, 2)))
         if kept.any():
-            frame = _place(_resize_picture(picture, (new_h, new_w))[top : top + size, left : left + size], size, PADDING)
+            frame = _place(
+                _resize_picture(picture, (new_h, new_w))[top : top + size, left : left + size], size, PADDING
+            )
             return frame, np.stack([_place(mask, size, False) for mask in cropped[kept]])
     return whole_picture(picture, masks, size=size)
 
 
 def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture with its longest side at `size`, padded; masks that vanish at this size are dropped, but never all."""
+    """The picture with its longest side at `size`, padded; masks that vanish thereby are dropped, but never all."""
     scale = size / max(picture.shape[:2])
     size_hw = max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1)
     resized = resize_masks(masks, size_hw)

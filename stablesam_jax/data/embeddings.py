@@ -61,7 +61,7 @@ class FeatureCache:
 
     def __getitem__(self, indices: np.ndarray) -> Any:
         """Features of the views `indices` (B,), as float32 arrays with a leading axis B."""
-        return self.structure.unflatten([array[indices].astype(np.float32) for array in self.arrays])
+        return jax.tree.unflatten(self.structure, [array[indices].astype(np.float32) for array in self.arrays])
 
 
 def _open(path: pathlib.Path, shape: tuple[int, ...], dtype: type) -> np.memmap:

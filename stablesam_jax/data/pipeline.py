@@ -6,7 +6,7 @@ features of a frozen encoder may be cached by that number. Which views, objects 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import cv2
 import grain
@@ -14,7 +14,7 @@ import numpy as np
 
 from stablesam_jax import prompts
 from stablesam_jax.data.augment import large_scale_jitter
-from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.data.readers import Pictures
 from stablesam_jax.model.prompt_encoder import sparse_tokens
 
 TOKENS = 11  # K: ten points and the token "not a point"
@@ -32,17 +32,17 @@ class ViewConfig:
     seed: int
 
 
-class Views(Sequence[tuple[np.ndarray, np.ndarray]]):
+class Views:
     """All augmented versions of all pictures; index = picture * views + view."""
 
-    def __init__(self, pictures: Sequence[LabelledPicture], config: ViewConfig):
+    def __init__(self, pictures: Pictures, config: ViewConfig):
         self.pictures = pictures
         self.config = config
 
     def __len__(self) -> int:
         return len(self.pictures) * self.config.views
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
         labelled = self.pictures[index // self.config.views]
         rng = np.random.default_rng([self.config.seed, index])

@@ -30,7 +30,7 @@ class LabelledPicture:
 class Pictures(Protocol):
     """A source of labelled pictures whose names are known without reading them."""
 
-    names: Sequence[str]
+    names: list[str]
 
     def __len__(self) -> int: ...
 
@@ -63,7 +63,9 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
         _refuse(path, error)
     if label.shape != size_hw:
         (height, width), (rows, columns) = label.shape, size_hw
-        raise InputError(f"{path}: the mask is {width} x {height} pixels, its picture {columns} x {rows}; make them equal.")
+        raise InputError(
+            f"{path}: the mask is {width} x {height} pixels, its picture {columns} x {rows}; make them equal."
+        )
     values = np.unique(label)
     numbers = values[values > 0]
     if len(numbers) == 0:

@@ -80,5 +80,5 @@ class UpscaleBy2(nn.Module):
 
 
 def conv(width: int, *, kernel: int, stride: int = 1, padding: int = 0, use_bias: bool = True, name: str) -> nn.Conv:
-    """A convolution with PyTorch's explicit padding; Flax's default, SAME, differs at sizes that the stride does not divide."""
+    """A convolution with PyTorch's explicit padding; Flax's SAME differs where the stride does not divide the size."""
     return nn.Conv(width, (kernel, kernel), (stride, stride), ((padding, padding),) * 2, use_bias=use_bias, name=name)

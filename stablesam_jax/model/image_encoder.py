@@ -6,6 +6,7 @@ Source: segment_anything/modeling/image_encoder.py. Names of modules and paramet
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stablesam_jax.config import ViTConfig
 from stablesam_jax.model.common import MLP, LayerNorm, conv, gelu
@@ -55,7 +56,7 @@ def relative_position_table(table: jax.Array, size: int) -> jax.Array:
     length = 2 * size - 1
     if table.shape[0] != length:
         table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
-    distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + (size - 1)
+    distance = np.arange(size)[:, None] - np.arange(size) + (size - 1)
     return table[distance]
 
 
@@ -109,7 +110,7 @@ class Block(nn.Module):
         attention = Attention(self.heads, self.table_size, name="attn")
         if self.window_size:
             windows = attention(window_partition(normed, self.window_size))
-            x = x + window_unpartition(windows, x.shape[1:3])
+            x = x + window_unpartition(windows, (x.shape[1], x.shape[2]))
         else:
             x = x + attention(normed)
         return x + MLP(4 * x.shape[-1], gelu, name="mlp")(LayerNorm(name="norm2")(x))

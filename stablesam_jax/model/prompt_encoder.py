@@ -76,9 +76,7 @@ class PositionEmbeddingRandom(nn.Module):
     @nn.compact
     def __call__(self, coords: jax.Array) -> jax.Array:
         """(..., 2) coordinates (x, y) in 0..1 -> (..., width), sines first; always computed at full precision."""
-        gaussian = self.param(
-            "positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.width // 2)
-        )
+        gaussian = self.param("positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.width // 2))
         gaussian = jax.lax.stop_gradient(gaussian)  # a buffer in PyTorch: saved, never trained
         angles = 2 * np.pi * jnp.matmul(2 * coords - 1, gaussian, precision=jax.lax.Precision.HIGHEST)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -128,7 +126,7 @@ class PromptEncoder(nn.Module):
 
     def get_dense_pe(self) -> jax.Array:
         """image_pe: (1, 1, G, G, C) positional encoding of the cells' centres."""
-        centres = (jnp.arange(self.grid_size, dtype=jnp.float32) + 0.5) / self.grid_size
+        centres = jnp.arange(0.5, self.grid_size) / self.grid_size
         x, y = jnp.meshgrid(centres, centres)
         return self.pe_layer(jnp.stack([x, y], axis=-1))[None, None]
 

