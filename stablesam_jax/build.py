@@ -80,7 +80,7 @@ def _build_model(system: str) -> tuple[Sam, Params]:
     if not (system in shipped or (system not in MODELS and _is_model(system))):
         raise InputError(
             f"{system}: neither a shipped model ({', '.join(shipped) or 'none is'}) nor a checkpoint folder. "
-            "Convert an official file by `python -m convert.sam_to_flax --checkpoint FILE.pth --output DIR` and give DIR."
+            "Convert an official file (python -m convert.sam_to_flax --checkpoint FILE.pth --output DIR); give DIR."
         )
     folder = PRETRAINED / system if system in shipped else pathlib.Path(system)
     name, params, _ = load_model(folder)
