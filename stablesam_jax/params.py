@@ -1,10 +1,12 @@
 """Parameter trees: paths, counts, patterns, and the split into what trains and what rests."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from stablesam_jax.errors import InputError
 
@@ -32,6 +34,15 @@ def unflatten(leaves: dict[str, Any]) -> Params:
 def count(params: Params) -> int:
     """Numbers in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def digest(params: Params) -> str:
+    """SHA-256 over names, types, shapes and bytes of all leaves, in the order of their paths."""
+    result = hashlib.sha256()
+    for path, leaf in sorted(flatten(params).items()):
+        result.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
+        result.update(np.ascontiguousarray(leaf).tobytes())
+    return result.hexdigest()
 
 
 def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:

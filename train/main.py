@@ -93,7 +93,7 @@ def train(config: TrainConfig) -> None:
 
     trained = parallel.unreplicate(state.trained)
     result = params.merge(frozen, trained)
-    save_result(config, sam, run, trained, result)
+    save_result(config, sam, run, tree, trained, result)
     report(config, run, {"before": Segmenter(sam, tree), "after": Segmenter(sam, result)}, held_out)
 
 
@@ -159,12 +159,8 @@ def fill_cache(
     if config.cache is None:
         return None
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
-    digest = hashlib.sha256()
-    encoder = params.flatten(frozen["image_encoder"])
-    for path, leaf in sorted(encoder.items()):
-        digest.update(path.encode() + np.asarray(leaf).tobytes())
     identity = {
-        "encoder": digest.hexdigest(),
+        "encoder": params.digest(frozen["image_encoder"]),
         "views": dataclasses.asdict(views.config),
         "pictures": hashlib.sha256("\n".join(views.pictures.names).encode()).hexdigest(),
     }
@@ -203,17 +199,21 @@ class stop_signals:
             signal.signal(number, handler)
 
 
-def save_result(config: TrainConfig, sam: Sam, run: Run, trained: params.Params, tree: params.Params) -> None:
-    """Writes the plugin as one file, or the whole model where there is no plugin."""
-    if config.plugin is not None:
-        path = run.folder / "plugin.safetensors"
-        path.unlink(missing_ok=True)
-        plugin_file.save_plugin(path, trained["plugin"], config=config.plugin, metadata={"base": config.model})
+def save_result(
+    config: TrainConfig, sam: Sam, run: Run, base: params.Params, trained: params.Params, result: params.Params
+) -> None:
+    """Writes the plugin as one file, or the whole model where there is no plugin; what is there already is kept."""
+    name = next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder)
+    path = run.folder / ("model" if config.plugin is None else "plugin.safetensors")
+    if path.exists():
+        print(f"kept: {path}", flush=True)
+        return
+    frozen = {subtree: leaves for subtree, leaves in base.items() if subtree != "plugin"}
+    recipe = run.settings | {"base": name, "base_sha256": params.digest(frozen)}
+    if config.plugin is None:
+        checkpoint.save_model(path, result, model=name, source=recipe, dtype=np.dtype(config.store))
     else:
-        path = run.folder / "model"
-        name = next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder)
-        source = {"recipe": "train.main", "base": config.model, "steps": int(config.steps or 0)}
-        checkpoint.save_model(path, tree, model=name, source=source)
+        plugin_file.save_plugin(path, trained["plugin"], config=config.plugin, metadata=recipe)
     print(f"written: {path}", flush=True)
 
 
@@ -241,7 +241,11 @@ def main() -> None:
         arguments = ["quickstart", *arguments]
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
     with exit_on_input_error():
-        train(config)
+        try:
+            train(config)
+        except FloatingPointError as error:
+            print(f"error: {error}; the checkpoints before it are kept. Try a lower --learning-rate.", file=sys.stderr)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ class TrainConfig:
     """The plugin that is added to the base; None trains the base's own parts."""
     trainable: tuple[str, ...] = PLUGIN_ONLY
     """Patterns over parameter paths; all else stays as it is, to the bit."""
+    store: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in model/; float16 halves the folder and rounds to 11 bits."""
     cache: pathlib.Path | None = None
     """Folder for the frozen encoder's features; they are then computed once per view."""
     views: int = 1
@@ -97,6 +99,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             objective="pretrain",
             plugin=None,
             trainable=NECK_AND_DECODER,
+            store="float16",
             cache=_CACHE,
             views=2,
         ),

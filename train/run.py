@@ -32,6 +32,7 @@ class Run:
         """
         self.folder = pathlib.Path(config.output)
         settings = {key: value for key, value in _plain(config).items() if key not in FREE_FIELDS}
+        self.settings = settings  # what decides the result, as JSON holds it
         path = self.folder / "config.json"
         if path.exists():
             before = json.loads(path.read_text())
@@ -85,8 +86,9 @@ class Progress:
     def __init__(self, run: Run, *, start: int, steps: int, pictures_per_step: int, seconds: float = 10.0):
         """Begins to count at step `start` of `steps`."""
         self.run, self.steps, self.pictures_per_step, self.seconds = run, steps, pictures_per_step, seconds
-        self.first = self.printed_step = start
-        self.began = self.printed_at = time.monotonic()
+        self.printed_step = start
+        self.printed_at = time.monotonic()
+        self.first: tuple[int, float] | None = None  # step and time of the first measurement, after compilation
         self.pending: list[Any] = []
 
     def add(self, step: int, measured: Any) -> None:
@@ -96,23 +98,26 @@ class Progress:
             FloatingPointError: a loss since the last line is not finite.
         """
         self.pending.append(measured)
-        now = time.monotonic()
-        if now - self.printed_at < self.seconds and step < self.steps:
+        if self.first is None:
+            jax.block_until_ready(measured)
+            self.first = step, time.monotonic()
+        if time.monotonic() - self.printed_at < self.seconds and step < self.steps:
             return
         values = jax.device_get(self.pending)
         loss = sum(float(value.loss[0]) for value in values) / len(values)
         iou = sum(float(value.iou[0]) for value in values) / len(values)
         if not abs(loss) < float("inf"):
-            raise FloatingPointError(f"the loss is {loss} between steps {self.printed_step} and {step}")
+            raise FloatingPointError(f"the loss is {loss} between steps {self.printed_step + 1} and {step}")
         now = time.monotonic()
-        speed = (step - self.printed_step) / (now - self.printed_at)
-        left = (self.steps - step) * (now - self.began) / (step - self.first)
+        speed = self.pictures_per_step * (step - self.printed_step) / (now - self.printed_at)
+        first_step, first_time = self.first
+        left = ""
+        if step > first_step:
+            left = f"  {_clock((self.steps - step) * (now - first_time) / (step - first_step))} left"
         print(
-            f"step {step}/{self.steps}  loss {loss:.4f}  IoU {100 * iou:.1f}  "
-            f"{speed * self.pictures_per_step:.1f} pictures/s  {_clock(left)} left",
-            flush=True,
+            f"step {step}/{self.steps}  loss {loss:.4f}  IoU {100 * iou:.1f}  {speed:.1f} pictures/s{left}", flush=True
         )
-        self.run.log({"step": step, "loss": loss, "iou": iou, "pictures_per_second": speed * self.pictures_per_step})
+        self.run.log({"step": step, "loss": loss, "iou": iou, "pictures_per_second": speed})
         self.pending, self.printed_step, self.printed_at = [], step, now
 
 
