@@ -1,0 +1,70 @@
+"""A small SAM twice: segment_anything's in PyTorch and ours, with the same random weights, both in float64."""
+
+import contextlib
+import copy
+import dataclasses
+import unittest.mock
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from eval import parity, torch_sam
+from stablesam_jax.config import SamConfig, ViTConfig
+from stablesam_jax.model.sam import Sam
+
+# 20 cells: windows of 14 need padding. Two windowed and two global blocks.
+CONFIG = SamConfig(
+    encoder=ViTConfig(width=64, depth=4, heads=2, global_blocks=(1, 3)), image_size=320, embedding_width=64
+)
+TOLERANCE = 1e-9  # relative to the largest number; float64 rounding is a thousand times smaller
+SEEN = 1e-7  # a fault that moves the result by as much is a hundred times above the tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two models."""
+
+    official: torch_sam.modeling.Sam
+    sam: Sam
+    params: dict[str, Any]
+
+    def faulty(self, spoil: Callable[[torch_sam.modeling.Sam], None]) -> "Pair":
+        """The pair with a mistake in the official model: what a wrong port would be compared with."""
+        official = copy.deepcopy(self.official)
+        with torch.no_grad():
+            spoil(official)
+        return dataclasses.replace(self, official=official)
+
+
+@contextlib.contextmanager
+def float64_pair(seed: int = 0) -> Iterator[Pair]:
+    """Within it, JAX computes in float64, and so does the official prompt encoder, which else casts to float32."""
+    official = torch_sam.build(CONFIG)
+    torch_sam.randomise(official, seed)
+    params = parity.convert(official.state_dict(), CONFIG)
+    with jax.enable_x64(True), unittest.mock.patch.object(torch_sam.modeling.prompt_encoder, "torch", _DoubleTorch()):
+        params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), params)
+        yield Pair(official.double().requires_grad_(False), Sam(CONFIG), params)
+
+
+class _DoubleTorch:
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def difference(ours: jax.Array, theirs: torch.Tensor) -> float:
+    """Largest difference relative to the largest number of theirs."""
+    reference = theirs.numpy()
+    assert ours.shape == reference.shape
+    assert ours.dtype == reference.dtype == np.float64
+    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Normal float64 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape)

@@ -1,0 +1,53 @@
+"""Shifted products are a depthwise convolution."""
+
+import jax
+import numpy as np
+import pytest
+
+from stablesam_jax.depthwise import depthwise_conv
+
+
+def grouped_convolution(x, kernel, stride):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def case(size_hw, k):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((2, *size_hw, 3), np.float32), rng.standard_normal((k, k, 3), np.float32)
+
+
+@pytest.mark.parametrize("size_hw", [(8, 7), (1, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 5])
+def test_values_and_gradients_are_those_of_a_grouped_convolution(k, stride, size_hw):
+    x, kernel = case(size_hw, k)
+
+    @jax.jit
+    def value_and_gradients(x, kernel):
+        ours, pull_ours = jax.vjp(lambda x, kernel: depthwise_conv(x, kernel, stride=stride), x, kernel)
+        theirs, pull_theirs = jax.vjp(lambda x, kernel: grouped_convolution(x, kernel, stride), x, kernel)
+        return (ours, *pull_ours(theirs)), (theirs, *pull_theirs(theirs))
+
+    for ours, theirs in zip(*value_and_gradients(x, kernel), strict=True):
+        assert ours.shape == theirs.shape
+        # Sums of up to 2 * 8 * 7 products of deviation 5.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_one_weight_in_the_centre_keeps_the_map():
+    x, _ = case((4, 6), 3)
+    kernel = np.zeros((3, 3, 3), np.float32)
+    kernel[1, 1] = 1
+    np.testing.assert_array_equal(depthwise_conv(x, kernel), x)
+
+
+def test_leading_axes_are_kept():
+    x, kernel = case((4, 6), 3)
+    np.testing.assert_array_equal(depthwise_conv(x[:, None, None], kernel)[:, 0, 0], depthwise_conv(x, kernel))

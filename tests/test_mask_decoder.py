@@ -1,0 +1,136 @@
+"""The mask decoder equals the official one in float64, and the comparison sees the usual mistakes."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from stablesam_jax.model.common import UpscaleBy2
+from stablesam_jax.model.mask_decoder import MaskDecoder
+from tests.reference.sam_pair import CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal
+
+GRID = 6  # any map does; a small one is quick
+WIDTH = CONFIG.embedding_width
+EMBEDDING = normal(1, GRID, GRID, WIDTH, seed=1)
+IMAGE_PE = normal(1, 1, GRID, GRID, WIDTH, seed=2)
+SPARSE = normal(1, 2, 3, WIDTH, seed=3)
+DENSE = normal(1, 2, GRID, GRID, WIDTH, seed=4)
+APPLY = jax.jit(MaskDecoder(WIDTH).apply, static_argnames="masks")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    with float64_pair() as pair:
+        yield pair
+
+
+def run(pair, masks, *, sparse=SPARSE, valid=None):
+    valid = np.ones(sparse.shape[:3], bool) if valid is None else valid
+    variables = {"params": pair.params["mask_decoder"]}
+    logits, iou = APPLY(variables, EMBEDDING, IMAGE_PE, sparse, DENSE, valid, masks=masks)
+    return logits[0], iou[0]
+
+
+def run_official(pair):
+    """All four masks."""
+
+    def as_map(x):
+        return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+    return pair.official.mask_decoder.predict_masks(
+        as_map(EMBEDDING), as_map(IMAGE_PE[0]), torch.from_numpy(SPARSE[0]), as_map(DENSE[0])
+    )
+
+
+def logits_difference(pair):
+    return difference(run(pair, "all")[0], run_official(pair)[0])
+
+
+@pytest.mark.parametrize(("masks", "chosen"), [("all", slice(0, 4)), ("single", slice(0, 1)), ("multi", slice(1, 4))])
+def test_masks_and_predicted_iou_are_equal(pair, masks, chosen):
+    logits, iou = run(pair, masks)
+    official_logits, official_iou = run_official(pair)
+    assert difference(logits, official_logits[:, chosen]) < TOLERANCE
+    assert difference(iou, official_iou[:, chosen]) < TOLERANCE
+
+
+def test_a_mask_that_is_not_asked_for_is_not_computed(pair):
+    def cost(masks):
+        valid = np.ones(SPARSE.shape[:3], bool)
+        inputs = ({"params": pair.params["mask_decoder"]}, EMBEDDING, IMAGE_PE, SPARSE, DENSE, valid)
+        return APPLY.lower(*inputs, masks=masks).as_text().count("dot_general")
+
+    one_hypernetwork = 3
+    assert cost("all") - cost("single") == 3 * one_hypernetwork
+    assert cost("all") - cost("multi") == one_hypernetwork
+
+
+def test_upscaling_is_the_transposed_convolution():
+    x = np.float32(normal(2, 3, 5, 4))
+    kernel = np.float32(normal(2, 2, 4, 7, seed=1))
+    bias = np.float32(normal(7, seed=2))
+    ours = UpscaleBy2(7).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    theirs = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2),
+        torch.from_numpy(kernel).permute(2, 3, 0, 1),
+        torch.from_numpy(bias),
+        stride=2,
+    )
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), rtol=0, atol=5e-6)
+
+
+def flipped_kernel(decoder):
+    kernel = decoder.output_upscaling[0].weight
+    kernel.copy_(kernel.flip(2, 3))
+
+
+def eps_of_the_transformer(decoder):
+    decoder.output_upscaling[1].eps = 1e-5
+
+
+def tanh_gelu(decoder):
+    decoder.output_upscaling[4].approximate = "tanh"
+
+
+def no_last_gelu(decoder):
+    decoder.output_upscaling[4] = torch.nn.Identity()
+
+
+def iou_token_and_mask_token_swapped(decoder):
+    first = decoder.iou_token.weight[0].clone()
+    decoder.iou_token.weight[0] = decoder.mask_tokens.weight[0]
+    decoder.mask_tokens.weight[0] = first
+
+
+def last_hypernetworks_swapped(decoder):
+    networks = decoder.output_hypernetworks_mlps
+    networks[2], networks[3] = networks[3], networks[2]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        flipped_kernel,
+        eps_of_the_transformer,
+        tanh_gelu,
+        no_last_gelu,
+        iou_token_and_mask_token_swapped,
+        last_hypernetworks_swapped,
+    ],
+)
+def test_mistakes_are_seen(pair, mistake):
+    assert logits_difference(pair.faulty(lambda sam: mistake(sam.mask_decoder))) > SEEN
+
+
+def test_leaving_out_a_token_is_seen(pair):
+    ours, _ = run(pair, "all", valid=np.array([[[True, True, False]] * 2]))
+    assert difference(ours, run_official(pair)[0]) > SEEN
+
+
+def test_padding_a_prompt_with_absent_tokens_changes_nothing(pair):
+    padded = np.concatenate([SPARSE, normal(1, 2, 5, WIDTH, seed=5)], axis=2)
+    valid = np.broadcast_to(np.arange(8) < 3, (1, 2, 8))
+    logits, iou = run(pair, "all", sparse=padded, valid=valid)
+    official_logits, official_iou = run_official(pair)
+    assert difference(logits, official_logits) < TOLERANCE
+    assert difference(iou, official_iou) < TOLERANCE
