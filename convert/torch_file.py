@@ -28,7 +28,22 @@ ALLOWED_CALLS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
 )
 OTHER_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 wrote pickles in a row, the first of them this number
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 wrote pickles in a row, the first of them this number,
+LEGACY_PROTOCOL = 1001  # and the second this one
+
+# What zipfile, pickletools and torch.load raise at bytes that make no sense.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("module.", "model.", "sam.", "net.")
@@ -75,24 +90,13 @@ def _read_safetensors(path: pathlib.Path) -> Any:
 
 
 def _read_pickle(path: pathlib.Path) -> Any:
-    is_zip = zipfile.is_zipfile(path)
     try:
-        if is_zip:
-            _check_zip(path)
-        else:
-            _check_legacy(path)
+        is_zip = zipfile.is_zipfile(path)
+        (_check_zip if is_zip else _check_legacy)(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except InputError:
         raise
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        EOFError,
-    ) as error:
+    except UNREADABLE as error:
         raise _damaged(path, str(error)) from None
 
 
@@ -125,12 +129,12 @@ def _check_legacy(path: pathlib.Path) -> None:
             content = cast(IO[bytes], mapped)
             if LEGACY_MAGIC not in [argument for _, argument, _ in pickletools.genops(content)]:
                 raise InputError(f"{path}: a pickle, but not of torch.save. Give a .pth, .pt or .safetensors file.")
-            for _ in ("protocol", "system", "object", "storages"):
-                _check_calls(path, pickletools.genops(content), len(mapped))
+            for limit in (LEGACY_PROTOCOL, LEGACY_PROTOCOL, len(mapped), len(mapped)):  # then system, object, keys
+                _check_calls(path, pickletools.genops(content), limit)
 
 
-def _check_calls(path: pathlib.Path, operations: Any, size: int) -> None:
-    """Looks through a pickle without running it: which functions it names, and whether its numbers can be true."""
+def _check_calls(path: pathlib.Path, operations: Any, limit: int) -> None:
+    """Looks through a pickle without running it: which functions it names, and whether a number is above the limit."""
     for operation, argument, _ in operations:
         if (operation.name == "GLOBAL" and not ALLOWED_CALLS.fullmatch(argument)) or operation.name in OTHER_CALLS:
             call = argument.replace(" ", ".") if operation.name == "GLOBAL" else f"a {operation.name} instruction"
@@ -138,8 +142,11 @@ def _check_calls(path: pathlib.Path, operations: Any, size: int) -> None:
                 f"{path}: reading it would run {call}, so it is not read. Ask for a state dict, "
                 "torch.save(model.state_dict(), FILE)."
             )
-        if isinstance(argument, int) and argument > size:
-            raise InputError(f"{path}: declares a size of {argument:,} in a file of {size:,} bytes. Do not trust it.")
+        if isinstance(argument, int) and argument > limit:
+            raise InputError(
+                f"{path}: declares a size of {argument:,} where {limit:,} is possible: cut short or a trap. "
+                "Get it again from a source that you trust."
+            )
 
 
 def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
