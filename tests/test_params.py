@@ -32,5 +32,5 @@ def test_split_and_merge_lose_nothing():
 
 
 def test_a_pattern_is_for_the_whole_path():
-    with pytest.raises(ValueError, match="kernel.*matches no parameter.*plugin, mask_decoder"):
+    with pytest.raises(ValueError, match=r"kernel.*matches no parameter.*plugin, mask_decoder"):
         split(TREE, ["kernel"])
