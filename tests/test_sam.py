@@ -62,14 +62,6 @@ def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(pai
             assert difference(ours[picture, prompt][None], official_logits(pair, picture, prompt)) < TOLERANCE
 
 
-def test_a_batch_equals_its_parts(pair, embeddings):
-    whole = decode(pair, embeddings, PROMPTS)
-    for picture in range(2):
-        part = jax.tree.map(lambda leaf, picture=picture: leaf[picture : picture + 1, 1:2], PROMPTS)
-        alone = decode(pair, embeddings[picture : picture + 1], part)
-        np.testing.assert_allclose(alone[0, 0], whole[picture, 1], rtol=0, atol=1e-10)
-
-
 def test_more_padding_changes_nothing(pair, embeddings):
     longer = PROMPTS.replace(
         coords=np.concatenate([COORDS, 99 * normal(2, 3, 5, 2)], axis=2),
