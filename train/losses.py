@@ -51,7 +51,7 @@ def sample_at(maps: jax.Array, positions: jax.Array) -> jax.Array:
 
     Within half a pixel of the border the border's value goes on, where HQ-SAM fades to 0.
     """
-    size = jnp.array(maps.shape[::-1], jnp.float32)
+    size = jnp.array([maps.shape[::-1]], jnp.float32)
     return bilinear_sample(maps[..., None], positions * size - 0.5)[..., 0]
 
 
