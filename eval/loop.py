@@ -5,6 +5,7 @@ the picture's own size in one bilinear step and thresholded at 0; metrics are ta
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,7 +24,7 @@ from stablesam_jax.preprocess import preprocess
 from stablesam_jax.prompts import Prompt
 
 METRICS = ("miou", "mbiou", "msf")
-CHUNK = 16  # prompts that are decoded at once; the last chunk is padded by repeating a prompt
+CHUNK = 10  # prompts that are decoded at once, half of the paper's 20; the last chunk is padded by repeating a prompt
 TOKEN_BUCKETS = (2, 4, 6, 11)  # lengths that prompts are padded to, so that few programs are compiled
 
 
@@ -52,13 +53,10 @@ class Segmenter:
     """A system, compiled: squeezed pictures to embeddings, prompts to masks of the picture's own size."""
 
     def __init__(self, sam: Sam, params: Params):
-        """Prepares the two programs; they are compiled when first used."""
+        """Prepares the two programs; they are compiled when first used, once for all parameters of a model."""
         self.config = sam.config
         self.params = jax.device_put(params)
-        self._encode: Callable = jax.jit(lambda tree, x: sam.apply({"params": tree}, x, method="encode"))
-        self._decode: Callable = jax.jit(
-            lambda tree, x, prompts: sam.apply({"params": tree}, x, prompts, method="decode").low_res_masks
-        )
+        self._encode, self._decode = _programs(sam)
 
     def encode(self, picture: np.ndarray) -> jax.Array:
         """(H, W, 3) uint8 -> (1, G, G, C) image embedding of the squeezed picture."""
@@ -69,7 +67,7 @@ class Segmenter:
 
         Args:
             embedding: (1, G, G, C).
-            prompts: points and boxes in pixels of the picture.
+            prompts: at least one; points and boxes in pixels of the picture.
             size_hw: the picture's size.
 
         Returns:
@@ -90,9 +88,29 @@ class Segmenter:
     def _tokens(
         self, prompt: Prompt, size_hw: tuple[int, int], length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        factor = self.config.image_size / np.array(size_hw[::-1], np.float64)
-        box = None if prompt.box is None else prompt.box.reshape(2, 2) * factor
-        return sparse_tokens(prompt.points * factor, prompt.labels, box, length=length)
+        box = None if prompt.box is None else to_frame(prompt.box.reshape(2, 2), size_hw, self.config.image_size)
+        return sparse_tokens(
+            to_frame(prompt.points, size_hw, self.config.image_size), prompt.labels, box, length=length
+        )
+
+
+@functools.cache
+def _programs(sam: Sam) -> tuple[Callable, Callable]:
+    """(parameters, pictures) -> embeddings, and (parameters, embeddings, prompts) -> logits of the single mask."""
+    encode = jax.jit(lambda tree, x: sam.apply({"params": tree}, x, method="encode"))
+    decode = jax.jit(lambda tree, x, prompts: sam.apply({"params": tree}, x, prompts, method="decode").low_res_masks)
+    return encode, decode
+
+
+def to_frame(coords: np.ndarray, size_hw: tuple[int, int], size: int) -> np.ndarray:
+    """Pixels of a picture to pixels of its squeezed frame, centre to centre: (K, 2) (x, y) -> (K, 2).
+
+    A whole number names a pixel; its centre lies half a pixel further, which the prompt encoder adds in the frame. So a
+    mirrored picture with mirrored prompts is the mirrored frame, as for prompts that HQ-SAM draws in the frame itself;
+    scaling alone, as SamPredictor does, would shift them by half the change of a pixel's size. We draw in the picture,
+    because frames differ in size between systems and prompts must not.
+    """
+    return (coords + 0.5) * (size / np.array([size_hw[::-1]], np.float64)) - 0.5
 
 
 def squeeze(picture: np.ndarray, size: int) -> np.ndarray:
