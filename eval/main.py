@@ -10,7 +10,7 @@ import tyro
 
 from eval.loop import METRICS, Protocol, Score, Segmenter, Summary, evaluate, summarise
 from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
-from eval.report import MEAN, mean_of_sets, prepare_output, show, table, write_results
+from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results
 from stablesam_jax.build import build
 from stablesam_jax.checkpoint import version
 from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
@@ -44,10 +44,13 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
         raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(PROMPT_KINDS)}.")
     if config.count < 1 or (config.limit is not None and config.limit < 1):
         raise InputError(f"--count {config.count} --limit {config.limit}: must be at least 1.")
-    open_folders(config.data_dir)  # every fault of a folder before the first second of work
-    folders = {pathlib.Path(folder).resolve().name: PairsFolder(folder) for folder in config.data_dir}
+    check_output(config.output)
+    paths = [folder.resolve() for folder in config.data_dir]  # the same prompts however a folder is spelled
+    open_folders(paths)  # faults of the folders before the first second of work
+    folders = {path.name: PairsFolder(path) for path in paths}
+    if MEAN in folders:
+        raise InputError(f"{folders[MEAN].folder}: a data set cannot be called {MEAN!r} in the results; rename it.")
     built = {system: build(system) for system in config.system}
-    prepare_output(config.output)
 
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
     results: dict[str, dict[str, Summary]] = {}
@@ -89,6 +92,7 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
 
 def write_records(path: pathlib.Path, records: list[tuple[str, str, Score]]) -> None:
     """One line per system, picture, object and kind of prompt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", newline="") as file:
         writer = csv.writer(file)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 import rich.box
+import rich.markup
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from stablesam_jax.errors import InputError
 
 MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {"miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF"}
+RESULT_FILES = ("results.json", "results.md", "per_image.csv")
 Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or MEAN -> kind -> metric -> fraction
 
 
@@ -32,15 +34,15 @@ def table(rows: Mapping[str, Summary], *, title: str, first: str) -> Table:
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="mIoU / mBIoU / mSF in percent")
     result.add_column(first)
     for kind in kinds:
-        result.add_column(kind, justify="right")
+        result.add_column(kind, justify="right", no_wrap=True)
     for name, summary in rows.items():
-        result.add_row(name, *[_cell(summary[kind]) for kind in kinds])
+        result.add_row(rich.markup.escape(name), *[_cell(summary[kind]) for kind in kinds])
     return result
 
 
 def show(tables: list[Table]) -> None:
     """Prints tables; wide enough for all columns where the output is no terminal."""
-    console = Console(width=None if os.isatty(1) else 120)
+    console = Console(width=None if os.isatty(1) else 400)
     for entry in tables:
         console.print(entry)
 
@@ -63,24 +65,24 @@ def write_results(folder: pathlib.Path, results: Results, meta: Mapping[str, obj
         for dataset in next(iter(results.values()))
     ]
     note = "mIoU / mBIoU / mSF in percent.\n\n"
-    for name, content in (("results.json", text), ("results.md", note + "\n".join(sections))):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("results.md", note + "\n".join(sections)), ("results.json", text)):
         temporary = folder / f"{name}.tmp"
         temporary.write_text(content)
         temporary.replace(folder / name)
 
 
-def prepare_output(folder: pathlib.Path) -> None:
-    """Makes the folder for results.
+def check_output(folder: pathlib.Path) -> None:
+    """Looks whether results can be written, hours before they are; makes nothing.
 
     Raises:
-        InputError: it holds results already, or cannot be made.
+        InputError: the folder holds results already, or cannot be made or written to.
     """
-    if (folder / "results.json").exists():
+    if any((folder / name).exists() for name in RESULT_FILES):
         raise InputError(f"{folder}: holds results already, and nothing is overwritten; give another --output.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --output.") from error
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{folder}: {existing} is no folder that can be written to; give another --output.")
 
 
 def _cell(metrics: Mapping[str, float]) -> str:
