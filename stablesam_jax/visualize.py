@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -53,10 +54,21 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
             axis.imshow(row.masks[system].mean(axis=0), cmap=HEAT, vmin=0, vmax=1)
             axis.set_title(f"{system}: {row.captions[system]}", fontsize=9)
         for axis in line:
-            axis.contour(row.target, levels=[0.5], colors=TARGET_COLOUR, linewidths=0.9)
+            _outline(axis, row.target)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlim(-0.5, row.picture.shape[1] - 0.5)
             axis.set_ylim(row.picture.shape[0] - 0.5, -0.5)
     figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=9)
     return figure
+
+
+def _outline(axis: Axes, mask: np.ndarray) -> None:
+    """Draws the edge of a mask, along the picture's border too; nothing where the mask is empty."""
+    if not mask.any():
+        return  # a contour of nothing makes matplotlib warn
+    height, width = mask.shape
+    framed = np.pad(mask, 1).astype(np.float32)
+    axis.contour(
+        np.arange(-1, width + 1), np.arange(-1, height + 1), framed, levels=[0.5], colors=TARGET_COLOUR, linewidths=0.9
+    )
