@@ -35,12 +35,13 @@ ENCODE_BATCH = 4  # pictures that the frozen encoder sees at once
 def train(config: TrainConfig) -> None:
     """One training run, from its options to its results."""
     # What is asked for is checked before anything is written.
+    check_numbers(config)
     devices = parallel.choose_devices(config.devices)
     parallel.check_divides(config.batch_size, len(devices))
     kinds = parse_kinds(config.prompts)
     sam, tree = base_model(config)
     trained, frozen = params.split(tree, config.trainable)
-    neck_trains = "image_encoder" in trained
+    neck_trains = check_trainable(config, sam, trained)
     training, held_out = pictures(config)
     view_config = ViewConfig(
         size=sam.config.image_size, scale_range=config.scale_range, views=config.views, seed=config.seed
@@ -54,7 +55,7 @@ def train(config: TrainConfig) -> None:
         mask_size=sam.config.mask_size,
         seed=config.seed,
     )
-    run = Run(config)
+    run = Run(config, facts(sam, tree, training))
     print(
         f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
         f"{len(training)} pictures, {steps} steps of {config.batch_size} x {config.prompts_per_picture} prompts, "
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> None:
     start = int(state.step)
     if start:
         print(f"continuing after step {start}", flush=True)
-    cache = fill_cache(config, sam, frozen, views, neck_trains=neck_trains)
+    cache = fill_cache(config, sam, frozen, views, neck_trains=neck_trains) if start < steps else None
 
     update = parallel.run_on_all(
         make_update(sam, optimizer, config.objective, neck_trains=neck_trains), devices, donate=(0,)
@@ -84,17 +85,66 @@ def train(config: TrainConfig) -> None:
             if cache is not None:
                 batch["features"] = cache[view]
             state, measured = update(state, everywhere, parallel.shard(batch, len(devices)), seed)
-            progress.add(step, measured)
-            if step % config.save_every == 0 or step == steps or stop.asked:
+            saving = step % config.save_every == 0 or step == steps or stop.asked
+            progress.add(step, measured, now=saving)
+            if saving:
                 run.save(parallel.unreplicate(state))
-            if stop.asked:
+            if saving and stop.asked:
                 print(f"stopped after step {step}; the same command continues", flush=True)
                 return
 
     trained = parallel.unreplicate(state.trained)
     result = params.merge(frozen, trained)
-    save_result(config, sam, run, tree, trained, result)
+    save_result(config, run, result)
     report(config, run, {"before": Segmenter(sam, tree), "after": Segmenter(sam, result)}, held_out)
+
+
+def check_numbers(config: TrainConfig) -> None:
+    """Raises an InputError that names every option out of range; numbers of the data are checked where they go."""
+    rules = [
+        ("--steps", config.steps, config.steps is None or config.steps >= 1, "at least 1"),
+        ("--epochs", config.epochs, 0 < config.epochs < math.inf, "above 0"),
+        ("--learning-rate", config.learning_rate, 0 < config.learning_rate < math.inf, "above 0"),
+        ("--save-every", config.save_every, config.save_every >= 1, "at least 1"),
+        ("--held-out", config.held_out, config.held_out >= 0, "at least 0"),
+        ("--eval-prompts", config.eval_prompts, config.eval_prompts >= 1, "at least 1"),
+    ]
+    faults = [f"{option} {value}: must be {expected}" for option, value, holds, expected in rules if not holds]
+    if faults:
+        raise InputError("; ".join(faults) + ".")
+
+
+def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params) -> bool:
+    """Whether the encoder is cut before its neck, which trains then.
+
+    Raises:
+        InputError: something trains that would not be saved, or that a cache holds still.
+    """
+    others = ", ".join(f"{subtree}/..." for subtree in trained if subtree != "plugin")
+    if config.plugin is not None and others:
+        raise InputError(
+            f"--trainable: {others} would train beside a plugin, whose file holds the plugin alone; "
+            "train plugin/.*, or take a preset without a plugin, as pt-sam."
+        )
+    neck_trains = isinstance(sam.config.encoder, LiteConfig) and "neck" in trained.get("image_encoder", {})
+    moving = trained.get("image_encoder", {}).keys() - ({"neck"} if neck_trains else set())
+    if config.cache is not None and moving:
+        raise InputError(
+            f"--trainable: image_encoder/{min(moving)} would train, but --cache holds features of a frozen encoder; "
+            "say --cache None."
+        )
+    return neck_trains
+
+
+def facts(sam: Sam, tree: params.Params, training: Pictures) -> dict[str, str]:
+    """What a run depends on beside its options, so that it is not continued on another base or other pictures."""
+    names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
+    base = {subtree: leaves for subtree, leaves in tree.items() if subtree != "plugin"}
+    return {
+        "base": next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder),
+        "base_sha256": params.digest(base),
+        "pictures": f"{len(training)}, names {names[:16]}",
+    }
 
 
 def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
@@ -122,6 +172,8 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
 def base_model(config: TrainConfig) -> tuple[Sam, params.Params]:
     """The base, at the input size that is asked for, with a fresh plugin where one is."""
     sam, tree = build.build(config.model)
+    if sam.plugin is not None:
+        raise InputError(f"--model {config.model}: has a plugin already; give the base that it was trained on.")
     if config.image_size is not None:
         if not isinstance(sam.config.encoder, LiteConfig):
             raise InputError(f"--image-size {config.image_size}: only sam_nano can be trained at another input size.")
@@ -136,9 +188,9 @@ def base_model(config: TrainConfig) -> tuple[Sam, params.Params]:
 def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     """Training and held-out pictures; of folders, a fixed choice by name is held out."""
     if not config.data_dir:
-        scenes = (EMBEDDED_SCENES, min(config.held_out, EMBEDDED_SCENES))
-        return Collage("train", scenes[0], seed=config.seed), Collage("held_out", scenes[1], seed=config.seed)
-    source = open_folders(config.data_dir)
+        training, unseen = (Collage(split, EMBEDDED_SCENES, seed=config.seed) for split in ("train", "held_out"))
+        return training, Selection(unseen, range(min(config.held_out, EMBEDDED_SCENES)))
+    source = open_folders([folder.resolve() for folder in config.data_dir])  # "." has no name
     order = sorted(range(len(source)), key=lambda index: hashlib.sha256(source.names[index].encode()).digest())
     kept = min(config.held_out, len(source) // 5)
     return Selection(source, sorted(order[kept:])), Selection(source, sorted(order[:kept]))
@@ -148,8 +200,8 @@ def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
     """The learning rate by step."""
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
-    peak = config.learning_rate
-    return optax.warmup_cosine_decay_schedule(0.0, peak, max(steps // 50, 1), steps, peak / 100)
+    peak, warmup = config.learning_rate, max(steps // 50, 1)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak / 100)
 
 
 def fill_cache(
@@ -162,7 +214,7 @@ def fill_cache(
     identity = {
         "encoder": params.digest(frozen["image_encoder"]),
         "views": dataclasses.asdict(views.config),
-        "pictures": hashlib.sha256("\n".join(views.pictures.names).encode()).hexdigest(),
+        "pictures": fingerprint(config, views),
     }
     tree = {"image_encoder": frozen["image_encoder"]}
     encode = jax.jit(lambda batch: freeze(tree, batch))
@@ -171,6 +223,23 @@ def fill_cache(
         if done % (25 * ENCODE_BATCH) == 0 or done == len(views):
             print(f"encoding the pictures, once: {done}/{len(views)} views", flush=True)
     return cache
+
+
+def fingerprint(config: TrainConfig, views: Views) -> str:
+    """SHA-256 that changes with what the views are made of, without reading all of it.
+
+    Names, and size and time of every file: pictures and masks, for a crop depends on the objects that it keeps. The
+    first view stands for whatever composes and augments.
+    """
+    digest = hashlib.sha256("\n".join(views.pictures.names).encode())
+    for path in (
+        path for folder in config.data_dir for part in ("im", "gt") for path in sorted((folder / part).iterdir())
+    ):
+        status = path.stat()
+        digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    for array in views[0]:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass
@@ -199,26 +268,26 @@ class stop_signals:
             signal.signal(number, handler)
 
 
-def save_result(
-    config: TrainConfig, sam: Sam, run: Run, base: params.Params, trained: params.Params, result: params.Params
-) -> None:
+def save_result(config: TrainConfig, run: Run, result: params.Params) -> None:
     """Writes the plugin as one file, or the whole model where there is no plugin; what is there already is kept."""
-    name = next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder)
     path = run.folder / ("model" if config.plugin is None else "plugin.safetensors")
     if path.exists():
         print(f"kept: {path}", flush=True)
         return
-    frozen = {subtree: leaves for subtree, leaves in base.items() if subtree != "plugin"}
-    recipe = run.settings | {"base": name, "base_sha256": params.digest(frozen)}
     if config.plugin is None:
-        checkpoint.save_model(path, result, model=name, source=recipe, dtype=np.dtype(config.store))
+        model, dtype = run.settings["base"], np.dtype(config.store)
+        checkpoint.save_model(path, result, model=model, source=run.settings, dtype=dtype)
     else:
-        plugin_file.save_plugin(path, trained["plugin"], config=config.plugin, metadata=recipe)
+        plugin_file.save_plugin(path, result["plugin"], config=config.plugin, metadata=run.settings)
     print(f"written: {path}", flush=True)
 
 
 def report(config: TrainConfig, run: Run, systems: dict[str, Segmenter], held_out: Pictures) -> None:
     """The table before / after on held-out pictures, printed and written, and a figure of what changed."""
+    path, figure = run.folder / "report.md", run.folder / "figures" / "wobble.png"
+    if path.exists():
+        print(f"kept: {path} (remove it to compare anew)\n\n{path.read_text()}", flush=True)
+        return
     if not len(held_out):
         print("no picture was held out (--held-out, at most a fifth of all): no table before / after")
         return
@@ -228,23 +297,26 @@ def report(config: TrainConfig, run: Run, systems: dict[str, Segmenter], held_ou
     rows = summaries(scores)
     title = f"{len(held_out)} held-out pictures, {config.eval_prompts} prompts of each kind"
     show([table(rows, title=title, first="")])
-    write_report(run.folder, rows, title)
-    figure = run.folder / "figures" / "wobble.png"
     write_figure(figure, systems, scores, held_out, protocol)
-    print(f"written: {run.folder / 'report.md'}, {figure}", flush=True)
+    write_report(path, rows, title)  # last: where it is, all is done
+    print(f"written: {path}, {figure}", flush=True)
 
 
 def main() -> None:
     """Reads the preset and the options, and trains."""
     arguments = sys.argv[1:]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if arguments[:1] in (["-h"], ["--help"]):
+        print("presets, each with its own defaults (PRESET --help); without one, the first:")
+        print("\n".join(f"  {name:14} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
+    if not arguments or arguments[0].startswith("-"):
         arguments = ["quickstart", *arguments]
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
     with exit_on_input_error():
         try:
             train(config)
         except FloatingPointError as error:
-            print(f"error: {error}; the checkpoints before it are kept. Try a lower --learning-rate.", file=sys.stderr)
+            advice = "the checkpoints before it are kept. Try a lower --learning-rate in another --output."
+            print(f"error: {error}; {advice}", file=sys.stderr)
             sys.exit(1)
 
 

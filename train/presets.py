@@ -12,6 +12,7 @@ ROBUST_PROMPTS = ("gt-box=1", "noisy-box=1", "points=1", "coarse-mask=1")
 GOOD_PROMPTS = ("gt-box=1", "jittered-box=3", "points=4", "refine=1")
 
 PLUGIN_ONLY = ("plugin/.*",)
+# All four mask tokens lie in one array, so 140,832 parameters where the paper's PT-SAM has one token and 140,064.
 MASK_TOKEN = ("mask_decoder/mask_tokens", "mask_decoder/output_hypernetworks_mlps_0/.*")
 NECK_AND_DECODER = ("image_encoder/neck/.*", "prompt_encoder/.*", "mask_decoder/.*")
 
@@ -84,7 +85,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "stable-sam": ("the paper's recipe (sec. 9): one epoch, 32 prompts a step, Adam 1e-3", TrainConfig(views=8)),
     "pt-sam": (
-        "the rival of Table 2: no plugin; one mask token and its MLP, 140,064 parameters",
+        "the rival of Table 2: no plugin; the mask tokens and the first one's MLP, 140,832 parameters",
         TrainConfig(output=pathlib.Path("runs/pt-sam"), plugin=None, trainable=MASK_TOKEN, views=8),
     ),
     "pretrain-nano": (

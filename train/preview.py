@@ -23,10 +23,10 @@ def compare(systems: dict[str, Segmenter], pictures: Pictures, protocol: Protoco
     }
 
 
-def write_report(folder: pathlib.Path, rows: dict[str, Summary], heading: str) -> None:
-    """report.md: the table before / after."""
+def write_report(path: pathlib.Path, rows: dict[str, Summary], heading: str) -> None:
+    """The table before / after as Markdown."""
     text = f"# {heading}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
-    write_text(folder / "report.md", text)
+    write_text(path, text)
 
 
 def write_figure(
@@ -71,7 +71,9 @@ def write_figure(
             captions[name] = f"mIoU {100 * same.miou:.0f}, mSF {100 * same.msf:.0f}"
         rows.append(Wobble(picture=labelled.picture, target=target, prompts=drawn, masks=masks, captions=captions))
     path.parent.mkdir(exist_ok=True)
-    wobble_figure(rows).savefig(path, dpi=110)
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # the suffix tells matplotlib the format
+    wobble_figure(rows).savefig(temporary, dpi=110)
+    temporary.replace(path)
 
 
 def summaries(scores: dict[str, list[Score]]) -> dict[str, Summary]:
