@@ -13,7 +13,10 @@ MIN_VISIBLE = 0.3  # share of an object that must survive the crop
 
 
 def resize_masks(masks: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Bilinear, then the threshold 1/2: (M, H, W) bool -> (M, h, w) bool."""
+    """Bilinear without antialias, as in HQ-SAM, then the threshold 1/2: (M, H, W) bool -> (M, h, w) bool.
+
+    What is thinner than a pixel of the new size may break or vanish.
+    """
     if masks.shape[1:] == size_hw:
         return masks
     size = size_hw[::-1]
@@ -36,12 +39,12 @@ def large_scale_jitter(
     Args:
         rng: advanced by the call.
         picture: (H, W, 3) uint8.
-        masks: (M, H, W) bool.
+        masks: (M, H, W) bool, M >= 1, none empty.
         size: S, side of the frame in pixels.
         scale_range: bounds of the longest side as a share of S.
 
     Returns:
-        picture (S, S, 3) uint8 and the masks that are left, (M', S, S) bool with M' >= 1.
+        picture (S, S, 3) uint8 and the masks that are left, (M', S, S) bool with M' >= 1, none empty.
     """
     if rng.random() < 0.5:
         picture, masks = picture[:, ::-1], masks[:, :, ::-1]
@@ -63,7 +66,16 @@ def large_scale_jitter(
 
 
 def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture with its longest side at `size`, padded; masks that vanish thereby are dropped, but never all."""
+    """The picture with its longest side at `size`, padded; masks that vanish thereby are dropped, but never all.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        masks: (M, H, W) bool, M >= 1, none empty.
+        size: S, side of the frame in pixels.
+
+    Returns:
+        As `large_scale_jitter`.
+    """
     scale = size / max(picture.shape[:2])
     size_hw = max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1)
     resized = resize_masks(masks, size_hw)
@@ -77,7 +89,7 @@ def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple
 
 
 def _resize_picture(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    shrinking = size_hw[0] < picture.shape[0]
+    shrinking = size_hw[0] * size_hw[1] < picture.shape[0] * picture.shape[1]
     interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
     return cv2.resize(np.ascontiguousarray(picture), size_hw[::-1], interpolation=interpolation)
 
