@@ -6,6 +6,7 @@ features of a frozen encoder may be cached by that number. Which views, objects 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 from stablesam_jax import prompts
 from stablesam_jax.data.augment import large_scale_jitter
 from stablesam_jax.data.readers import Pictures
+from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
 
 TOKENS = 11  # K: ten points and the token "not a point"
@@ -31,11 +33,21 @@ class ViewConfig:
     views: int  # augmented versions of each picture
     seed: int
 
+    def __post_init__(self):
+        low, high = self.scale_range
+        if not 0 < low <= high < math.inf:
+            raise InputError(
+                f"scale range {low} to {high}: give two positive shares of the frame, the lower one first."
+            )
+        _check_range("views", self.views, 1)
+        _check_range("seed", self.seed, 0)
+
 
 class Views:
     """All augmented versions of all pictures; index = picture * views + view."""
 
     def __init__(self, pictures: Pictures, config: ViewConfig):
+        """Draws none yet."""
         self.pictures = pictures
         self.config = config
 
@@ -58,10 +70,13 @@ def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_s
         rng: advanced by the call.
         kind: one of `TRAINING_KINDS`.
         mask: (S, S) bool, not empty.
-        mask_size: 4G, side of a mask prompt.
+        mask_size: 4G, side of a mask prompt, a multiple of 8.
 
     Returns:
         The prompt, in the frame of the mask; its mask, where it has one, is (4G, 4G) float32 logits.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     if kind == "gt-box":
         return prompts.Prompt(box=prompts.gt_box(mask))
@@ -110,6 +125,16 @@ class BatchConfig:
     kinds: Mapping[str, float]  # kind of prompt -> weight
     mask_size: int  # 4G
     seed: int
+
+    def __post_init__(self):
+        _check_range("pictures per batch", self.pictures, 1)
+        _check_range("prompts per picture", self.prompts_per_picture, 1)
+        _check_range("seed", self.seed, 0)
+
+
+def _check_range(name: str, value: int, lowest: int) -> None:
+    if not lowest <= value < 2**32:  # JAX takes a seed of 32 bits
+        raise InputError(f"{name} {value}: must be at least {lowest} and below 2^32.")
 
 
 def make_sample(views: Views, config: BatchConfig, index: int, position: int, *, with_picture: bool) -> Batch:
