@@ -33,8 +33,8 @@ def choose_devices(count: int | None) -> list[jax.Device]:
 
 
 def check_divides(batch_size: int, devices: int) -> None:
-    """Raises an InputError where a batch cannot be cut into equal shards."""
-    if batch_size % devices:
+    """Raises an InputError where a batch cannot be cut into equal shards of one picture or more."""
+    if batch_size < 1 or batch_size % devices:
         fitting = max(batch_size // devices * devices, devices)
         raise InputError(
             f"--batch-size {batch_size} cannot be divided among {devices} devices; take {fitting}, or set --devices."
@@ -48,11 +48,12 @@ def replicate(tree: Any, devices: list[jax.Device]) -> Any:
 
 def unreplicate(tree: Any) -> Any:
     """The first device's copy of every leaf, as numpy arrays."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+    # The dots keep a number an array: Orbax saves numpy's scalars and then cannot restore them.
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0, ...], tree)
 
 
 def shard(tree: Any, devices: int) -> Any:
-    """(B, ...) leaves -> (devices, B / devices, ...)."""
+    """(B, ...) leaves -> (devices, B / devices, ...); `check_divides` comes first."""
     return jax.tree.map(lambda leaf: leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), tree)
 
 
