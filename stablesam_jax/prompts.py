@@ -27,7 +27,7 @@ class Prompt:
     points: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))  # (K, 2), (x, y)
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # (K,), 1 object, 0 not
     box: np.ndarray | None = None  # (4,) float32 XYXY
-    mask: np.ndarray | None = None  # (S, S) bool, a guess at the object
+    mask: np.ndarray | None = None  # (4G, 4G) float32 logits, a guess at the object
 
 
 def gt_box(mask: np.ndarray) -> np.ndarray:
