@@ -1,0 +1,100 @@
+"""The architecture's numbers are the published ones, and those that cannot be built are refused."""
+
+import dataclasses
+
+import pytest
+
+from stablesam_jax.config import MODELS, LiteConfig, PluginConfig, SamConfig, ViTConfig
+
+VITS = {name: config for name, config in MODELS.items() if isinstance(config.encoder, ViTConfig)}
+
+
+def test_there_are_four_models():
+    assert list(MODELS) == ["sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_nano"]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "depth", "heads", "global_blocks"),
+    [  # segment_anything/build_sam.py
+        ("sam_vit_b", 768, 12, 12, (2, 5, 8, 11)),
+        ("sam_vit_l", 1024, 24, 16, (5, 11, 17, 23)),
+        ("sam_vit_h", 1280, 32, 16, (7, 15, 23, 31)),
+    ],
+)
+def test_the_encoders_of_sam_are_the_official_ones(name, width, depth, heads, global_blocks):
+    config = MODELS[name]
+    encoder = ViTConfig(width=width, depth=depth, heads=heads, global_blocks=global_blocks)
+    assert config == SamConfig(encoder=encoder)
+    assert (encoder.window_size, encoder.patch_size) == (14, 16)
+    assert (config.image_size, config.embedding_width) == (1024, 256)
+    assert config.pixel_mean == (123.675, 116.28, 103.53)
+    assert config.pixel_std == (58.395, 57.12, 57.375)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_quarter_of_the_way_each_a_block_sees_the_whole_grid_the_last_one_too(name):
+    encoder = VITS[name].encoder
+    assert encoder.global_blocks[-1] == encoder.depth - 1
+    assert len(encoder.global_blocks) == 4
+    assert encoder.width % encoder.heads == 0
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_sams_grid_has_64_cells_and_its_masks_256_pixels(name):
+    assert (VITS[name].grid_size, VITS[name].mask_size) == (64, 256)
+
+
+def test_nano_is_sam_at_half_the_size():
+    config = MODELS["sam_nano"]
+    assert isinstance(config.encoder, LiteConfig)
+    assert (config.image_size, config.grid_size, config.mask_size) == (512, 32, 128)
+    assert config.embedding_width == MODELS["sam_vit_b"].embedding_width  # the same plugin fits
+
+
+def test_lite0_has_16_blocks_and_its_taps_the_strides_8_16_and_32():
+    config = LiteConfig()
+    assert sum(stage.repeats for stage in config.stages) == 16
+    strides, stride = [], 2  # the stem's
+    for stage in config.stages:
+        stride *= stage.stride
+        strides.append(stride)
+    assert [strides[tap] for tap in config.taps] == [8, 16, 32]
+    assert [config.stages[tap].width for tap in config.taps] == [40, 112, 320]
+    assert strides[config.taps[1]] == config.patch_size
+
+
+@pytest.mark.parametrize("image_size", [1023, 8, 100])
+def test_a_picture_that_patches_do_not_tile_is_refused(image_size):
+    with pytest.raises(ValueError, match=rf"image_size {image_size} is not a multiple of the patch size 16"):
+        dataclasses.replace(MODELS["sam_vit_b"], image_size=image_size)
+
+
+def test_other_sizes_scale_the_grid():
+    config = dataclasses.replace(MODELS["sam_nano"], image_size=320)
+    assert (config.grid_size, config.mask_size) == (20, 80)
+
+
+def test_the_plugin_is_by_default_that_of_the_papers_figure_3():
+    config = PluginConfig()
+    assert config.attentions == (1,)
+    assert config.amplitude == "project"
+    assert config.offset_kernel == 5
+
+
+@pytest.mark.parametrize("attentions", [(0,), (0, 1), (2,), (0, 1, 2)])
+def test_the_plugin_may_sit_at_any_attention(attentions):
+    assert PluginConfig(attentions=attentions).attentions == attentions
+
+
+@pytest.mark.parametrize("attentions", [(), (3,), (-1,), (0, 5)])
+def test_a_plugin_at_no_attention_is_refused(attentions):
+    with pytest.raises(ValueError, match=r"attentions name some of 0, 1 \(decoder layers\) and 2 \(final\); got \("):
+        PluginConfig(attentions=attentions)
+
+
+@pytest.mark.parametrize("config", [PluginConfig(), MODELS["sam_nano"], MODELS["sam_vit_b"].encoder, LiteConfig()])
+def test_a_configuration_does_not_change_and_can_be_a_key(config):
+    field = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, field, None)
+    assert {config: 1}[dataclasses.replace(config)] == 1
