@@ -264,6 +264,7 @@ SOFT = {
     "shrunk": lambda mask: cv2.resize(mask, (151, 101), interpolation=cv2.INTER_AREA),
     "enlarged": lambda mask: cv2.resize(mask, (1200, 800), interpolation=cv2.INTER_LINEAR),
     "blurred": lambda mask: cv2.GaussianBlur(mask, (0, 0), 3),
+    "small and dim": lambda mask: cv2.GaussianBlur(cv2.resize(mask, (60, 40)), (0, 0), 3),
     "once JPEG": lambda mask: cv2.imdecode(cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], 0),
     "of 254 too": lambda mask: np.where(cv2.erode(mask, np.ones((3, 3))) == mask, mask, 254).astype(np.uint8),
     "a few grey pixels": lambda mask: np.where(np.arange(600) == 300, mask // 5, mask).astype(np.uint8),

@@ -58,7 +58,8 @@ class FeatureCache:
                 array.path.unlink(missing_ok=True)
         missing = sum(array.missing_bytes() for array in features)
         free = shutil.disk_usage(self.folder).free
-        if missing > free:
+        complete = marks.path.exists() and bool(marks.open().all())
+        if missing > free and not complete:
             raise InputError(
                 f"{folder}: the features of {len(views)} views need {missing / 2**30:.1f} GiB more, "
                 f"{free / 2**30:.1f} GiB are free; make room, name another folder, or take fewer views."
