@@ -1,5 +1,7 @@
 """Two devices do what one does with the whole batch."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +107,19 @@ def test_steps_on_two_devices_equal_steps_on_one(two, donate):
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
     assert results[0][1] < loss(np.zeros(3, np.float32), {"x": inputs, "y": targets})
+
+
+@pytest.mark.parametrize(("batch_size", "cores", "devices"), [(8, 2, 2), (8, 3, 2), (9, 3, 3), (7, 2, 1), (8, 64, 4)])
+def test_a_processor_is_shown_as_devices_that_divide_the_batch(monkeypatch, batch_size, cores, devices):
+    shown = {}
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(jax.config, "update", shown.__setitem__)
+    parallel.split_cpu(batch_size)
+    assert shown == {"jax_num_cpu_devices": devices}
+
+
+def test_the_users_own_number_of_devices_is_kept(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("the setting was changed"))
+    parallel.split_cpu(8)

@@ -407,3 +407,29 @@ def test_a_source_ends_where_its_pictures_end():
     for empty in (source, readers.Selection(source, range(9)), readers.Joined([source])):
         with pytest.raises(IndexError):
             empty[9]
+
+
+def test_opening_a_folder_names_every_bad_pair_before_anything_is_read(tmp_path):
+    for name in ("im", "gt"):
+        (tmp_path / name).mkdir()
+    for stem, size in (("a", (6, 4)), ("b", (6, 4)), ("c", (6, 4))):
+        Image.new("RGB", size).save(tmp_path / "im" / f"{stem}.jpg")
+    Image.new("L", (6, 4), 255).save(tmp_path / "gt" / "a.png")
+    Image.new("L", (4, 6), 255).save(tmp_path / "gt" / "b.png")
+    (tmp_path / "gt" / "c.png").write_bytes(b"text")
+    with pytest.raises(InputError) as error:
+        readers.open_folders([tmp_path])
+    assert str(error.value) == (
+        f"{tmp_path}/gt/b.png: the mask is 4 x 6 pixels, its picture 6 x 4; "
+        f"{tmp_path}/gt/c.png: cannot be read (not a picture); replace the file or remove the pair."
+    )
+
+
+def test_the_header_check_turns_pictures_as_their_exif_says(tmp_path):
+    for name in ("im", "gt"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "im" / "a.jpg", exif=exif)
+    Image.new("L", (4, 6), 255).save(tmp_path / "gt" / "a.png")
+    assert len(readers.open_folders([tmp_path])) == 1

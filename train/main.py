@@ -313,6 +313,7 @@ def main() -> None:
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
     with exit_on_input_error():
         try:
+            parallel.split_cpu(config.batch_size)
             train(config)
         except FloatingPointError as error:
             advice = "the checkpoints before it are kept. Try a lower --learning-rate in another --output."

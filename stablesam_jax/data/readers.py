@@ -5,10 +5,11 @@ background and one other number for one object (255, say), or one number per obj
 Picture and mask are each turned upright as their own EXIF data say, so they fit as any viewer shows them.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import cv2
@@ -28,6 +29,8 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
+MOST_FAULTS = 5  # named in one message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,18 +146,35 @@ def _looks_soft(label: np.ndarray, numbers: np.ndarray) -> bool:
 
 def _open(path: pathlib.Path) -> Image.Image:
     """The decoded picture of a file, upright, or an InputError that says why not."""
+    with _refusing(path), Image.open(path) as picture:
+        picture.load()
+        # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
+        turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        upright = picture.copy() if turn is None else picture.transpose(turn)
+        upright.format = picture.format
+        return upright
+
+
+@contextlib.contextmanager
+def _refusing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what Pillow raises on a bad file into an InputError."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
-            turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-            upright = picture.copy() if turn is None else picture.transpose(turn)
-            upright.format = picture.format
-            return upright
+        yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         unidentified = isinstance(error, UnidentifiedImageError)
         reason = "not a picture" if unidentified else getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read ({reason}); replace the file or remove the pair.") from error
+
+
+def _upright_size(path: pathlib.Path) -> tuple[int, int]:
+    """Width and height of a picture as its EXIF turns it, from the header alone."""
+    with _refusing(path), Image.open(path) as picture:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        return picture.size[::-1] if turned else picture.size
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, pathlib.Path]:
@@ -219,6 +239,25 @@ class PairsFolder:
         picture = read_picture(picture_path)
         return LabelledPicture(self.names[index], picture, read_masks(mask_path, picture.shape[:2]))
 
+    def check(self) -> None:
+        """Opens every file as far as its header, which takes well under a millisecond each.
+
+        Raises:
+            InputError: one line with the files that are no pictures, and masks of another size than their picture.
+        """
+        faults = []
+        for picture, mask in self.pairs:
+            try:
+                size, mask_size = _upright_size(picture), _upright_size(mask)
+            except InputError as error:
+                faults.append(str(error))
+                continue
+            if size != mask_size:
+                faults.append(f"{mask}: the mask is {_times(mask_size)} pixels, its picture {_times(size)}")
+        if faults:
+            more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+            raise InputError("; ".join(fault.rstrip(".") for fault in faults[:MOST_FAULTS]) + more + ".")
+
 
 class Selection:
     """Some of the pictures of a source, in a given order."""
@@ -255,10 +294,14 @@ def open_folders(folders: Sequence[pathlib.Path]) -> Joined:
     """The pictures of several folders in the layout "pairs".
 
     Raises:
-        InputError: a folder that cannot be used, or two with the same name, whose pictures could not be told apart.
+        InputError: a folder that cannot be used, files that `PairsFolder.check` finds, or two folders with the same
+            name, whose pictures could not be told apart.
     """
     names = [_name(folder) for folder in folders]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name}: two data folders have this name; rename one, results are kept by that name.")
-    return Joined([PairsFolder(folder) for folder in folders])
+    opened = [PairsFolder(folder) for folder in folders]
+    for folder in opened:
+        folder.check()
+    return Joined(opened)
