@@ -15,7 +15,7 @@ MIN_TRAINING_IOU = 0.5  # noisy boxes of training overlap the true box at least 
 POINT_COUNTS = (1, 3, 5, 10)  # points of a training prompt (sec. 9; sec. 4.4 leaves out the 5)
 
 BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, whole pictures 8.2: a hundred fail with probability 2e-6
-JITTER_SCALE, JITTER_LIMIT = 0.1, 20.0  # share of the side; pixels (SAM paper, appendix A)
+JITTER_SCALE, JITTER_LIMIT = 0.1, 20 / 1024  # shares of the box's side and of the picture's (SAM paper, appendix A)
 COARSE_FACTOR = 8  # what a coarse mask loses: the detail that 1/8 of its resolution cannot hold (HQ-SAM)
 COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as such detail (HQ-SAM)
 
@@ -107,10 +107,11 @@ def noisy_box(
 
 
 def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
-    """The good box of SAM's own training: each edge off by normal noise of 10 % of the side, at most 20 px.
+    """The good box of SAM's own training: each edge off by normal noise of 10 % of the side, within 2 %.
 
     Only for pre-training a base model, which must know good prompts and no sloppy ones. SAM paper, appendix A; where
-    its sentence leaves open what is "to a maximum of 20 pixels", we bound the noise itself.
+    its sentence leaves open what is "to a maximum of 20 pixels", we bound the noise itself, at that share of the
+    longer side of SAM's 1024 px: at a smaller input, 20 px would make sloppy boxes of good ones.
 
     Args:
         box: (4,) XYXY.
@@ -121,7 +122,8 @@ def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[in
     """
     box, limit = np.asarray(box, np.float64), np.array(size_hw[::-1], np.float64)
     std = JITTER_SCALE * np.tile(box[2:] - box[:2], 2)
-    noise = np.clip(std * rng.standard_normal(4), -JITTER_LIMIT, JITTER_LIMIT)
+    most = JITTER_LIMIT * max(size_hw)
+    noise = np.clip(std * rng.standard_normal(4), -most, most)
     return np.clip(box + noise, 0, np.tile(limit, 2)).astype(np.float32)
 
 

@@ -210,6 +210,8 @@ def test_jitter_is_a_tenth_of_the_side():
     assert noise.mean(0) == pytest.approx(np.zeros(4), abs=1.3)
     assert noise[:, [1, 3]].std(0) == pytest.approx([5, 5], abs=0.25)  # sides of 50 px; 20 px is 4 deviations
     assert np.abs(noise[:, [0, 2]]).max() == 20  # sides of 200 px reach the limit
+    small = [prompts.jittered_box(generator, INSIDE / 4, size_hw=(256, 256)) - INSIDE / 4 for _ in range(200)]
+    assert np.abs(small).max() == 5  # which is smaller at a smaller input
 
 
 def test_jitter_keeps_a_box_good():
