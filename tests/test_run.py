@@ -1,0 +1,204 @@
+"""The folder of a run is continued, never mixed up, and never left with a state that cannot be used."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from stablesam_jax.errors import InputError
+from train.presets import TrainConfig
+from train.run import KEPT_CHECKPOINTS, Progress, Run
+from train.step import Measured, State
+
+FACTS = {"base_sha256": "abc", "pictures": "5, names 0123"}
+
+
+def state(step, value=0.0):
+    return State(
+        step=np.int32(step),
+        trained={"plugin": {"scale": np.full(3, value, np.float32)}},
+        optimizer=(np.full(3, -value, np.float32),),
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(output=tmp_path / "run")
+
+
+@pytest.fixture
+def run(config):
+    """A run with two checkpoints."""
+    run = Run(config, FACTS)
+    for step in (1, 2):
+        run.save(state(step, value=step))
+    return run
+
+
+def steps(run):
+    return [path.name for path in sorted(run.checkpoints.iterdir())]
+
+
+def spoil(folder):
+    victim = max(
+        (path for path in (folder / "tree").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+
+
+# which run
+
+
+def test_the_same_options_continue_a_run(run, config):
+    restored = Run(config, FACTS).restore(state(0))
+    assert int(restored.step) == 2
+    assert restored.trained["plugin"]["scale"].tolist() == [2, 2, 2]
+    assert restored.optimizer[0].tolist() == [-2, -2, -2]
+
+
+@pytest.mark.parametrize(
+    "change", [{"devices": 1}, {"save_every": 7}, {"held_out": 3}, {"eval_prompts": 2}, {"output": "elsewhere"}]
+)
+def test_what_does_not_decide_the_result_may_change(run, config, change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Run(dataclasses.replace(config, **change), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "words"),
+    [
+        ({"learning_rate": 0.5}, {}, "learning_rate 0.001 -> 0.5"),
+        ({"seed": 3, "steps": 9}, {}, "seed 0 -> 3; steps None -> 9"),
+        ({"cache": pathlib.Path("somewhere")}, {}, "cached False -> True"),
+        ({"plugin": None}, {}, "plugin {.*} -> None"),
+        ({}, {"base_sha256": "xyz"}, "base_sha256 abc -> xyz"),
+        ({}, {"pictures": "6, names 4567"}, "pictures 5, names 0123 -> 6, names 4567"),
+    ],
+)
+def test_a_run_of_another_configuration_is_refused_with_the_difference(run, config, changes, facts, words):
+    before = (run.folder / "config.json").read_bytes()
+    with pytest.raises(InputError, match=f"another configuration \\({words}\\); give another --output"):
+        Run(dataclasses.replace(config, **changes), FACTS | facts)
+    assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_a_run_that_has_no_checkpoint_yet_may_begin_anew(config):
+    Run(config, FACTS)
+    Run(dataclasses.replace(config, seed=1), FACTS)
+    assert json.loads((config.output / "config.json").read_text())["seed"] == 1
+
+
+def test_a_setting_that_an_older_run_did_not_know_does_not_stop_it(run, config):
+    path = run.folder / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["schedule"], settings["base_sha256"]
+    path.write_text(json.dumps(settings))
+    assert int(Run(config, FACTS).restore(state(0)).step) == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(config):
+    config.output.mkdir()
+    Run(config, FACTS)  # an empty one is taken
+    foreign = config.output.with_name("foreign")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"foreign: is not empty and holds no run; give another --output\.$"):
+        Run(dataclasses.replace(config, output=foreign), FACTS)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("inside", [".", "below"])
+def test_a_file_in_the_place_of_the_folder_is_one_line(config, inside):
+    config.output.write_text("")
+    with pytest.raises(InputError, match=r"cannot be used \(Not a directory\); give another --output\.$"):
+        Run(dataclasses.replace(config, output=config.output / inside), FACTS)
+    assert config.output.read_text() == ""
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_damaged_settings_are_one_line(run, config, text):
+    (run.folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: damaged, not the settings of a run"):
+        Run(config, FACTS)
+
+
+# checkpoints
+
+
+def test_the_newest_checkpoints_are_kept(run):
+    run.save(state(3))
+    assert KEPT_CHECKPOINTS == 2
+    assert steps(run) == ["00000002", "00000003"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line_and_its_step_can_be_saved_again(run, config, capsys):
+    spoil(run.checkpoints / "00000002")
+    assert int(run.restore(state(0)).step) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("passed over and renamed to 00000002.unusable: ")
+    assert "00000002: damaged, tree/" in line
+    assert line.count("\n") == 1
+    run.save(state(2, value=2))
+    assert int(Run(config, FACTS).restore(state(0)).step) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_where_no_checkpoint_is_sound_the_run_begins_anew(run, capsys):
+    for name in ("00000001", "00000002"):
+        spoil(run.checkpoints / name)
+    assert run.restore(state(0)) is None
+    assert capsys.readouterr().err.count("passed over") == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_neither_saved_nor_does_it_drop_another(run, value):
+    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 3"):
+        run.save(state(3, value=value))
+    assert steps(run) == ["00000001", "00000002"]
+
+
+def test_measurements_after_the_checkpoint_are_forgotten_for_their_steps_are_done_again(run):
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": 0.5})
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # the program was killed here
+    run.restore(state(0))
+    run.log({"step": 3, "loss": 0.25})
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["loss"]) for record in records] == [(1, 0.5), (2, 0.5), (3, 0.25)]
+
+
+# progress
+
+
+def measured(loss, iou=0.5):
+    return Measured(loss=np.array([loss, loss], np.float32), iou=np.array([iou, iou], np.float32))
+
+
+def test_progress_prints_and_logs_means_since_the_last_line(run, capsys):
+    progress = Progress(run, start=0, steps=4, pictures_per_step=8)
+    for step, (loss, iou) in enumerate([(1, 0), (3, 0.5), (5, 1), (7, 0.25)], 1):
+        progress.add(step, measured(loss, iou), now=step in (2, 4))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:3] for line in lines] == [
+        ["step 2/4", "loss 2.0000", "IoU 25.0"],
+        ["step 4/4", "loss 6.0000", "IoU 62.5"],
+    ]
+    assert all("pictures/s" in line and line.endswith(" left") for line in lines)
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["loss"], record["iou"]) for record in records] == [(2, 2, 0.25), (4, 6, 0.625)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_with_its_step(run, value):
+    progress = Progress(run, start=10, steps=20, pictures_per_step=8)
+    progress.add(11, measured(1), now=True)
+    progress.add(12, measured(1), now=False)
+    progress.add(13, measured(value), now=False)
+    with pytest.raises(FloatingPointError, match=f"the loss is {value} at step 13"):
+        progress.add(14, measured(value), now=True)
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 1

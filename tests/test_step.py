@@ -1,0 +1,161 @@
+"""A step moves what trains and nothing else, and depends on seed and position alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from stablesam_jax import parallel, params
+from stablesam_jax.data.pipeline import BatchConfig, ViewConfig, Views, make_sample
+from stablesam_jax.data.readers import PairsFolder
+from tests.reference import small
+from train import step as step_module
+from train.step import State, encoder_halves, make_update, normalise, sample_keys
+
+STEPS, PICTURES = 3, 4
+KINDS = {"gt-box": 1.0, "noisy-box": 1.0, "points": 1.0, "coarse-mask": 1.0}
+OPTIMIZER = optax.adam(1e-3)
+
+
+@pytest.fixture(scope="module")
+def freeze():
+    """Pictures to features, compiled."""
+    sam, tree = small.stable_nano()
+    frozen_half, _ = encoder_halves(sam, neck_trains=False)
+    return jax.jit(lambda pictures: frozen_half(tree, pictures))
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory, freeze):
+    """Three batches of four pictures with two prompts each; features stand for the pictures."""
+    views = Views(
+        PairsFolder(small.save_pairs(tmp_path_factory.mktemp("data") / "pairs", PICTURES)),
+        ViewConfig(size=small.SIZE, scale_range=(0.8, 1.2), views=1, seed=0),
+    )
+    config = BatchConfig(
+        pictures=PICTURES, prompts_per_picture=2, kinds=KINDS, mask_size=small.CONFIG.mask_size, seed=0
+    )
+    batches = []
+    for step in range(STEPS):
+        made = [
+            make_sample(views, config, index, PICTURES * step + index, with_picture=True) for index in range(PICTURES)
+        ]
+        batch = {key: np.stack([sample[key] for sample in made]) for key in made[0]}
+        batches.append(batch | {"features": np.asarray(freeze(batch.pop("picture")))})
+    return batches
+
+
+def compiled(devices):
+    """A function of (batches, seed) -> trained parameters, measured, frozen parameters, after all batches."""
+    sam, tree = small.stable_nano()
+    trained, frozen = params.split(tree, ["plugin/.*"])
+    chosen = jax.local_devices()[:devices]
+    update = parallel.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False), chosen, donate=(0,))
+
+    def run(batches, seed=0):
+        state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=OPTIMIZER.init(trained))
+        everywhere = parallel.replicate(frozen, chosen)
+        history = []
+        for batch in batches:
+            everyone = parallel.replicate((state, np.uint32(seed)), chosen)
+            state, measured = update(everyone[0], everywhere, parallel.shard(batch, devices), everyone[1])
+            state = parallel.unreplicate(state)
+            history.append(jax.device_get(measured))
+        assert int(state.step) == len(batches)
+        losses = np.array([values.loss for values in history])
+        assert all((values == values[0]).all() for values in losses)  # every device holds the mean
+        return state.trained, losses[:, 0], parallel.unreplicate(everywhere)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    return compiled(1)
+
+
+@pytest.fixture(scope="module")
+def one(on_one, samples):
+    return on_one(samples)
+
+
+@pytest.fixture(scope="module")
+def two(samples):
+    return compiled(2)(samples)
+
+
+def leaves(tree):
+    return {path: np.asarray(leaf) for path, leaf in params.flatten(tree).items()}
+
+
+def test_three_steps_change_every_tensor_of_the_plugin_and_no_other_bit(one):
+    _, tree = small.stable_nano()
+    before, after = leaves(tree), leaves(params.merge(one[2], one[0]))
+    assert before.keys() == after.keys()
+    changed = {path for path in before if before[path].tobytes() != after[path].tobytes()}
+    assert changed == {path for path in before if path.startswith("plugin/")}
+    assert np.isfinite(one[1]).all()
+
+
+def test_two_devices_and_one_agree(one, two):
+    # Sums over 2 + 2 pictures and over 4 round differently, in the last bits of float32.
+    np.testing.assert_allclose(one[1], two[1], rtol=2e-6)
+    before, first, second = leaves(small.stable_nano()[1]), leaves(one[0]), leaves(two[0])
+    for path in first:
+        # Adam divides by the gradient's own size: where it is all rounding, a step of 1e-3 may go either way. So few
+        # numbers may differ by more than a hundredth of a step, and none by more than its steps to and fro.
+        difference = np.abs(first[path] - second[path])
+        assert difference.max() <= 2 * STEPS * 1e-3
+        assert np.mean(difference > 1e-5) < 0.01, path
+        assert (first[path] != before[path]).any()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(one, on_one, samples):
+    again, other = on_one(samples), on_one(samples, seed=1)
+    assert again[1].tobytes() == one[1].tobytes()
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, (again[0], one[0])), strict=True))
+    assert (other[1] != one[1]).all()
+
+
+def test_features_of_a_cache_are_the_computed_ones_within_float16(one, on_one, samples):
+    features = samples[0]["features"]
+    rounded = features.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(rounded, features, rtol=2**-11, atol=2**-24)
+    _, losses, _ = on_one([samples[0] | {"features": rounded}])
+    assert losses[0] == pytest.approx(one[1][0], rel=2e-3)
+    assert losses[0] != one[1][0]
+
+
+def test_the_encoder_is_the_same_cut_before_its_neck_or_after():
+    sam, tree = small.nano()
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+    @jax.jit
+    def both(tree, x):
+        halves = (encoder_halves(sam, neck_trains=neck_trains) for neck_trains in (False, True))
+        return [embed(tree, freeze(tree, x)) for freeze, embed in halves]
+
+    whole, cut = both(tree, pictures)
+    assert whole.shape == (2, 4, 4, 256)
+    np.testing.assert_allclose(cut, whole, atol=1e-5)
+
+
+def test_pictures_are_normalised_by_the_models_mean_and_deviation():
+    x = np.array([[[[127, 255, 0]]]], np.uint8)
+    assert normalise(x, small.CONFIG).ravel().tolist() == [0, 1, -127 / 128]
+
+
+def test_targets_are_averaged_over_squares():
+    maps = jnp.arange(16.0).reshape(1, 4, 4)
+    assert step_module.average_pool(maps, 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
+    assert np.array_equal(step_module.average_pool(maps, 4), maps)
+
+
+def test_random_keys_follow_the_samples_not_their_places_in_the_batch():
+    def data(positions):
+        return np.asarray(jax.random.key_data(sample_keys(np.uint32(5), np.array(positions, np.uint32), 3)))
+
+    assert data([7, 8, 9]).shape == (3, 3, 2)
+    assert np.array_equal(data([7, 8, 9])[[2, 0]], data([9, 7]))
+    assert len(np.unique(data([7, 8, 9]).reshape(9, 2), axis=0)) == 9

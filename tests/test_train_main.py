@@ -1,0 +1,407 @@
+"""Training from options to results: the same to the bit however often it is interrupted, and one line for bad input."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from stablesam_jax import checkpoint, params
+from stablesam_jax.build import build
+from stablesam_jax.errors import InputError
+from stablesam_jax.plugin_file import load_plugin
+from tests.reference import small
+from train import main as train_main
+from train.presets import NECK_AND_DECODER, TrainConfig
+from train.run import Progress
+
+STEPS = 3
+POINT_OUTSIDE = "point_embeddings_0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every run makes its program anew; here the compiler sees it once."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.5), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return small.save_nano(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, base):
+    folder = tmp_path_factory.mktemp("work")
+    return TrainConfig(
+        model=str(base),
+        image_size=small.SIZE,
+        data_dir=(small.save_pairs(folder / "pairs", 10),),
+        output=folder / "unbroken",
+        steps=STEPS,
+        batch_size=2,
+        prompts_per_picture=2,
+        scale_range=(0.8, 1.2),
+        cache=folder / "cache",
+        held_out=2,
+        eval_prompts=2,
+    )
+
+
+def train(config):
+    """What a run prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        train_main.train(config)
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def unbroken(config):
+    """The folder of a finished run, and what it printed."""
+    printed = train(config)
+    return config.output, printed
+
+
+def assert_same_plugin(first, second):
+    """To the bit; the file's header lists its fields in any order."""
+    (tensors, *first), (others, *second) = (load_plugin(folder / "plugin.safetensors") for folder in (first, second))
+    assert {path: leaf.tobytes() for path, leaf in params.flatten(tensors).items()} == {
+        path: leaf.tobytes() for path, leaf in params.flatten(others).items()
+    }
+    assert first == second
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# a finished run
+
+
+def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken):
+    folder, printed = unbroken
+    files = {name for name in contents(folder) if not name.startswith("checkpoints/")}
+    assert files == {"config.json", "metrics.jsonl", "plugin.safetensors", "report.md", "figures/wobble.png"}
+    rows = (folder / "report.md").read_text().splitlines()
+    assert rows[0] == "# 2 held-out pictures, 2 prompts of each kind"
+    assert rows[2] == "|  | gt-box | noisy-box | 1-point | 3-points |"
+    assert [row.split(" | ")[0] for row in rows[4:6]] == ["| before", "| after"]
+    with Image.open(folder / "figures" / "wobble.png") as figure:
+        assert min(figure.size) > 300
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == STEPS
+    assert "training 81,829 of 7,828,933 parameters on 8 pictures, 3 steps of 2 x 2 prompts, 2 device(s)" in printed
+    assert f"written: {folder / 'plugin.safetensors'}" in printed
+
+
+def test_the_plugin_can_be_used_and_the_base_has_not_moved(unbroken, base):
+    folder, _ = unbroken
+    _, loaded = build(f"{base}+{folder / 'plugin.safetensors'}")
+    before, after = params.flatten(small.stable_nano()[1]), params.flatten(jax.device_get(loaded))
+    assert before.keys() == after.keys()
+    changed = {path for path in before if before[path].tobytes() != after[path].tobytes()}
+    assert changed == {path for path in before if path.startswith("plugin/")}
+
+
+def test_the_plugin_names_its_base_its_data_and_its_recipe(unbroken, config):
+    _, plugin_config, metadata = load_plugin(unbroken[0] / "plugin.safetensors")
+    assert plugin_config == config.plugin
+    assert metadata["base"] == "sam_nano"
+    assert metadata["base_sha256"] == params.digest(small.nano()[1])
+    assert metadata["data_dir"] == [str(config.data_dir[0])]
+    assert (metadata["steps"], metadata["learning_rate"]) == (STEPS, 1e-3)
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_files(unbroken, config):
+    before = contents(unbroken[0])
+    printed = train(config)
+    assert contents(unbroken[0]) == before
+    assert "kept: " in printed
+    assert "| before |" in printed
+
+
+# interruptions
+
+
+def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(unbroken, config, monkeypatch):
+    interrupted = dataclasses.replace(config, output=config.output.with_name("interrupted"), save_every=1)
+    add = Progress.add
+
+    def add_and_stop(self, step, measured, *, now):
+        add(self, step, measured, now=now)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "add", add_and_stop)
+        assert "stopped after step 1; the same command continues" in train(interrupted)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (interrupted.output / "plugin.safetensors").exists()
+    assert "continuing after step 1\n" in train(interrupted)
+    for name in ("report.md", "figures/wobble.png"):
+        assert (interrupted.output / name).read_bytes() == (unbroken[0] / name).read_bytes()
+    assert_same_plugin(interrupted.output, unbroken[0])
+    records = [json.loads(line) for line in (interrupted.output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+    # A bit of the newest checkpoint flips, the result is lost: the step is done again, to the same bits.
+    damaged = interrupted.output
+    (damaged / "plugin.safetensors").unlink()
+    newest = damaged / "checkpoints" / "00000003"
+    (newest / "metadata.json").write_text((newest / "metadata.json").read_text().replace('"step": 3', '"step": 4'))
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert "continuing after step 2\n" in train(interrupted)
+    assert errors.getvalue().startswith("passed over and renamed to 00000003.unusable: ")
+    assert_same_plugin(damaged, unbroken[0])
+
+
+def test_a_second_interrupt_ends_the_program():
+    with train_main.stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_the_checkpoints(config, monkeypatch, capsys):
+    batches = train_main.batches
+
+    def spoilt(*arguments, start_step, **options):
+        for step, batch in enumerate(batches(*arguments, start_step=start_step, **options), start_step + 1):
+            yield batch | ({"coords": np.full_like(batch["coords"], np.nan)} if step == 2 else {})
+
+    monkeypatch.setattr(train_main, "batches", spoilt)
+    diverging = dataclasses.replace(config, output=config.output.with_name("diverging"), save_every=1)
+    with pytest.raises(SystemExit) as end:
+        run_main(monkeypatch, diverging)
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: the loss is nan at step 2; the checkpoints before it are kept. "
+        "Try a lower --learning-rate in another --output.\n"
+    )
+    assert [path.name for path in (diverging.output / "checkpoints").iterdir()] == ["00000001"]
+    assert not (diverging.output / "plugin.safetensors").exists()
+
+
+def test_other_options_pictures_or_another_base_do_not_continue_a_run(unbroken, config, tmp_path):
+    before = contents(unbroken[0])
+    with pytest.raises(InputError, match=r"another configuration \(seed 0 -> 1\)"):
+        train(dataclasses.replace(config, seed=1))
+    with pytest.raises(InputError, match=r"pictures 8, names \w+ -> 9, names \w+\)"):
+        train(dataclasses.replace(config, held_out=1))
+    assert contents(unbroken[0]) == before
+
+
+# pre-training
+
+
+def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_path):
+    pretraining = dataclasses.replace(
+        config,
+        output=tmp_path / "pretraining",
+        steps=1,
+        objective="pretrain",
+        prompts=("jittered-box=1", "points=1", "refine=1"),
+        plugin=None,
+        trainable=NECK_AND_DECODER,
+        store="float16",
+        cache=None,
+        devices=1,
+        held_out=0,
+    )
+    assert "no picture was held out" in train(pretraining)
+    sam, trained = build(pretraining.output / "model")
+    assert sam.plugin is None
+    before, after = params.flatten(small.nano()[1]), params.flatten(jax.device_get(trained))
+    rounded = {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in before.items()}
+    unchanged = {path for path in before if np.array_equal(rounded[path], after[path])}
+    # The positional encoding is a constant, of the three masks only the best one trains, and a token that no prompt has
+    # does not: no point here is outside of its object.
+    resting = {path for path in before if path.startswith("image_encoder/backbone/")}
+    resting |= {f"prompt_encoder/{name}" for name in ("pe_layer/positional_encoding_gaussian_matrix", POINT_OUTSIDE)}
+    assert resting <= unchanged
+    others = {path.rsplit("/", 2)[0] for path in unchanged - resting if not path.startswith("prompt_encoder/")}
+    assert others < {f"mask_decoder/output_hypernetworks_mlps_{index}" for index in (1, 2, 3)}
+    _, metadata = checkpoint.load_tree(pretraining.output / "model")
+    assert metadata["source"]["objective"] == "pretrain"
+    assert metadata["source"]["base_sha256"] == params.digest(small.nano()[1])
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 3}, "--batch-size 3 cannot be divided among 2 devices; take 2"),
+        ({"batch_size": 0}, "--batch-size 0 cannot be divided among 2 devices"),
+        ({"devices": 5}, "--devices 5: this machine shows JAX 2"),
+        ({"prompts": ("scribble=1",)}, "--prompts scribble=1: unknown kind; known are gt-box, jittered-box, noisy-box"),
+        ({"prompts": ("gt-box",)}, "--prompts gt-box: write KIND=WEIGHT"),
+        ({"prompts": ("gt-box=-1",)}, "--prompts gt-box=-1: the weight must be a number from 0 up"),
+        ({"prompts": ("gt-box=nan",)}, "--prompts gt-box=nan: the weight"),
+        ({"prompts": ("gt-box=0",)}, "--prompts: give at least one kind a weight above 0"),
+        ({"prompts": ()}, "--prompts: give at least one kind"),
+        ({"trainable": ("plugins/.*",)}, r"'plugins/\.\*': matches no parameter; paths begin with image_encoder"),
+        ({"trainable": ("plugin/.*", "mask_decoder/iou_token")}, "mask_decoder/... would train beside a plugin"),
+        (
+            {"plugin": None, "trainable": ("image_encoder/.*",)},
+            "image_encoder/backbone would train, but --cache holds features of a frozen encoder",
+        ),
+        ({"model": "sam_vit_xxl"}, "sam_vit_xxl: neither a shipped model .* nor a checkpoint folder"),
+        ({"image_size": 50}, "--image-size 50: must be a multiple of 32"),
+        ({"image_size": 0}, "--image-size 0: must be a multiple of 32"),
+        ({"steps": 0, "save_every": 0}, r"--steps 0: must be at least 1; --save-every 0: must be at least 1\."),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
+        ({"scale_range": (2.0, 1.0)}, "scale range 2.0 to 1.0"),
+        ({"views": 0}, "views 0: must be at least 1"),
+        ({"seed": -1}, "seed -1: must be at least 0"),
+        ({"prompts_per_picture": 0}, "prompts per picture 0: must be at least 1"),
+        ({"data_dir": (pathlib.Path("nowhere"),)}, "nowhere: no such folder"),
+    ],
+)
+def test_bad_options_are_one_line_and_nothing_is_written(config, change, words, tmp_path, monkeypatch):
+    if "model" not in change:  # nothing is read or compiled twenty times
+        monkeypatch.setattr(train_main.build, "build", lambda _: small.nano())
+        monkeypatch.setattr(train_main.build, "with_plugin", lambda *_: small.stable_nano())
+    output = tmp_path / "run"
+    with pytest.raises(InputError, match=words) as error:
+        train(dataclasses.replace(config, output=output, **change))
+    assert "\n" not in str(error.value)
+    assert not output.exists()
+
+
+def test_a_base_with_a_plugin_is_refused(unbroken, config, base, tmp_path):
+    system = f"{base}+{unbroken[0] / 'plugin.safetensors'}"
+    with pytest.raises(InputError, match="has a plugin already; give the base that it was trained on"):
+        train(dataclasses.replace(config, model=system, output=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_broken_picture_is_named_in_one_line(config, cached, tmp_path, monkeypatch, capsys):
+    pairs = small.save_pairs(tmp_path / "pairs", 4)
+    (pairs / "im" / "02.png").write_bytes((pairs / "im" / "02.png").read_bytes()[:300])
+    cache = tmp_path / "cache" if cached else None
+    with pytest.raises(SystemExit) as end:
+        run_main(monkeypatch, dataclasses.replace(config, data_dir=(pairs,), output=tmp_path / "run", cache=cache))
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {pairs / 'im' / '02.png'}: cannot be read (")
+    assert error.count("\n") == 1
+
+
+# the cache
+
+
+def test_the_cache_is_another_where_a_picture_or_a_mask_has_changed(config, tmp_path):
+    pairs = small.save_pairs(tmp_path / "pairs", 4)
+    changed = dataclasses.replace(config, data_dir=(pairs,))
+
+    def fingerprint():
+        training, _ = train_main.pictures(changed)
+        view_config = train_main.ViewConfig(size=64, scale_range=(1.0, 1.0), views=1, seed=0)
+        return train_main.fingerprint(changed, train_main.Views(training, view_config))
+
+    first = fingerprint()
+    assert fingerprint() == first
+    mask = pairs / "gt" / "03.png"
+    shutil.copy(pairs / "gt" / "02.png", mask)
+    assert fingerprint() != first
+
+
+def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):
+    def names(**change):
+        training, held_out = train_main.pictures(dataclasses.replace(config, **change))
+        assert not set(training.names) & set(held_out.names)
+        return training.names, held_out.names
+
+    training, held_out = names()
+    assert (len(training), len(held_out)) == (8, 2)
+    assert names(seed=5) == (training, held_out)
+    assert len(names(held_out=100)[1]) == 2
+    assert len(names(held_out=0)[0]) == 10
+    assert [len(part) for part in names(data_dir=(), held_out=3)] == [train_main.EMBEDDED_SCENES, 3]
+    assert len(names(data_dir=(), held_out=0)[1]) == 0
+
+
+def test_the_name_of_a_picture_does_not_depend_on_how_its_folder_is_spelled(config, monkeypatch):
+    monkeypatch.chdir(config.data_dir[0])
+    here = train_main.pictures(dataclasses.replace(config, data_dir=(pathlib.Path("."),)))
+    assert here[0].names == train_main.pictures(config)[0].names
+
+
+# the command line
+
+
+def run_main(monkeypatch, config):
+    """The program with this configuration, as if its options had been typed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.main"])
+        patch.setattr(train_main.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
+        train_main.main()
+
+
+def parsed(monkeypatch, *arguments):
+    """The configuration that a command line asks for."""
+    seen = []
+    monkeypatch.setattr(train_main, "train", seen.append)
+    monkeypatch.setattr(sys, "argv", ["train.main", *arguments])
+    train_main.main()
+    return seen[0]
+
+
+def test_without_a_preset_it_is_quickstart(monkeypatch):
+    quickstart = train_main.PRESETS["quickstart"][1]
+    assert parsed(monkeypatch) == quickstart
+    assert parsed(monkeypatch, "--seed", "3") == dataclasses.replace(quickstart, seed=3)
+    stable = train_main.PRESETS["stable-sam"][1]
+    changed = parsed(monkeypatch, "stable-sam", "--data-dir", "a", "b", "--prompts", "points=2", "--cache", "None")
+    data = (pathlib.Path("a"), pathlib.Path("b"))
+    assert changed == dataclasses.replace(stable, data_dir=data, prompts=("points=2",), cache=None)
+
+
+def test_help_mentions_every_preset_and_every_option(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(monkeypatch, "--help")
+    assert end.value.code in (0, None)
+    text = capsys.readouterr().out
+    for preset in train_main.PRESETS:
+        assert f"  {preset} " in text
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_bad_input_ends_the_program_with_one_line_and_status_2(tmp_path):
+    command = [sys.executable, "-m", "train.main", "--model", "nonsense", "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nonsense: neither a shipped model")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_ends_with_status_2(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(monkeypatch, "--nonsense", "3")
+    assert end.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
