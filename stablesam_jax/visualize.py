@@ -66,7 +66,7 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
 def _outline(axis: Axes, mask: np.ndarray) -> None:
     """Draws the edge of a mask, along the picture's border too; nothing where the mask is empty."""
     if not mask.any():
-        return  # a contour of nothing makes matplotlib warn
+        return  # matplotlib 3.10 warns of a contour of nothing
     height, width = mask.shape
     framed = np.pad(mask, 1).astype(np.float32)
     axis.contour(
