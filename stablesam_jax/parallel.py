@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stablesam_jax.errors import InputError
 
@@ -60,8 +60,13 @@ def check_divides(batch_size: int, devices: int) -> None:
 
 
 def replicate(tree: Any, devices: list[jax.Device]) -> Any:
-    """A copy of every leaf on every device."""
-    return jax_utils.replicate(tree, devices)
+    """A copy of every leaf on every device, laid out as `run_on_all` returns it, so that no step compiles twice."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def copies(leaf: Any) -> jax.Array:
+        return jax.device_put(np.broadcast_to(leaf, (len(devices), *np.shape(leaf))), sharding)
+
+    return jax.tree.map(copies, tree)
 
 
 def unreplicate(tree: Any) -> Any:
