@@ -60,6 +60,8 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
         with _checkpointer() as checkpointer:
             checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
             checkpointer.wait_until_finished()
+        # Orbax's mark of success names the writer's folders; the manifest and the rename do its duty.
+        (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
         (temporary / METADATA).write_text(text)
         manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))

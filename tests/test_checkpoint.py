@@ -142,3 +142,9 @@ def test_a_model_of_another_name_or_size_is_refused(tmp_path, folder):
     save_tree(tmp_path / "small", TREE, {"model": "sam_nano", "config": config})
     with pytest.raises(InputError, match="other sizes"):
         load_model(tmp_path / "small")
+
+
+def test_no_file_of_a_checkpoint_names_where_it_was_written(tmp_path):
+    checkpoint.save_tree(tmp_path / "folder", {"a": np.arange(3.0)}, {})
+    files = [path for path in (tmp_path / "folder").rglob("*") if path.is_file()]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]

@@ -274,11 +274,14 @@ def save_result(config: TrainConfig, run: Run, result: params.Params) -> None:
     if path.exists():
         print(f"kept: {path}", flush=True)
         return
+    # A file that is passed on names the data and the base, not where they lay.
+    recipe = run.settings | {"data_dir": [folder.resolve().name for folder in config.data_dir]}
+    del recipe["model"]
     if config.plugin is None:
         model, dtype = run.settings["base"], np.dtype(config.store)
-        checkpoint.save_model(path, result, model=model, source=run.settings, dtype=dtype)
+        checkpoint.save_model(path, result, model=model, source=recipe, dtype=dtype)
     else:
-        plugin_file.save_plugin(path, result["plugin"], config=config.plugin, metadata=run.settings)
+        plugin_file.save_plugin(path, result["plugin"], config=config.plugin, metadata=recipe)
     print(f"written: {path}", flush=True)
 
 
