@@ -1,5 +1,7 @@
 """What training has changed, on the same prompts before and after."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,3 +86,16 @@ def test_the_figure_shows_the_pictures_that_wobbled_most_one_object_of_each(scor
     assert [file.name for file in path.parent.iterdir()] == ["wobble.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
+
+
+def test_the_figure_leaves_out_what_the_first_system_does_not_know(scores, tmp_path, monkeypatch):
+    def missed(score):
+        unknown = score.kind == "gt-box" and score.picture == Pictures().names[3]
+        return dataclasses.replace(score, miou=0.5) if unknown else score
+
+    shown = []
+    figure = preview.wobble_figure
+    monkeypatch.setattr(preview, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
+    changed = {name: [missed(score) for score in values] for name, values in scores.items()}
+    preview.write_figure(tmp_path / "wobble.png", SYSTEMS, changed, Pictures(), PROTOCOL)
+    assert [int(row.picture[0, 0, 0]) for row in shown] == [2, 1, 0]
