@@ -28,7 +28,7 @@ from train.preview import compare, summaries, write_figure, write_report
 from train.run import Progress, Run
 from train.step import State, encoder_halves, make_update
 
-EMBEDDED_SCENES = 160  # composed for a run without data folders
+EMBEDDED_SCENES = 120  # composed for a run without data folders
 ENCODE_BATCH = 4  # pictures that the frozen encoder sees at once
 
 
