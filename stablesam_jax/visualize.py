@@ -20,6 +20,7 @@ class Wobble:
 
     picture: np.ndarray  # (H, W, 3) uint8
     target: np.ndarray  # (H, W) bool
+    kind: str  # of the prompts, as "noisy-box"
     prompts: Sequence[Prompt]  # in pixels of the picture
     masks: dict[str, np.ndarray]  # system -> (len(prompts), H, W) bool
     captions: dict[str, str]  # system -> figures under its name
@@ -49,7 +50,7 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
                 box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=PROMPT_COLOUR, linewidth=0.8)
                 line[0].add_patch(box)
             line[0].plot(*prompt.points.T, "o", color=PROMPT_COLOUR, markersize=3, markeredgecolor="black")
-        line[0].set_title(f"{len(row.prompts)} prompts", fontsize=9)
+        line[0].set_title(f"{len(row.prompts)} prompts: {row.kind}", fontsize=9)
         for axis, system in zip(line[1:], systems, strict=True):
             axis.imshow(row.masks[system].mean(axis=0), cmap=HEAT, vmin=0, vmax=1)
             axis.set_title(f"{system}: {row.captions[system]}", fontsize=9)

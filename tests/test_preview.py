@@ -72,7 +72,7 @@ def test_the_report_is_a_table_of_before_and_after(scores, tmp_path):
     assert lines[-1] == "mIoU / mBIoU / mSF in percent."
 
 
-def test_the_figure_shows_the_pictures_that_wobbled_most_one_object_of_each(scores, tmp_path, monkeypatch):
+def test_the_figure_shows_an_object_for_each_kind_of_prompt_each_of_another_picture(scores, tmp_path, monkeypatch):
     shown = []
     figure = preview.wobble_figure
     monkeypatch.setattr(preview, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
@@ -80,7 +80,8 @@ def test_the_figure_shows_the_pictures_that_wobbled_most_one_object_of_each(scor
     preview.write_figure(path, SYSTEMS, scores, Pictures(), PROTOCOL)
     assert [int(row.picture[0, 0, 0]) for row in shown] == [3, 2, 1]
     assert all(list(row.masks) == ["before", "after"] for row in shown)
-    assert all(len(row.prompts) == 3 and row.prompts[0].box is not None for row in shown)
+    assert [row.kind for row in shown] == ["noisy-box", "1-point", "3-points"]
+    assert [(len(row.prompts), len(row.prompts[0].points)) for row in shown] == [(3, 0), (3, 1), (3, 3)]
     worst = min(score.msf for score in scores["before"] if score.kind == "noisy-box")
     assert shown[0].captions["before"].endswith(f"mSF {100 * worst:.0f}")
     assert [file.name for file in path.parent.iterdir()] == ["wobble.png"]

@@ -16,6 +16,7 @@ POINTS = Prompt(points=np.array([[12, 7], [20, 9]], np.float32), labels=np.ones(
 def wobble(target=OBJECT, prompts=(BOX, POINTS), systems=("before", "after"), masks=None):
     masks = np.stack([target, np.zeros_like(target)]) if masks is None else masks
     return Wobble(
+        kind="noisy-box",
         picture=np.full((*target.shape, 3), 90, np.uint8),
         target=target,
         prompts=prompts,
@@ -34,7 +35,10 @@ def test_a_row_for_each_object_and_a_column_for_each_system_beside_the_prompts(c
     axes = panels(wobble_figure([wobble(systems=systems)] * count), count)
     assert axes.shape == (count, 1 + len(systems))
     for line in axes:
-        assert [axis.get_title() for axis in line] == ["2 prompts", *[f"{name}: {name}'s figures" for name in systems]]
+        assert [axis.get_title() for axis in line] == [
+            "2 prompts: noisy-box",
+            *[f"{name}: {name}'s figures" for name in systems],
+        ]
 
 
 def test_the_heat_is_the_share_of_the_masks_that_hold_a_pixel():

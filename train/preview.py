@@ -11,8 +11,7 @@ from stablesam_jax.data.readers import Pictures
 from stablesam_jax.visualize import Wobble, wobble_figure
 from train.run import write_text
 
-FIGURE_ROWS = 3
-FIGURE_KIND = "noisy-box"
+FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
 KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system
 
 
@@ -37,10 +36,10 @@ def write_figure(
     pictures: Pictures,
     protocol: Protocol,
 ) -> None:
-    """Held-out objects that the first system knows and yet wobbles on, one of each picture, before and after.
+    """Held-out objects that the first system knows and yet wobbles on, one for each kind of prompt, before and after.
 
-    Of the objects that it segments well from the true box, those with the least mSF under noisy boxes; the second
-    system plays no part in the choice. Where it segments none well, of all objects.
+    Of the objects that it segments well from the true box, the one with the least mSF, each from another picture where
+    there are enough; the second system plays no part in the choice. Where it segments none well, of all objects.
 
     Args:
         path: of the PNG file.
@@ -51,18 +50,19 @@ def write_figure(
     """
     first = next(iter(scores.values()))
     known = {(s.picture, s.object_id) for s in first if s.kind == "gt-box" and s.miou >= KNOWN_IOU}
-    noisy = [s for s in first if s.kind == FIGURE_KIND]
-    worst: dict[str, Score] = {}
-    for score in sorted([s for s in noisy if (s.picture, s.object_id) in known] or noisy, key=lambda s: s.msf):
-        worst.setdefault(score.picture, score)
     by_name = {name: index for index, name in enumerate(pictures.names)}
+    shown: set[str] = set()
     rows = []
-    for score in list(worst.values())[:FIGURE_ROWS]:
+    for kind in FIGURE_KINDS:
+        asked = [s for s in first if s.kind == kind]
+        candidates = [s for s in asked if (s.picture, s.object_id) in known] or asked
+        score = min(candidates, key=lambda s: (s.picture in shown, s.msf))
+        shown.add(score.picture)
         labelled = pictures[by_name[score.picture]]
         size_hw = labelled.picture.shape[:2]
         target = labelled.masks[score.object_id]
         drawn = draw_prompts(
-            FIGURE_KIND,
+            kind,
             target,
             picture_id=score.picture,
             object_id=score.object_id,
@@ -75,7 +75,9 @@ def write_figure(
             masks[name] = np.stack([to_picture(mask, size_hw) for mask in logits])
             same = next(s for s in scores[name] if (s.picture, s.object_id, s.kind) == _key(score))
             captions[name] = f"mIoU {100 * same.miou:.0f}, mSF {100 * same.msf:.0f}"
-        rows.append(Wobble(picture=labelled.picture, target=target, prompts=drawn, masks=masks, captions=captions))
+        rows.append(
+            Wobble(picture=labelled.picture, target=target, kind=kind, prompts=drawn, masks=masks, captions=captions)
+        )
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # the suffix tells matplotlib the format
     wobble_figure(rows).savefig(temporary, dpi=110)
