@@ -122,12 +122,13 @@ def test_the_plugin_can_be_used_and_the_base_has_not_moved(unbroken, base):
     assert changed == {path for path in before if path.startswith("plugin/")}
 
 
-def test_the_plugin_names_its_base_its_data_and_its_recipe(unbroken, config):
+def test_the_plugin_names_its_base_its_data_and_its_recipe_but_no_folders(unbroken, config):
     _, plugin_config, metadata = load_plugin(unbroken[0] / "plugin.safetensors")
     assert plugin_config == config.plugin
     assert metadata["base"] == "sam_nano"
     assert metadata["base_sha256"] == params.digest(small.nano()[1])
-    assert metadata["data_dir"] == [str(config.data_dir[0])]
+    assert metadata["data_dir"] == [config.data_dir[0].name]
+    assert str(config.output.parent) not in json.dumps(metadata)
     assert (metadata["steps"], metadata["learning_rate"]) == (STEPS, 1e-3)
 
 
