@@ -420,7 +420,7 @@ def test_opening_a_folder_names_every_bad_pair_before_anything_is_read(tmp_path)
     with pytest.raises(InputError) as error:
         readers.open_folders([tmp_path])
     assert str(error.value) == (
-        f"{tmp_path}/gt/b.png: the mask is 4 x 6 pixels, its picture 6 x 4; "
+        f"{tmp_path}/gt/b.png: the mask is 4 x 6 pixels, its picture 6 x 4 (make them equal); "
         f"{tmp_path}/gt/c.png: cannot be read (not a picture); replace the file or remove the pair."
     )
 

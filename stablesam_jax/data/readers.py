@@ -253,7 +253,9 @@ class PairsFolder:
                 faults.append(str(error))
                 continue
             if size != mask_size:
-                faults.append(f"{mask}: the mask is {_times(mask_size)} pixels, its picture {_times(size)}")
+                faults.append(
+                    f"{mask}: the mask is {_times(mask_size)} pixels, its picture {_times(size)} (make them equal)"
+                )
         if faults:
             more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
             raise InputError("; ".join(fault.rstrip(".") for fault in faults[:MOST_FAULTS]) + more + ".")
