@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import pathlib
 import time
 from typing import Annotated
@@ -10,7 +11,7 @@ import tyro
 
 from eval.loop import METRICS, Protocol, Score, Segmenter, Summary, evaluate, summarise
 from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
-from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results
+from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results, write_text
 from stablesam_jax.build import build
 from stablesam_jax.checkpoint import version
 from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
@@ -93,14 +94,13 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
 def write_records(path: pathlib.Path, records: list[tuple[str, str, Score]]) -> None:
     """One line per system, picture, object and kind of prompt."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["system", "data_set", "picture", "object", "kind", *METRICS])
-        for system, dataset, score in records:
-            values = [f"{getattr(score, metric):.6f}" for metric in METRICS]
-            writer.writerow([system, dataset, score.picture, score.object_id, score.kind, *values])
-    temporary.replace(path)
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow(["system", "data_set", "picture", "object", "kind", *METRICS])
+    for system, dataset, score in records:
+        values = [f"{getattr(score, metric):.6f}" for metric in METRICS]
+        writer.writerow([system, dataset, score.picture, score.object_id, score.kind, *values])
+    write_text(path, lines.getvalue())
 
 
 def main() -> None:

@@ -66,10 +66,15 @@ def write_results(folder: pathlib.Path, results: Results, meta: Mapping[str, obj
     ]
     note = "mIoU / mBIoU / mSF in percent.\n\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("results.md", note + "\n".join(sections)), ("results.json", text)):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(content)
-        temporary.replace(folder / name)
+    write_text(folder / "results.md", note + "\n".join(sections))
+    write_text(folder / "results.json", text)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes or replaces a text file as a whole, line ends as they are."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, newline="")
+    temporary.replace(path)
 
 
 def check_output(folder: pathlib.Path) -> None:

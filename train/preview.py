@@ -6,10 +6,9 @@ import numpy as np
 
 from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
 from eval.protocols import draw_prompts
-from eval.report import markdown
+from eval.report import markdown, write_text
 from stablesam_jax.data.readers import Pictures
 from stablesam_jax.visualize import Wobble, wobble_figure
-from train.run import write_text
 
 FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
 KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system

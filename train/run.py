@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from eval.report import write_text
 from stablesam_jax.checkpoint import load_tree, save_tree
 from stablesam_jax.errors import InputError
 from train.presets import TrainConfig
@@ -162,13 +162,6 @@ class Progress:
         )
         self.run.log({"step": step, "loss": loss, "iou": iou, "pictures_per_second": speed})
         self.pending, self.printed_step, self.printed_at = [], step, moment
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a text file as a whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
