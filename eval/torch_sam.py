@@ -2,50 +2,14 @@
 
 import functools
 import re
-import sys
-import types
 
 import numpy as np
 import torch
-from PIL import Image
 
+from eval import stand_ins
 from stablesam_jax.config import SamConfig, ViTConfig
 
-
-def _provide_torchvision() -> None:
-    """Stands in for torchvision where it cannot be imported, as beside a build of torch that it was not made for.
-
-    segment_anything takes four functions from it; its model needs none, and resizing is Pillow's in either case.
-    """
-    try:
-        import torchvision.ops.boxes
-        import torchvision.transforms.functional  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    else:
-        return
-
-    def resize(picture: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-        return picture.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
-
-    def unavailable(*_: object, **__: object) -> None:
-        raise NotImplementedError(
-            "segment_anything's mask generator needs a torchvision that fits the installed torch."
-        )
-
-    functions: dict[str, dict[str, object]] = {
-        "torchvision.transforms.functional": {"resize": resize, "to_pil_image": Image.fromarray},
-        "torchvision.ops.boxes": {"batched_nms": unavailable, "box_area": unavailable},
-    }
-    for path, members in functions.items():
-        parts = path.split(".")
-        for end in range(1, len(parts) + 1):
-            sys.modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
-        vars(sys.modules[path]).update(members)
-
-
-_provide_torchvision()
+stand_ins.provide()
 
 from segment_anything import modeling  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402

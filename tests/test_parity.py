@@ -1,11 +1,8 @@
 """The parity command finds our SAM equal to the official one, and would say so if it were not."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eval import parity, torch_sam
 from stablesam_jax.config import MODELS
@@ -121,24 +118,3 @@ def test_random_weights_are_those_of_their_seed():
 
     assert weights(0).equal(weights(0))
     assert not weights(0).equal(weights(1))
-
-
-def test_torchvision_is_not_needed(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [_Hide(), *sys.meta_path])
-    torch_sam._provide_torchvision()
-    functional = sys.modules["torchvision.transforms.functional"]
-    picture = np.random.default_rng(0).integers(0, 256, (30, 45, 3), np.uint8)
-    resized = functional.resize(functional.to_pil_image(picture), (20, 30))
-    np.testing.assert_array_equal(resized, Image.fromarray(picture).resize((30, 20), Image.BILINEAR))
-    with pytest.raises(NotImplementedError, match="mask generator"):
-        sys.modules["torchvision.ops.boxes"].batched_nms()
-
-
-class _Hide:
-    """Makes torchvision unfindable."""
-
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] == "torchvision":
-            raise ModuleNotFoundError(name)

@@ -1,0 +1,122 @@
+"""What the official packages import from torchvision and timm, for where these cannot be imported.
+
+torchvision's registry builds do not import beside the CPU build of torch, and timm imports torchvision. Of both, the
+official models use next to nothing: resizing, which is Pillow's in either case, boxes, and initial values.
+"""
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from PIL import Image
+
+Modules = Mapping[str, Mapping[str, object]]  # module -> what is imported from it
+
+
+def provide() -> None:
+    """Makes the modules of `TORCHVISION` and `TIMM` importable: the real ones, or else these."""
+    for modules in (TORCHVISION, TIMM):
+        if not _importable(modules):
+            _put(modules)
+
+
+def resize(picture: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
+    """torchvision's resize of a Pillow picture, whose antialias flag does nothing."""
+    return picture.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
+
+
+def box_area(boxes: torch.Tensor) -> torch.Tensor:
+    """(N, 4) x1 y1 x2 y2 -> (N,)."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Non-maximum suppression within each category (torchvision/csrc/ops/cpu/nms_kernel.cpp).
+
+    Args:
+        boxes: (N, 4) x1 y1 x2 y2, float.
+        scores: (N,); of equal ones the first goes first.
+        idxs: (N,) categories.
+        iou_threshold: a box goes if its IoU with a better one that stays is above it.
+
+    Returns:
+        (K,) int64, which boxes stay, by falling score.
+    """
+    order = torch.sort(scores, descending=True, stable=True).indices
+    boxes, idxs = boxes[order], idxs[order]
+    areas = box_area(boxes)
+    stays = torch.ones(len(order), dtype=torch.bool)
+    for best in range(len(order)):
+        if not stays[best]:
+            continue
+        rest = slice(best + 1, None)
+        sides = torch.minimum(boxes[best, 2:], boxes[rest, 2:]) - torch.maximum(boxes[best, :2], boxes[rest, :2])
+        shared = sides.clamp(min=0).prod(dim=1)
+        iou = shared / (areas[best] + areas[rest] - shared)
+        # In double, since the threshold is one there too; two empty boxes have no IoU and both stay.
+        stays[rest] &= ~((idxs[rest] == idxs[best]) & (iou.double() > iou_threshold))
+    return order[stays]
+
+
+class DropPath(torch.nn.Module):
+    """Stochastic depth of probability 0, as in every model here; TinyViT derives its own class from it."""
+
+    def __init__(self, drop_prob: float = 0.0):
+        super().__init__()
+        if drop_prob:
+            raise NotImplementedError("Training TinyViT with stochastic depth needs timm.")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input."""
+        return x
+
+
+def to_2tuple(value: int) -> tuple[int, int]:
+    """Twice the same."""
+    return value, value
+
+
+def register_model(model: Callable) -> Callable:
+    """The model; timm would also enter it in its list."""
+    return model
+
+
+TORCHVISION: Modules = {
+    "torchvision.transforms.functional": {"resize": resize, "to_pil_image": Image.fromarray},
+    "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
+}
+TIMM: Modules = {
+    "timm.models.layers": {
+        "DropPath": DropPath,
+        "to_2tuple": to_2tuple,
+        "trunc_normal_": torch.nn.init.trunc_normal_,
+    },
+    "timm.models.registry": {"register_model": register_model},
+}
+
+
+def _importable(modules: Modules) -> bool:
+    """Imports them; what a failed import leaves behind is removed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's: these modules are old names
+            for name in modules:
+                importlib.import_module(name)
+    except (ImportError, RuntimeError):  # torchvision's compiled part fails with the latter
+        (package,) = {name.partition(".")[0] for name in modules}
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            del sys.modules[name]
+        return False
+    return True
+
+
+def _put(modules: Modules) -> None:
+    for path, members in modules.items():
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            sys.modules.setdefault(name, types.ModuleType(name))
+        vars(sys.modules[path]).update(members)
