@@ -102,7 +102,7 @@ def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
     drawn, rest = split(init(MODELS[MODEL], jax.random.key(seed)), ["image_encoder/backbone/.*"])
     check_arrays(file, describe(backbone), describe(drawn))
     source = {"file": file.name, "sha256": sha256(file), "backbone": "ImageNet", "others": f"random, seed {seed}"}
-    save_model(output, merge(backbone, rest), model=MODEL, source=source)
+    save_model(output, merge(backbone, rest), config=MODELS[MODEL], source=source)
     return [
         ("model", MODEL),
         ("ImageNet", f"{count(backbone):,} numbers in image_encoder/backbone, batch norms folded"),

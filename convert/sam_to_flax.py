@@ -1,4 +1,4 @@
-"""Official SAM weights to a checkpoint folder of this package.
+"""Official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder of this package.
 
 python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output checkpoints/sam_vit_b
 """
@@ -9,84 +9,115 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tyro
 
-from convert.rules import to_flax
+from convert.rules import dropped, to_flax
 from convert.torch_file import read_state, sha256
-from stablesam_jax.build import shapes
+from stablesam_jax.build import assemble, shapes
 from stablesam_jax.checkpoint import new_path, save_model
-from stablesam_jax.config import MODELS, ViTConfig
+from stablesam_jax.config import MODELS, LiteConfig, SamConfig, TinyViTConfig, ViTConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import count
 
-# Names by which files of other models are told apart.
-STRANGERS = {
-    "mask_decoder.hf_token.": "HQ-SAM",
-    "image_encoder.trunk.": "SAM 2",
-    "image_encoder.layers.": "a SAM with TinyViT, as MobileSAM",
-    "transformer.": "a mask decoder alone",
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Names by which files of other models are told apart: what the file holds, and what to give instead.
+STRANGERS = (
+    (r"(?!mask_decoder\.).*hf_token\.", "HQ-SAM's mask decoder alone, as its training writes epoch_K.pth", "whole"),
+    (r"transformer\.", "SAM's mask decoder alone, as *_maskdecoder.pth", "whole"),
+    (r"image_encoder\.trunk\.", "SAM 2", "other"),
+    (r"(detector|tracker)\.", "SAM 3", "other"),
+    (r"mask_decoder\.final_output_upscaling_layers\.", "EfficientSAM", "other"),
+    (r"image_encoder\.backbone\.", "EfficientViT-SAM", "other"),
+    (r"image_encoder\.features\.", "a SAM with RepViT, as EdgeSAM", "other"),
+    (r"vision_encoder\.", "a SAM as the library transformers stores it", "official"),
+)
+REMEDIES = {
+    "whole": "Give the file of the whole model, as sam_hq_epoch_K.pth or sam_vit_b_01ec64.pth.",
+    "other": "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM).",
+    "official": "Give the file that its authors published, as sam_vit_b_01ec64.pth.",
 }
+HQ_PART = r"mask_decoder\.(hf_|compress_vit_feat\.|embedding_)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Converts official SAM weights (ViT-B, L or H, recognised from the weights) into a checkpoint folder."""
+    """Converts official weights into a checkpoint folder; which model they are is recognised."""
 
     checkpoint: pathlib.Path
-    """File of segment_anything: .pth, .pt or .safetensors."""
+    """File of segment_anything, segment_anything_hq or MobileSAM: .pth, .pt or .safetensors."""
     output: pathlib.Path
     """Folder to make; it must not exist."""
+    model: str | None = None
+    """What the file should be, as sam_vit_b; another model is refused."""
 
 
-def recognise(shapes_by_name: Mapping[str, tuple[int, ...]]) -> str:
-    """The model in MODELS to which a state dict belongs, by the width and depth of its image encoder.
+def recognise(shapes_by_name: Shapes) -> SamConfig:
+    """The configuration of the model to which a state dict belongs.
+
+    A ViT's input size follows from its absolute positions; TinyViT's does not depend on its weights.
 
     Args:
         shapes_by_name: official name -> shape.
 
     Returns:
-        a name in MODELS.
+        one of MODELS, at the input size of the weights where they tell it.
 
     Raises:
-        InputError: it is none of them; names what it is where that can be told.
+        InputError: it is none of them; says what it is where that can be told.
     """
-    for prefix, stranger in STRANGERS.items():
-        if any(name.startswith(prefix) for name in shapes_by_name):
-            raise InputError(f"This is {stranger}, which cannot be converted. Give SAM ViT-B, L or H as a whole.")
-    width = shapes_by_name.get("image_encoder.patch_embed.proj.bias", (0,))[0]
-    depth = len({found[1] for name in shapes_by_name if (found := re.match(r"image_encoder\.blocks\.(\d+)\.", name))})
-    for name, config in MODELS.items():
-        if isinstance(config.encoder, ViTConfig) and (config.encoder.width, config.encoder.depth) == (width, depth):
-            return name
-    raise InputError(
-        f"The image encoder is {width} wide and {depth} blocks deep, which is no SAM. Give SAM ViT-B, L or H."
-    )
+    for pattern, stranger, remedy in STRANGERS:
+        if any(re.match(pattern, name) for name in shapes_by_name):
+            raise InputError(f"This is {stranger}, which cannot be converted. {REMEDIES[remedy]}")
+    hq = any(re.match(HQ_PART, name) for name in shapes_by_name)
+    tiny = any(name.startswith("image_encoder.layers.") for name in shapes_by_name)
+    found = _tiny_vit(shapes_by_name) if tiny else _vit(shapes_by_name)
+    for config in MODELS.values():
+        if config.hq == hq and config.plugin is None and _measures(config) == found:
+            return config if tiny else _at_size_of(shapes_by_name, config)
+    measures = ", ".join(f"{name} {value}" for name, value in found.items())
+    raise InputError(f"The image encoder is a {'TinyViT' if tiny else 'ViT'} of {measures}; that is none of ours. {REMEDIES['other']}")
 
 
-def convert(checkpoint: pathlib.Path, output: pathlib.Path) -> list[tuple[str, str]]:
+def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = None) -> list[tuple[str, str]]:
     """Converts one file.
+
+    Args:
+        checkpoint: the file.
+        output: folder to make.
+        model: name in MODELS that the file must be, or None.
 
     Returns:
         what was done, as (item, value).
 
     Raises:
-        InputError: the file cannot be used, or the output exists; nothing is written then.
+        InputError: the file cannot be used, or the output exists or cannot be written; nothing is left of it then.
     """
     began = time.monotonic()
+    if model is not None and model not in MODELS:
+        raise InputError(f"--model {model}: unknown; known are {', '.join(MODELS)}. Leave it out to have it recognised.")
     new_path(output)
     state, remarks = read_state(checkpoint)
+    tensors = len(state)
     try:
-        model = recognise({name: array.shape for name, array in state.items()})
-        params = to_flax(state, shapes(Sam(MODELS[model])))
+        config = recognise({name: array.shape for name, array in state.items()})
+        if model not in (None, config.name):
+            raise InputError(f"This is {config.name}, not {model}. Give another file, or leave out --model.")
+        _check_normalisation(state, config)
+        params = to_flax(state, shapes(assemble(config)))
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from None
+    remarks += dropped(state)
+    if config != MODELS[config.name]:
+        remarks.append(f"for an input of {config.image_size} pixels")
+    del state  # or it would be held while the output is written
     source = {"file": checkpoint.name, "sha256": sha256(checkpoint), "remarks": remarks}
-    save_model(output, params, model=model, source=source)
+    save_model(output, params, config=config, source=source)
     return [
-        ("model", model),
-        ("tensors", f"{len(state)}"),
-        ("numbers", f"{count(params):,}"),
+        ("model", config.name),
+        ("tensors", f"{tensors}"),
+        ("parameters", f"{count(params):,}"),
         ("source", f"{checkpoint.name}, SHA-256 {source['sha256']}"),
         *(("remark", remark) for remark in remarks),
         ("output", f"{output}"),
@@ -98,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
     options = tyro.cli(Options, args=arguments, prog="python -m convert.sam_to_flax")
     with exit_on_input_error():
-        for item, value in convert(options.checkpoint, options.output):
-            print(f"{item:<8} {value}")
+        for item, value in convert(options.checkpoint, options.output, options.model):
+            print(f"{item:<10} {value}")
 
 
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.metrics import boundary_iou, mask_iou, stability
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
-from stablesam_jax.model.sam import Sam
+from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.preprocess import preprocess
 from stablesam_jax.prompts import Prompt
@@ -58,15 +58,17 @@ class Segmenter:
         self.params = jax.device_put(params)
         self._encode, self._decode = _programs(sam)
 
-    def encode(self, picture: np.ndarray) -> jax.Array:
-        """(H, W, 3) uint8 -> (1, G, G, C) image embedding of the squeezed picture."""
+    def encode(self, picture: np.ndarray) -> ImageEmbedding:
+        """(H, W, 3) uint8 -> image embedding of the squeezed picture, B = 1."""
         return self._encode(self.params, preprocess(squeeze(picture, self.config.image_size), self.config)[None])
 
-    def low_res_masks(self, embedding: jax.Array, prompts: Sequence[Prompt], size_hw: tuple[int, int]) -> np.ndarray:
+    def low_res_masks(
+        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]
+    ) -> np.ndarray:
         """Logits of the single mask for each prompt.
 
         Args:
-            embedding: (1, G, G, C).
+            embedding: from `encode`.
             prompts: at least one; points and boxes in pixels of the picture.
             size_hw: the picture's size.
 
@@ -97,7 +99,7 @@ class Segmenter:
 @functools.cache
 def _programs(sam: Sam) -> tuple[Callable, Callable]:
     """(parameters, pictures) -> embeddings, and (parameters, embeddings, prompts) -> logits of the single mask."""
-    encode = jax.jit(lambda tree, x: sam.apply({"params": tree}, x, method="encode"))
+    encode = jax.jit(lambda tree, x: sam.apply({"params": tree}, x, method=lambda m, x: m.fuse(m.encode(x))))
     decode = jax.jit(lambda tree, x, prompts: sam.apply({"params": tree}, x, prompts, method="decode").low_res_masks)
     return encode, decode
 

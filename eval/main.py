@@ -12,7 +12,7 @@ import tyro
 from eval.loop import METRICS, Protocol, Score, Segmenter, Summary, evaluate, summarise
 from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
 from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results, write_text
-from stablesam_jax.build import build
+from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
@@ -51,7 +51,7 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
     folders = {path.name: PairsFolder(path) for path in paths}
     if MEAN in folders:
         raise InputError(f"{folders[MEAN].folder}: a data set cannot be called {MEAN!r} in the results; rename it.")
-    built = {system: build(system) for system in config.system}
+    built = {system: load_model(system) for system in config.system}
 
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
     results: dict[str, dict[str, Summary]] = {}

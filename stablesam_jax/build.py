@@ -1,5 +1,6 @@
 """Name or folder -> (model, parameters). The one place that puts a plugin into a Sam."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -8,39 +9,55 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.checkpoint import check_arrays, describe, load_model
-from stablesam_jax.config import MODELS, PluginConfig, SamConfig
+from stablesam_jax import checkpoint
+from stablesam_jax.checkpoint import check_arrays, describe
+from stablesam_jax.config import MODELS, Dtype, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
-from stablesam_jax.params import Params
+from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.plugin import Plugin
 from stablesam_jax.plugin_file import load_plugin
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one checkpoint folder for each shipped model
 
 
-def build(system: str | os.PathLike[str]) -> tuple[Sam, Params]:
+def load_model(
+    system: str | os.PathLike[str], *, image_size: int | None = None, dtype: Dtype | None = None
+) -> tuple[Sam, Params]:
     """Reads a model, with a plugin where one is named.
 
     Args:
         system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE` where BASE is one of these; the
             last `+` counts. A name of MODELS goes before a folder of the same name.
+        image_size: side S of the model's input in pixels, instead of the one that it was made for.
+        dtype: what the layers compute in, instead of float32.
 
     Returns:
         model and parameters, float32, on the default device.
 
     Raises:
-        InputError: nothing is found under that name, or what is found cannot be used.
+        InputError: nothing is found under that name, what is found cannot be used, or the model cannot have that size.
     """
     system = os.fspath(system)
     if _is_model(system) or "+" not in system:
-        return _build_model(system)
-    base, _, plugin_file = system.rpartition("+")
-    sam, params = _build_model(base)
-    plugin_params, config, _ = load_plugin(plugin_file)
-    check_arrays(plugin_file, describe(plugin_params), describe(_plugin_shapes(sam, config)))
-    return with_plugin(sam, params, config, plugin_params)
+        sam, params = _load_base(system)
+    else:
+        base, _, plugin_file = system.rpartition("+")
+        sam, params = _load_base(base)
+        plugin_params, plugin, _ = load_plugin(plugin_file)
+        check_arrays(plugin_file, describe(plugin_params), describe(_plugin_shapes(sam.config, plugin)))
+        sam, params = with_plugin(sam, params, plugin, plugin_params)
+    if image_size is not None:
+        sam, params = with_image_size(sam, params, image_size)
+    if dtype is not None:
+        sam = assemble(dataclasses.replace(sam.config, dtype=dtype))
+    return sam, jax.device_put(params)
+
+
+def assemble(config: SamConfig) -> Sam:
+    """The model of a configuration."""
+    return Sam(config, plugin=None if config.plugin is None else Plugin(config.plugin))
 
 
 def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params | jax.Array) -> tuple[Sam, Params]:
@@ -54,15 +71,47 @@ def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params |
 
     Returns:
         model and parameters, those of the plugin in the subtree `plugin`, all others as they were.
+
+    Raises:
+        InputError: the model has a plugin already.
     """
-    stable = Sam(sam.config, plugin=Plugin(config), plugin_attentions=config.attentions)
+    if sam.config.plugin is not None:
+        raise InputError("The model has a plugin already; give the base that the plugin was trained on.")
+    stable = assemble(dataclasses.replace(sam.config, plugin=config))
     if not isinstance(plugin, dict):
         plugin = jax.jit(lambda rng: stable.init(rng, *_inputs(sam.config))["params"]["plugin"])(plugin)
     return stable, params | {"plugin": jax.device_put(plugin)}
 
 
+def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Params]:
+    """The model for another side of its input.
+
+    Only positions of a ViT depend on it. Relative ones are resized as the official get_rel_pos does: linearly,
+    half-pixel, without antialiasing. The official code never resizes the absolute ones; here they are resized in the
+    same way, bilinearly.
+
+    Args:
+        sam: model.
+        params: its parameters.
+        image_size: S, a multiple of the encoder's `size_multiple`.
+
+    Returns:
+        model and parameters; all leaves but the positions are those of `params`.
+
+    Raises:
+        InputError: the encoder cannot have that size.
+    """
+    sam = assemble(dataclasses.replace(sam.config, image_size=image_size))
+    target = flatten(shapes(sam))
+    leaves = flatten(params)
+    for path, leaf in leaves.items():
+        if leaf.shape != target[path].shape:
+            leaves[path] = jax.image.resize(leaf, target[path].shape, "linear", antialias=False)
+    return sam, unflatten(leaves)
+
+
 def init(config: SamConfig, rng: jax.Array) -> Params:
-    """Random parameters of a model without a plugin, float32."""
+    """Random parameters of a model, float32."""
     return _drawing(config)(rng)
 
 
@@ -75,7 +124,7 @@ def _is_model(system: str) -> bool:
     return system in MODELS or pathlib.Path(system).is_dir()
 
 
-def _build_model(system: str) -> tuple[Sam, Params]:
+def _load_base(system: str) -> tuple[Sam, Params]:
     shipped = [name for name in MODELS if (PRETRAINED / name).is_dir()]
     if not (system in shipped or (system not in MODELS and _is_model(system))):
         raise InputError(
@@ -83,14 +132,14 @@ def _build_model(system: str) -> tuple[Sam, Params]:
             "Convert an official file (python -m convert.sam_to_flax --checkpoint FILE.pth --output DIR); give DIR."
         )
     folder = PRETRAINED / system if system in shipped else pathlib.Path(system)
-    name, params, _ = load_model(folder)
-    sam = Sam(MODELS[name])
+    config, params, _ = checkpoint.load_model(folder)
+    sam = assemble(config)
     check_arrays(folder, describe(params), describe(shapes(sam)))
-    return sam, jax.device_put(params)
+    return sam, params
 
 
-def _plugin_shapes(sam: Sam, config: PluginConfig) -> Params:
-    return shapes(Sam(sam.config, plugin=Plugin(config), plugin_attentions=config.attentions))["plugin"]
+def _plugin_shapes(config: SamConfig, plugin: PluginConfig) -> Params:
+    return shapes(assemble(dataclasses.replace(config, plugin=plugin)))["plugin"]
 
 
 @functools.cache
@@ -101,7 +150,7 @@ def _drawing(config: SamConfig) -> Callable[[jax.Array], Params]:
     """
 
     def draw(rng: jax.Array) -> Params:
-        return Sam(config).init(rng, *_inputs(config))["params"]
+        return assemble(config).init(rng, *_inputs(config))["params"]
 
     return jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
 

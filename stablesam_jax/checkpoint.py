@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stablesam_jax.config import MODELS
+from stablesam_jax.config import MODELS, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.params import Params, flatten, unflatten
 
@@ -102,14 +102,14 @@ def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]
 
 
 def save_model(
-    folder: PathLike, params: Params, *, model: str, source: Mapping[str, Any], dtype: np.dtype | None = None
+    folder: PathLike, params: Params, *, config: SamConfig, source: Mapping[str, Any], dtype: np.dtype | None = None
 ) -> None:
     """Writes the parameters of a model with all that is needed to use them.
 
     Args:
         folder: path that does not exist yet.
-        params: tree without a plugin, float32.
-        model: name in MODELS.
+        params: tree, float32.
+        config: of the model, one that MODELS has a name for.
         source: where the numbers come from: file name and SHA-256, or recipe; what JSON can hold.
         dtype: how to store the numbers, float32 unless given; float16 halves the file and rounds to 11 bits.
 
@@ -121,18 +121,18 @@ def save_model(
             params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise InputError(f"{folder}: the parameters hold numbers too large for {np.dtype(dtype)}. Store float32.")
-    metadata = {"model": model, "config": _plain(MODELS[model]), "version": version(), "source": dict(source)}
+    metadata = {"model": config.name, "config": _plain(config), "version": version(), "source": dict(source)}
     save_tree(folder, params, metadata)
 
 
-def load_model(folder: PathLike) -> tuple[str, Params, dict[str, Any]]:
+def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
     """Reads a model.
 
     Args:
         folder: written by `save_model`.
 
     Returns:
-        its name in MODELS, parameters as numpy arrays in float32, and the metadata: model, config, version, source.
+        configuration, parameters as numpy arrays in float32, and the metadata: model, config, version, source.
 
     Raises:
         InputError: as `load_tree`; or the folder holds no model, one that is unknown, or one of other sizes than
@@ -144,9 +144,18 @@ def load_model(folder: PathLike) -> tuple[str, Params, dict[str, Any]]:
         raise InputError(
             f"{folder}: the model {name!r} is unknown; known are {', '.join(MODELS)}. Convert or save one."
         )
-    if not _agrees(metadata.get("config"), _plain(MODELS[name])):
-        raise InputError(f"{folder}: made for a {name} of other sizes than this version has. Convert or train it anew.")
-    return name, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), metadata
+    config = MODELS[name]
+    try:
+        stored = dict(metadata["config"])
+        free = {"image_size": stored.pop("image_size"), "dtype": stored.pop("dtype", "float32")}
+        if (plugin := stored.pop("plugin", None)) is not None:
+            free["plugin"] = PluginConfig.from_json(plugin)
+        if not _agrees(stored, _plain(config)):
+            raise ValueError("other sizes than this version has")
+        config = dataclasses.replace(config, **free)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it anew.") from None
+    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), metadata
 
 
 def version() -> str:

@@ -1,7 +1,11 @@
 """Architecture: every number of every model and of the plugin, each written once."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+from stablesam_jax.errors import InputError
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,31 @@ class ViTConfig:
     global_blocks: tuple[int, ...]  # blocks whose attention sees the whole grid, from 0
     window_size: int = 14  # cells; side of the windows of all other blocks
     patch_size: int = 16  # pixels
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that must divide the side of the input."""
+        return self.patch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyViTConfig:
+    """MobileSAM's image encoder (segment_anything_hq/modeling/tiny_vit_sam.py, build_sam_vit_t).
+
+    The first stage is convolutional, the others are windowed transformers; the stages work at strides 4, 8, 16, 16.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (2, 4, 5, 10)  # that of the first stage is never used
+    window_sizes: tuple[int, ...] = (7, 7, 14, 7)  # cells, likewise
+    classes: int = 1000  # of the ImageNet classifier that official files carry along; nothing reads it
+    patch_size: int = 16  # pixels per cell of the image embedding
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that must divide the side of the input."""
+        return self.patch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,32 +73,10 @@ class LiteConfig:
     taps: tuple[int, ...] = (2, 4, 6)  # stages whose outputs (strides 8, 16, 32) feed the neck
     patch_size: int = 16  # pixels per cell of the image embedding, after the neck
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamConfig:
-    """A promptable segmenter: image encoder, prompt encoder, mask decoder."""
-
-    encoder: ViTConfig | LiteConfig
-    image_size: int = 1024  # pixels; side of the square that the encoder sees
-    embedding_width: int = 256  # channels of the image embedding and of every token
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-
-    def __post_init__(self):
-        if self.image_size % self.encoder.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of the patch size {self.encoder.patch_size}."
-            )
-
     @property
-    def grid_size(self) -> int:
-        """G, the side of the image embedding in cells."""
-        return self.image_size // self.encoder.patch_size
-
-    @property
-    def mask_size(self) -> int:
-        """Side of the low-resolution logits in pixels: 4 G."""
-        return 4 * self.grid_size
+    def size_multiple(self) -> int:
+        """Pixels that must divide the side of the input: the coarsest tap has stride 32."""
+        return 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,17 +94,89 @@ class PluginConfig:
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
             raise ValueError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "PluginConfig":
+        """A configuration from what JSON gives back; a field that is absent was added since, with a neutral default.
+
+        Raises:
+            KeyError, TypeError, ValueError: these are not the fields of a plugin.
+        """
+        return cls(**fields | {"attentions": tuple(fields["attentions"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamConfig:
+    """A promptable segmenter: image encoder, prompt encoder, mask decoder, and what is added to them."""
+
+    encoder: ViTConfig | TinyViTConfig | LiteConfig
+    hq: bool = False  # HQ-SAM's token and features in the mask decoder
+    plugin: PluginConfig | None = None  # Stable-SAM's plugin
+    image_size: int = 1024  # pixels; side of the square that the encoder sees
+    dtype: Dtype = "float32"  # what layers compute in; parameters are float32 in any case
+    embedding_width: int = 256  # channels of the image embedding and of every token
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self):
+        multiple = self.encoder.size_multiple
+        if self.image_size < multiple or self.image_size % multiple:
+            raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")
+
+    @property
+    def grid_size(self) -> int:
+        """G, the side of the image embedding in cells."""
+        return self.image_size // self.encoder.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution logits in pixels: 4 G."""
+        return 4 * self.grid_size
+
+    @property
+    def name(self) -> str:
+        """The name in MODELS, which is the same at every input size and dtype and with every plugin.
+
+        Raises:
+            LookupError: none has this architecture.
+        """
+        plugin = None if self.plugin is None else PluginConfig()
+        for name, known in MODELS.items():
+            if known == dataclasses.replace(self, plugin=plugin, image_size=known.image_size, dtype=known.dtype):
+                return name
+        raise LookupError(f"no model in MODELS has the architecture {self}")
+
 
 def _vit(width: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> SamConfig:
     return SamConfig(encoder=ViTConfig(width=width, depth=depth, heads=heads, global_blocks=global_blocks))
 
 
-MODELS: dict[str, SamConfig] = {
-    "sam_vit_b": _vit(768, 12, 12, (2, 5, 8, 11)),
-    "sam_vit_l": _vit(1024, 24, 16, (5, 11, 17, 23)),
-    "sam_vit_h": _vit(1280, 32, 16, (7, 15, 23, 31)),
-    # EfficientNet-Lite's own normalisation: (pixel - 127) / 128.
-    "sam_nano": SamConfig(
-        encoder=LiteConfig(), image_size=512, pixel_mean=(127.0, 127.0, 127.0), pixel_std=(128.0, 128.0, 128.0)
-    ),
-}
+def _family(plain: dict[str, SamConfig], hq_names: dict[str, str]) -> dict[str, SamConfig]:
+    """The plain models, their HQ twins, and of each of these the twin with the plugin."""
+    hq = {hq_names[name]: dataclasses.replace(config, hq=True) for name, config in plain.items()}
+    stable = {
+        f"stable_{name}": dataclasses.replace(config, plugin=PluginConfig()) for name, config in (plain | hq).items()
+    }
+    return plain | hq | stable
+
+
+# EfficientNet-Lite's own normalisation: (pixel - 127) / 128.
+_NANO = SamConfig(
+    encoder=LiteConfig(), image_size=512, pixel_mean=(127.0, 127.0, 127.0), pixel_std=(128.0, 128.0, 128.0)
+)
+
+MODELS: dict[str, SamConfig] = _family(
+    {
+        "sam_vit_b": _vit(768, 12, 12, (2, 5, 8, 11)),
+        "sam_vit_l": _vit(1024, 24, 16, (5, 11, 17, 23)),
+        "sam_vit_h": _vit(1280, 32, 16, (7, 15, 23, 31)),
+        "mobile_sam": SamConfig(encoder=TinyViTConfig()),
+        "sam_nano": _NANO,
+    },
+    hq_names={
+        "sam_vit_b": "hq_sam_vit_b",
+        "sam_vit_l": "hq_sam_vit_l",
+        "sam_vit_h": "hq_sam_vit_h",
+        "mobile_sam": "hq_sam_vit_tiny",
+        "sam_nano": "hq_sam_nano",
+    },
+)

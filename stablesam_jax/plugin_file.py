@@ -92,8 +92,7 @@ def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str
 
 
 def _config(path: pathlib.Path, fields: dict[str, Any]) -> PluginConfig:
-    """A field that the file lacks was added since, with a default that changes nothing."""
     try:
-        return PluginConfig(**fields | {"attentions": tuple(fields["attentions"])})
+        return PluginConfig.from_json(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its configuration does not fit this version ({error}). Train it again.") from None

@@ -121,7 +121,9 @@ def test_folders_that_are_no_checkpoint_are_told_apart(tmp_path):
 
 
 def test_a_model_in_half_precision_comes_back_in_float32(tmp_path):
-    save_model(tmp_path / "m", {"a": np.array([1 / 3], np.float32)}, model="sam_nano", source={}, dtype=np.float16)
+    save_model(
+        tmp_path / "m", {"a": np.array([1 / 3], np.float32)}, config=MODELS["sam_nano"], source={}, dtype=np.float16
+    )
     name, params, metadata = load_model(tmp_path / "m")
     assert name == "sam_nano"
     assert metadata["config"]["image_size"] == 512
@@ -131,7 +133,9 @@ def test_a_model_in_half_precision_comes_back_in_float32(tmp_path):
 
 def test_numbers_beyond_half_precision_are_refused(tmp_path):
     with pytest.raises(InputError, match="too large for float16"):
-        save_model(tmp_path / "m", {"a": np.array([1e6], np.float32)}, model="sam_nano", source={}, dtype=np.float16)
+        save_model(
+            tmp_path / "m", {"a": np.array([1e6], np.float32)}, config=MODELS["sam_nano"], source={}, dtype=np.float16
+        )
     assert not (tmp_path / "m").exists()
 
 

@@ -52,7 +52,7 @@ def config(work):
 def results(config):
     """The folder of results of two systems on two folders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval_main, "build", built_small)
+        patch.setattr(eval_main, "load_model", built_small)
         hq(config)
     return config.output
 
@@ -114,7 +114,7 @@ def test_results_lie_beside_each_other_and_nothing_else(results):
 
 def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monkeypatch):
     monkeypatch.chdir(work / "coins")
-    monkeypatch.setattr(eval_main, "build", built_small)
+    monkeypatch.setattr(eval_main, "load_model", built_small)
     again = dataclasses.replace(
         config, system=config.system[:1], data_dir=(pathlib.Path("."),), output=pathlib.Path("../again")
     )
@@ -184,7 +184,7 @@ def test_a_folder_without_masks_ends_with_one_line_and_status_2(monkeypatch, cap
 def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, capsys, work, tmp_path):
     folder = small.save_pairs(tmp_path / "pairs", 2)
     (folder / "gt" / "01.png").write_bytes((work / "coins" / "gt" / "01.png").read_bytes())
-    monkeypatch.setattr(eval_main, "build", built_small)
+    monkeypatch.setattr(eval_main, "load_model", built_small)
     output = tmp_path / "results"
     arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", output, "--prompts", "gt-box")
     status, error = run_main(monkeypatch, capsys, *arguments)
@@ -196,7 +196,7 @@ def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, 
 
 def test_options_are_those_of_the_documentation(monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_main, "build", lambda system: seen.append(system) or built_small(system))
+    monkeypatch.setattr(eval_main, "load_model", lambda system: seen.append(system) or built_small(system))
     monkeypatch.setattr(eval_main, "check_output", seen.append)
     command = "eval.main hq --system a b+c --data-dir nowhere --prompts gt-box n-box-50 --output out --seed 3 --limit 4"
     monkeypatch.setattr(sys, "argv", command.split())

@@ -47,7 +47,7 @@ def test_features_equal_those_of_the_package(torch_model):
 
 def test_the_command_starts_nano_from_imagenet(torch_model, tmp_path, monkeypatch):
     from convert import lite_to_flax
-    from stablesam_jax.build import build, shapes
+    from stablesam_jax.build import load_model, shapes
     from stablesam_jax.model.sam import Sam
 
     def zeros(config, rng):
@@ -55,7 +55,7 @@ def test_the_command_starts_nano_from_imagenet(torch_model, tmp_path, monkeypatc
 
     monkeypatch.setattr(lite_to_flax, "init", zeros)  # drawing takes the compiler ten seconds
     lite_to_flax.main(["--output", str(tmp_path / "start")])
-    sam, params = build(tmp_path / "start")
+    sam, params = load_model(tmp_path / "start")
     assert isinstance(sam.config.encoder, LiteConfig)
     assert not params["mask_decoder"]["iou_token"].any()
     stem = params["image_encoder"]["backbone"]["stem"]["kernel"]
@@ -66,5 +66,7 @@ def test_the_command_starts_nano_from_imagenet(torch_model, tmp_path, monkeypatc
 
 def test_the_encoder_ends_at_stride_16_and_256_channels():
     encoder = ImageEncoderLite(LiteConfig(), 256)
-    output = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), np.zeros((2, 64, 64, 3), np.float32)))
-    assert output[0].shape == (2, 4, 4, 256)
+    pictures = np.zeros((2, 64, 64, 3), np.float32)
+    (embedding, early), _ = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), pictures))
+    assert embedding.shape == (2, 4, 4, 256)
+    assert early.shape == (2, 4, 4, 160)

@@ -9,6 +9,7 @@ import pytest
 from stablesam_jax import parallel, params
 from stablesam_jax.data.pipeline import BatchConfig, ViewConfig, Views, make_sample
 from stablesam_jax.data.readers import PairsFolder
+from stablesam_jax.model.sam import ImageEmbedding
 from tests.reference import small
 from train import step as step_module
 from train.step import State, encoder_halves, make_update, normalise, sample_keys
@@ -42,7 +43,7 @@ def samples(tmp_path_factory, freeze):
             make_sample(views, config, index, PICTURES * step + index, with_picture=True) for index in range(PICTURES)
         ]
         batch = {key: np.stack([sample[key] for sample in made]) for key in made[0]}
-        batches.append(batch | {"features": np.asarray(freeze(batch.pop("picture")))})
+        batches.append(batch | {"features": jax.device_get(freeze(batch.pop("picture")))})
     return batches
 
 
@@ -119,10 +120,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(one, on_one, 
 
 
 def test_features_of_a_cache_are_the_computed_ones_within_float16(one, on_one, samples):
-    features = samples[0]["features"]
+    features = samples[0]["features"].features
     rounded = features.astype(np.float16).astype(np.float32)
     np.testing.assert_allclose(rounded, features, rtol=2**-11, atol=2**-24)
-    _, losses, _ = on_one([samples[0] | {"features": rounded}])
+    _, losses, _ = on_one([samples[0] | {"features": ImageEmbedding(rounded)}])
     assert losses[0] == pytest.approx(one[1][0], rel=2e-3)
     assert losses[0] != one[1][0]
 
@@ -137,8 +138,8 @@ def test_the_encoder_is_the_same_cut_before_its_neck_or_after():
         return [embed(tree, freeze(tree, x)) for freeze, embed in halves]
 
     whole, cut = both(tree, pictures)
-    assert whole.shape == (2, 4, 4, 256)
-    np.testing.assert_allclose(cut, whole, atol=1e-5)
+    assert whole.features.shape == (2, 4, 4, 256)
+    np.testing.assert_allclose(cut.features, whole.features, atol=1e-5)
 
 
 def test_pictures_are_normalised_by_the_models_mean_and_deviation():

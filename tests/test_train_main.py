@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from stablesam_jax import checkpoint, params
-from stablesam_jax.build import build
+from stablesam_jax.build import load_model
 from stablesam_jax.errors import InputError
 from stablesam_jax.plugin_file import load_plugin
 from tests.reference import small
@@ -115,7 +115,7 @@ def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken):
 
 def test_the_plugin_can_be_used_and_the_base_has_not_moved(unbroken, base):
     folder, _ = unbroken
-    _, loaded = build(f"{base}+{folder / 'plugin.safetensors'}")
+    _, loaded = load_model(f"{base}+{folder / 'plugin.safetensors'}")
     before, after = params.flatten(small.stable_nano()[1]), params.flatten(jax.device_get(loaded))
     assert before.keys() == after.keys()
     changed = {path for path in before if before[path].tobytes() != after[path].tobytes()}
@@ -231,7 +231,7 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
         held_out=0,
     )
     assert "no picture was held out" in train(pretraining)
-    sam, trained = build(pretraining.output / "model")
+    sam, trained = load_model(pretraining.output / "model")
     assert sam.plugin is None
     before, after = params.flatten(small.nano()[1]), params.flatten(jax.device_get(trained))
     rounded = {path: leaf.astype(np.float16).astype(np.float32) for path, leaf in before.items()}
@@ -270,8 +270,8 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
             "image_encoder/backbone would train, but --cache holds features of a frozen encoder",
         ),
         ({"model": "sam_vit_xxl"}, "sam_vit_xxl: neither a shipped model .* nor a checkpoint folder"),
-        ({"image_size": 50}, "--image-size 50: must be a multiple of 32"),
-        ({"image_size": 0}, "--image-size 0: must be a multiple of 32"),
+        ({"image_size": 50}, "image size 50: must be a positive multiple of 32"),
+        ({"image_size": 0}, "image size 0: must be a positive multiple of 32"),
         ({"steps": 0, "save_every": 0}, r"--steps 0: must be at least 1; --save-every 0: must be at least 1\."),
         ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
         ({"scale_range": (2.0, 1.0)}, "scale range 2.0 to 1.0"),
@@ -282,8 +282,8 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(config, change, words, tmp_path, monkeypatch):
-    if "model" not in change:  # nothing is read or compiled twenty times
-        monkeypatch.setattr(train_main.build, "build", lambda _: small.nano())
+    if not change.keys() & {"model", "image_size"}:  # nothing is read or compiled twenty times
+        monkeypatch.setattr(train_main.build, "load_model", lambda *_, **__: small.nano())
         monkeypatch.setattr(train_main.build, "with_plugin", lambda *_: small.stable_nano())
     output = tmp_path / "run"
     with pytest.raises(InputError, match=words) as error:
@@ -294,7 +294,7 @@ def test_bad_options_are_one_line_and_nothing_is_written(config, change, words, 
 
 def test_a_base_with_a_plugin_is_refused(unbroken, config, base, tmp_path):
     system = f"{base}+{unbroken[0] / 'plugin.safetensors'}"
-    with pytest.raises(InputError, match="has a plugin already; give the base that it was trained on"):
+    with pytest.raises(InputError, match="has a plugin already; give the base that the plugin was trained on"):
         train(dataclasses.replace(config, model=system, output=tmp_path / "run"))
 
 

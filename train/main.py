@@ -141,7 +141,7 @@ def facts(sam: Sam, tree: params.Params, training: Pictures) -> dict[str, str]:
     names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
     base = {subtree: leaves for subtree, leaves in tree.items() if subtree != "plugin"}
     return {
-        "base": next(name for name, known in MODELS.items() if known.encoder == sam.config.encoder),
+        "base": dataclasses.replace(sam.config, plugin=None).name,
         "base_sha256": params.digest(base),
         "pictures": f"{len(training)}, names {names[:16]}",
     }
@@ -171,15 +171,7 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
 
 def base_model(config: TrainConfig) -> tuple[Sam, params.Params]:
     """The base, at the input size that is asked for, with a fresh plugin where one is."""
-    sam, tree = build.build(config.model)
-    if sam.plugin is not None:
-        raise InputError(f"--model {config.model}: has a plugin already; give the base that it was trained on.")
-    if config.image_size is not None:
-        if not isinstance(sam.config.encoder, LiteConfig):
-            raise InputError(f"--image-size {config.image_size}: only sam_nano can be trained at another input size.")
-        if config.image_size % 32 or config.image_size < 32:
-            raise InputError(f"--image-size {config.image_size}: must be a multiple of 32.")
-        sam = Sam(dataclasses.replace(sam.config, image_size=config.image_size))
+    sam, tree = build.load_model(config.model, image_size=config.image_size)
     if config.plugin is not None:
         sam, tree = build.with_plugin(sam, tree, config.plugin, jax.random.key(config.seed))
     return sam, jax.device_get(tree)
@@ -278,8 +270,8 @@ def save_result(config: TrainConfig, run: Run, result: params.Params) -> None:
     recipe = run.settings | {"data_dir": [folder.resolve().name for folder in config.data_dir]}
     del recipe["model"]
     if config.plugin is None:
-        model, dtype = run.settings["base"], np.dtype(config.store)
-        checkpoint.save_model(path, result, model=model, source=recipe, dtype=dtype)
+        model = MODELS[run.settings["base"]]
+        checkpoint.save_model(path, result, config=model, source=recipe, dtype=np.dtype(config.store))
     else:
         plugin_file.save_plugin(path, result["plugin"], config=config.plugin, metadata=recipe)
     print(f"written: {path}", flush=True)

@@ -11,7 +11,7 @@ import optax
 from stablesam_jax import parallel
 from stablesam_jax.config import SamConfig
 from stablesam_jax.model.prompt_encoder import Prompts
-from stablesam_jax.model.sam import Sam
+from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params, merge
 from train.losses import mask_iou, point_sampled_loss, pretraining_loss
 
@@ -50,7 +50,7 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
         neck_trains: cut sam_nano's encoder before its neck, which pre-training trains.
 
     Returns:
-        freeze(params, pictures uint8) -> features, and embed(params, features) -> (B, G, G, C) image embedding.
+        freeze(params, pictures uint8) -> features, and embed(params, features) -> `ImageEmbedding`.
     """
 
     apply: Callable[..., Any] = sam.apply
@@ -61,10 +61,10 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
 
         return apply({"params": params}, normalise(pictures, sam.config), method=method)
 
-    def embed(params: Params, features: Any) -> jax.Array:
+    def embed(params: Params, features: Any) -> ImageEmbedding:
         if not neck_trains:
             return features
-        return apply({"params": params}, features, method=lambda module, x: module.image_encoder.neck(x))
+        return apply({"params": params}, features, method="finish")
 
     return freeze, embed
 

@@ -1,18 +1,51 @@
-"""Layers that several parts of SAM share (segment_anything/modeling/common.py)."""
+"""Layers that several parts of SAM share (segment_anything/modeling/common.py).
+
+Every layer computes in the dtype of its input, whatever that of its parameters. What loses too much in bfloat16 is
+computed in float32 and returned in the dtype of the input: statistics of norms, softmax, sums of logits.
+"""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ENCODER_EPS = 1e-6  # LayerNorms of the image encoder and every LayerNorm2d
-DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer (PyTorch's default)
+DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTorch's default)
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU (erf); the tanh form is off by 5e-4, which a parity test sees."""
     return nn.gelu(x, approximate=False)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """At least float32."""
+    return x.astype(np.promote_types(x.dtype, jnp.float32))
+
+
+def softmax(logits: jax.Array) -> jax.Array:
+    """Over the last axis; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
+    return nn.softmax(wide(logits), axis=-1).astype(logits.dtype)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., width)."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return x @ kernel.astype(x.dtype) + across(bias, x)
+
+
+def across(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector of channels in the dtype and rank of x, to be added or multiplied."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class LayerNorm(nn.Module):
@@ -27,13 +60,14 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C)."""
-        width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
-        centred = x - x.mean(axis=-1, keepdims=True)
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        values = wide(x)
+        centred = values - values.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        shape = (1,) * (x.ndim - 1) + (width,)
-        return centred * jax.lax.rsqrt(variance + self.eps) * scale.reshape(shape) + bias.reshape(shape)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * across(scale, normed) + across(bias, normed)).astype(x.dtype)
 
 
 class MLP(nn.Module):
@@ -45,8 +79,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C)."""
-        hidden = self.activation(nn.Dense(self.hidden_width, name="lin1")(x))
-        return nn.Dense(x.shape[-1], name="lin2")(hidden)
+        hidden = self.activation(Dense(self.hidden_width, name="lin1")(x))
+        return Dense(x.shape[-1], name="lin2")(hidden)
 
 
 class HeadMLP(nn.Module):
@@ -58,9 +92,9 @@ class HeadMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., output_width)."""
-        x = nn.relu(nn.Dense(self.hidden_width, name="layers_0")(x))
-        x = nn.relu(nn.Dense(self.hidden_width, name="layers_1")(x))
-        return nn.Dense(self.output_width, name="layers_2")(x)
+        x = nn.relu(Dense(self.hidden_width, name="layers_0")(x))
+        x = nn.relu(Dense(self.hidden_width, name="layers_1")(x))
+        return Dense(self.output_width, name="layers_2")(x)
 
 
 class UpscaleBy2(nn.Module):
@@ -74,11 +108,47 @@ class UpscaleBy2(nn.Module):
         *batch, height, columns, channels = x.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, channels, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        pixels = jnp.einsum("...hwc,ijco->...hiwjo", x, kernel)
-        pixels = pixels.reshape(*batch, 2 * height, 2 * columns, self.width)
-        return pixels + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        pixels = jnp.einsum("...hwc,ijco->...hiwjo", x, kernel.astype(x.dtype))
+        return pixels.reshape(*batch, 2 * height, 2 * columns, self.width) + across(bias, x)
 
 
-def conv(width: int, *, kernel: int, stride: int = 1, padding: int = 0, use_bias: bool = True, name: str) -> nn.Conv:
+class Conv(nn.Module):
     """A convolution with PyTorch's explicit padding; Flax's SAME differs where the stride does not divide the size."""
-    return nn.Conv(width, (kernel, kernel), (stride, stride), ((padding, padding),) * 2, use_bias=use_bias, name=name)
+
+    width: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., H, W, C) -> (..., H', W', width)."""
+        *batch, height, columns, channels = x.shape
+        shape = (self.kernel_size, self.kernel_size, channels, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        maps = jax.lax.conv_general_dilated(
+            x.reshape(-1, height, columns, channels),
+            kernel.astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        maps = maps.reshape(*batch, *maps.shape[1:])
+        if not self.use_bias:
+            return maps
+        return maps + across(self.param("bias", nn.initializers.zeros, (self.width,)), maps)
+
+
+def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
+    """Masks as products of a hypernetwork's weights with upscaled features, summed in float32 at least.
+
+    Args:
+        weights: (B, N, M, C).
+        features: (B, N, H, W, C).
+
+    Returns:
+        (B, N, M, H, W) logits, float32 or wider.
+    """
+    dtype = np.promote_types(features.dtype, jnp.float32)
+    return jnp.einsum("bnmc,bnhwc->bnmhw", weights, features, preferred_element_type=dtype)

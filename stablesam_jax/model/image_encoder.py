@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.common import MLP, LayerNorm, conv, gelu
+from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, gelu, softmax
 
 
 def window_partition(x: jax.Array, window: int) -> jax.Array:
@@ -43,19 +43,14 @@ def window_unpartition(windows: jax.Array, size_hw: tuple[int, int]) -> jax.Arra
 def relative_position_table(table: jax.Array, size: int) -> jax.Array:
     """The table of relative positions along one axis of `size` cells, as a matrix (query, key, channel).
 
-    A table of another length than 2 size - 1 is resized linearly, half-pixel, without antialiasing, as the
-    official get_rel_pos does.
-
     Args:
-        table: (L, D), row size - 1 + (query - key) holds the embedding of that distance.
+        table: (2 size - 1, D), row size - 1 + (query - key) holds the embedding of that distance;
+            `build.with_image_size` makes tables of another length fit.
         size: cells along the axis.
 
     Returns:
         (size, size, D).
     """
-    length = 2 * size - 1
-    if table.shape[0] != length:
-        table = jax.image.resize(table, (length, table.shape[1]), "linear", antialias=False)
     distance = np.arange(size)[:, None] - np.arange(size) + (size - 1)
     return table[distance]
 
@@ -64,20 +59,18 @@ class Attention(nn.Module):
     """Multi-head self-attention over a map, with relative positions per axis added to the logits."""
 
     heads: int
-    table_size: int  # cells per axis that the stored tables were made for
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, channels = x.shape
         head_width = channels // self.heads
-        shape = (2 * self.table_size - 1, head_width)
-        table_h = self.param("rel_pos_h", nn.initializers.zeros, shape)
-        table_w = self.param("rel_pos_w", nn.initializers.zeros, shape)
-        rows = relative_position_table(table_h, height)
-        columns = relative_position_table(table_w, width)
+        table_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * height - 1, head_width))
+        table_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * width - 1, head_width))
+        rows = relative_position_table(table_h, height).astype(x.dtype)
+        columns = relative_position_table(table_w, width).astype(x.dtype)
 
-        qkv = nn.Dense(3 * channels, name="qkv")(x)
+        qkv = Dense(3 * channels, name="qkv")(x)
         # q, k, v are blocks of C channels each, with the heads inside.
         qkv = qkv.reshape(batch, height * width, 3, self.heads, head_width).transpose(2, 3, 0, 1, 4)
 
@@ -88,12 +81,12 @@ class Attention(nn.Module):
             by_column = jnp.einsum("bhwd,wld->bhwl", grid, columns).reshape(batch, height * width, 1, width)
             logits = jnp.einsum("bqd,bkd->bqk", q * head_width**-0.5, k)
             logits = logits + (by_row + by_column).reshape(batch, height * width, height * width)
-            return jnp.einsum("bqk,bkd->bqd", nn.softmax(logits, axis=-1), v)
+            return jnp.einsum("bqk,bkd->bqd", softmax(logits), v)
 
         # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
         attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H * W, D)
         attended = attended.transpose(1, 2, 0, 3).reshape(batch, height, width, channels)
-        return nn.Dense(channels, name="proj")(attended)
+        return Dense(channels, name="proj")(attended)
 
 
 class Block(nn.Module):
@@ -101,13 +94,12 @@ class Block(nn.Module):
 
     heads: int
     window_size: int
-    table_size: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
         normed = LayerNorm(name="norm1")(x)
-        attention = Attention(self.heads, self.table_size, name="attn")
+        attention = Attention(self.heads, name="attn")
         if self.window_size:
             windows = attention(window_partition(normed, self.window_size))
             x = x + window_unpartition(windows, (x.shape[1], x.shape[2]))
@@ -125,7 +117,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, pictures: jax.Array) -> jax.Array:
         """(B, H, W, 3) -> (B, H / patch, W / patch, width)."""
-        return conv(self.width, kernel=self.patch_size, stride=self.patch_size, name="proj")(pictures)
+        return Conv(self.width, self.patch_size, stride=self.patch_size, name="proj")(pictures)
 
 
 class Neck(nn.Module):
@@ -136,31 +128,35 @@ class Neck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, G, G, C) -> (B, G, G, width)."""
-        x = LayerNorm(name="1")(conv(self.width, kernel=1, use_bias=False, name="0")(x))
-        return LayerNorm(name="3")(conv(self.width, kernel=3, padding=1, use_bias=False, name="2")(x))
+        x = LayerNorm(name="1")(Conv(self.width, 1, use_bias=False, name="0")(x))
+        return LayerNorm(name="3")(Conv(self.width, 3, padding=1, use_bias=False, name="2")(x))
 
 
 class ImageEncoderViT(nn.Module):
-    """Pictures to image embedding."""
+    """Pictures to image embedding, and to the features that HQ-SAM takes from an early layer."""
 
     config: ViTConfig
     grid_size: int
     output_width: int
 
     @nn.compact
-    def __call__(self, pictures: jax.Array) -> jax.Array:
+    def __call__(self, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encodes pictures.
 
         Args:
             pictures: (B, S, S, 3) float32, normalised and padded, S = patch_size * grid_size.
 
         Returns:
-            (B, G, G, output_width) image embedding.
+            (B, G, G, output_width) image embedding, and (B, G, G, width) as it leaves the first global block.
         """
         config = self.config
         x = PatchEmbed(config.width, config.patch_size, name="patch_embed")(pictures)
-        x = x + self.param("pos_embed", nn.initializers.zeros, (1, self.grid_size, self.grid_size, config.width))
+        grid = (1, self.grid_size, self.grid_size, config.width)
+        x = x + self.param("pos_embed", nn.initializers.zeros, grid).astype(x.dtype)
+        early = x
         for index in range(config.depth):
             window = 0 if index in config.global_blocks else config.window_size
-            x = Block(config.heads, window, window or self.grid_size, name=f"blocks_{index}")(x)
-        return Neck(self.output_width, name="neck")(x)
+            x = Block(config.heads, window, name=f"blocks_{index}")(x)
+            if index == config.global_blocks[0]:
+                early = x
+        return Neck(self.output_width, name="neck")(x), early

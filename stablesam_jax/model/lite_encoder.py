@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import LiteConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.model.common import LayerNorm, conv, gelu
+from stablesam_jax.model.common import Conv, LayerNorm, across, gelu
 
 LiteFeatures = tuple[jax.Array, jax.Array, jax.Array]  # maps at strides 8, 16, 32
 
@@ -31,7 +31,7 @@ class DepthwiseConv(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, C)."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel, self.kernel, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return depthwise_conv(x, kernel, stride=self.stride) + bias.reshape(1, 1, 1, -1)
+        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride) + across(bias, x)
 
 
 class InvertedBottleneck(nn.Module):
@@ -47,9 +47,9 @@ class InvertedBottleneck(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, width)."""
         hidden = x
         if self.expansion != 1:
-            hidden = relu6(conv(x.shape[-1] * self.expansion, kernel=1, name="expand")(hidden))
+            hidden = relu6(Conv(x.shape[-1] * self.expansion, 1, name="expand")(hidden))
         hidden = relu6(DepthwiseConv(self.kernel, self.stride, name="depthwise")(hidden))
-        hidden = conv(self.width, kernel=1, name="project")(hidden)
+        hidden = Conv(self.width, 1, name="project")(hidden)
         return hidden + x if hidden.shape == x.shape else hidden
 
 
@@ -61,7 +61,7 @@ class LiteBackbone(nn.Module):
     @nn.compact
     def __call__(self, pictures: jax.Array) -> LiteFeatures:
         """(B, S, S, 3) normalised pictures -> features of the tapped stages, finest first."""
-        stem = nn.Conv(self.config.stem_width, (3, 3), (2, 2), "SAME", name="stem")
+        stem = nn.Conv(self.config.stem_width, (3, 3), (2, 2), "SAME", dtype=pictures.dtype, name="stem")
         x = relu6(stem(pictures))
         outputs = []
         index = 0
@@ -85,11 +85,11 @@ class LiteNeck(nn.Module):
     def __call__(self, features: LiteFeatures) -> jax.Array:
         """((B, 2G, 2G, .), (B, G, G, .), (B, G / 2, G / 2, .)) -> (B, G, G, width)."""
         fine, middle, coarse = features
-        lifted = conv(self.width, kernel=1, name="coarse")(coarse)
+        lifted = Conv(self.width, 1, name="coarse")(coarse)
         lifted = jnp.repeat(jnp.repeat(lifted, 2, axis=1), 2, axis=2)
-        x = conv(self.width, kernel=2, stride=2, name="fine")(fine) + conv(self.width, kernel=1, name="middle")(middle)
+        x = Conv(self.width, 2, stride=2, name="fine")(fine) + Conv(self.width, 1, name="middle")(middle)
         x = gelu(LayerNorm(name="norm")(x + lifted))
-        return LayerNorm(name="output_norm")(conv(self.width, kernel=3, padding=1, use_bias=False, name="output")(x))
+        return LayerNorm(name="output_norm")(Conv(self.width, 3, padding=1, use_bias=False, name="output")(x))
 
 
 class ImageEncoderLite(nn.Module):
@@ -102,6 +102,24 @@ class ImageEncoderLite(nn.Module):
         self.backbone = LiteBackbone(self.config)
         self.neck = LiteNeck(self.output_width)
 
-    def __call__(self, pictures: jax.Array) -> jax.Array:
-        """(B, S, S, 3) normalised pictures, S a multiple of 32 -> (B, S / 16, S / 16, output_width)."""
-        return self.neck(self.backbone(pictures))
+    def __call__(self, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encodes pictures.
+
+        Args:
+            pictures: (B, S, S, 3) normalised, S a multiple of 32.
+
+        Returns:
+            (B, G, G, output_width) image embedding, G = S / 16, and (B, G, G, 160) the finest features.
+        """
+        return self.finish(self.backbone(pictures))
+
+    def finish(self, features: LiteFeatures) -> tuple[jax.Array, jax.Array]:
+        """The second step: what `__call__` returns, from what the backbone has made.
+
+        Each 2 x 2 square of the stride-8 map is one cell of the early features, so that HQ-SAM's branch finds the
+        grid it expects and no detail is lost.
+        """
+        fine = features[0]
+        batch, height, width, channels = fine.shape
+        squares = fine.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
+        return self.neck(features), squares.reshape(batch, height // 2, width // 2, 4 * channels)

@@ -1,25 +1,47 @@
-"""Tokens to masks and their predicted quality (segment_anything/modeling/mask_decoder.py)."""
+"""Tokens to masks and their predicted quality (segment_anything/modeling/mask_decoder.py; HQ: mask_decoder_hq.py)."""
 
 from typing import Literal
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, gelu
+from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits, wide
+from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
 
 MASK_TOKENS = 4  # token 0 makes the single mask, tokens 1 to 3 the three of multimask_output
 
-# "single": mask 0. "multi": masks 1, 2, 3. "all": the four. Only those asked for are computed.
+# "single": mask 0. "multi": masks 1, 2, 3; of HQ-SAM the one of them that is predicted to be best. "all": the four.
+# Only those asked for are computed.
 MaskChoice = Literal["single", "multi", "all"]
 _CHOSEN: dict[MaskChoice, range] = {"single": range(0, 1), "multi": range(1, 4), "all": range(0, 4)}
 
 
+@flax.struct.dataclass
+class Masks:
+    """What the decoder predicts for N prompts of B pictures."""
+
+    low_res_masks: jax.Array  # (B, N, M, 4G, 4G) float32 logits; above 0 is foreground
+    iou_predictions: jax.Array  # (B, N, M) float32, the model's estimate of each mask's IoU; may leave 0..1
+    hq_masks: jax.Array | None = None  # (B, N, 1, 4G, 4G) logits of the HQ token; for "all" of HQ-SAM alone
+
+
 class MaskDecoder(nn.Module):
-    """Two-way transformer, upscaling, one hypernetwork for each mask token, IoU head."""
+    """Two-way transformer, upscaling, one hypernetwork for each mask token, IoU head; and HQ-SAM's branch."""
 
     width: int
+    hq: bool = False
+
+    def setup(self):
+        if self.hq:
+            self.hq_branch = HQBranch(self.width)
+            nn.share_scope(self, self.hq_branch)
+
+    def picture_features(self, image_embeddings: jax.Array, early: jax.Array) -> jax.Array:
+        """See `HQBranch`."""
+        return self.hq_branch.picture_features(image_embeddings, early)
 
     @nn.compact
     def __call__(
@@ -30,9 +52,11 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: jax.Array,
         sparse_valid: jax.Array,
         *,
+        hq_features: jax.Array | None = None,
         masks: MaskChoice = "single",
+        hq_token_only: bool = False,
         hooks: Hooks = NO_HOOKS,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> Masks:
         """Predicts masks.
 
         Args:
@@ -41,20 +65,25 @@ class MaskDecoder(nn.Module):
             sparse_prompt_embeddings: (B, N, K, C).
             dense_prompt_embeddings: (B or 1, N or 1, G, G, C).
             sparse_valid: (B, N, K) bool.
+            hq_features: (B, 4G, 4G, C / 8) from `picture_features`; HQ-SAM needs them.
             masks: which masks to compute (static).
+            hq_token_only: return the HQ token's mask instead of its sum with SAM's (static).
             hooks: see `TwoWayTransformer`.
 
         Returns:
-            low_res_masks (B, N, M, 4G, 4G) logits and iou_predictions (B, N, M).
+            `Masks`. HQ-SAM has M = 1 unless all masks are asked for, which are SAM's alone then.
         """
         batch, prompts, _, width = sparse_prompt_embeddings.shape
-        iou_token = self.param("iou_token", nn.initializers.normal(1.0), (1, width))
-        mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (MASK_TOKENS, width))
-        output_tokens = jnp.concatenate([iou_token, mask_tokens])
-        output_tokens = jnp.broadcast_to(output_tokens[None, None], (batch, prompts, 1 + MASK_TOKENS, width))
-        tokens = jnp.concatenate([output_tokens, sparse_prompt_embeddings], axis=2)
-        always = jnp.ones((batch, prompts, 1 + MASK_TOKENS), bool)
-        valid = jnp.concatenate([always, sparse_valid], axis=2)
+        output_tokens = [
+            self.param("iou_token", nn.initializers.normal(1.0), (1, width)),
+            self.param("mask_tokens", nn.initializers.normal(1.0), (MASK_TOKENS, width)),
+        ]
+        if self.hq:
+            output_tokens.append(self.hq_branch.token)
+        output = jnp.concatenate(output_tokens).astype(sparse_prompt_embeddings.dtype)
+        output = jnp.broadcast_to(output[None, None], (batch, prompts, *output.shape))
+        tokens = jnp.concatenate([output, sparse_prompt_embeddings], axis=2)
+        valid = jnp.concatenate([jnp.ones(output.shape[:3], bool), sparse_valid], axis=2)
 
         keys = image_embeddings[:, None] + dense_prompt_embeddings
         tokens, features = TwoWayTransformer(self.width, name="transformer")(keys, image_pe, tokens, valid, hooks)
@@ -64,10 +93,23 @@ class MaskDecoder(nn.Module):
         upscaled = gelu(UpscaleBy2(width // 8, name="output_upscaling_3")(upscaled))
 
         chosen = _CHOSEN["all" if self.is_initializing() else masks]
-        weights = [
-            HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}")(tokens[:, :, 1 + index])
-            for index in chosen
-        ]
-        logits = jnp.einsum("bnmc,bnhwc->bnmhw", jnp.stack(weights, axis=2), upscaled)
-        iou_predictions = HeadMLP(width, MASK_TOKENS, name="iou_prediction_head")(tokens[:, :, 0])
-        return logits, iou_predictions[:, :, chosen.start : chosen.stop]
+        hypernetworks = [HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}") for index in chosen]
+        weights = jnp.stack(
+            [network(tokens[:, :, 1 + index]) for index, network in zip(chosen, hypernetworks, strict=True)], axis=2
+        )
+        iou_predictions = HeadMLP(width, MASK_TOKENS, name="iou_prediction_head")(wide(tokens[:, :, 0]))
+        iou_predictions = iou_predictions[:, :, chosen.start : chosen.stop]
+        if not self.hq:
+            return Masks(mask_logits(weights, upscaled), iou_predictions)
+
+        assert hq_features is not None
+        hq_masks = self.hq_branch.logits(tokens[:, :, 1 + MASK_TOKENS], upscaled, hq_features)[:, :, None]
+        if masks == "all":
+            return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
+        if masks == "multi":
+            best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
+            iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
+            weights = jnp.take_along_axis(weights, best[..., None], axis=2)
+        if hq_token_only:
+            return Masks(hq_masks, iou_predictions)
+        return Masks(mask_logits(weights, upscaled) + hq_masks, iou_predictions)

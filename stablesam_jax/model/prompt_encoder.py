@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.model.common import LayerNorm, conv, gelu
+from stablesam_jax.model.common import Conv, LayerNorm, gelu
 
 NOT_A_POINT, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
@@ -98,11 +98,11 @@ class PromptEncoder(nn.Module):
         self.not_a_point_embed = embedding("not_a_point_embed")
         self.no_mask_embed = embedding("no_mask_embed")
         self.mask_downscaling: Sequence[nn.Module] = [
-            conv(4, kernel=2, stride=2, name="mask_downscaling_0"),
+            Conv(4, 2, stride=2, name="mask_downscaling_0"),
             LayerNorm(name="mask_downscaling_1"),
-            conv(16, kernel=2, stride=2, name="mask_downscaling_3"),
+            Conv(16, 2, stride=2, name="mask_downscaling_3"),
             LayerNorm(name="mask_downscaling_4"),
-            conv(self.width, kernel=1, name="mask_downscaling_6"),
+            Conv(self.width, 1, name="mask_downscaling_6"),
         ]
 
     def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array]:

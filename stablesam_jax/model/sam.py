@@ -4,80 +4,118 @@ import flax.linen as nn
 import flax.struct
 import jax
 
-from stablesam_jax.config import LiteConfig, SamConfig
+from stablesam_jax.config import LiteConfig, SamConfig, TinyViTConfig
 from stablesam_jax.model.image_encoder import ImageEncoderViT
-from stablesam_jax.model.lite_encoder import ImageEncoderLite
-from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder
+from stablesam_jax.model.lite_encoder import ImageEncoderLite, LiteFeatures
+from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
+from stablesam_jax.model.tiny_vit import ImageEncoderTinyViT
 from stablesam_jax.model.transformer import Hooks
 
 
 @flax.struct.dataclass
-class Masks:
-    """What the decoder predicts for N prompts of B pictures."""
+class ImageEmbedding:
+    """What is known of B pictures before anyone prompts, in the compute dtype."""
 
-    low_res_masks: jax.Array  # (B, N, M, 4G, 4G) logits; above 0 is foreground
-    iou_predictions: jax.Array  # (B, N, M), the model's estimate of each mask's IoU; may leave 0..1
+    features: jax.Array  # (B, G, G, C), SAM's image embedding
+    early: jax.Array | None = None  # (B, G, G, any) an early layer of the encoder, for HQ-SAM
+    hq_features: jax.Array | None = None  # (B, 4G, 4G, C / 8), both fused: takes the place of `early`
 
 
 class Sam(nn.Module):
-    """A promptable segmenter, with the plugin of Stable-SAM where one is given.
+    """A promptable segmenter, with HQ-SAM's branch and the plugin of Stable-SAM where its configuration has them.
 
-    Parameters lie in `image_encoder`, `prompt_encoder`, `mask_decoder` and, with a plugin, `plugin`.
+    Parameters lie in `image_encoder`, `prompt_encoder`, `mask_decoder` and, with a plugin, `plugin`. `build.assemble`
+    makes one from a configuration.
     """
 
     config: SamConfig
-    plugin: nn.Module | None = None  # called as a `Resample`
-    plugin_attentions: tuple[int, ...] = ()  # token-to-image attentions that it serves: 0, 1, and 2 for the final one
+    plugin: nn.Module | None = None  # that of config.plugin, called as a `Resample`
 
     def setup(self):
         config = self.config
         self.image_encoder: nn.Module
-        if isinstance(config.encoder, LiteConfig):
-            self.image_encoder = ImageEncoderLite(config.encoder, config.embedding_width)
-        else:
-            self.image_encoder = ImageEncoderViT(config.encoder, config.grid_size, config.embedding_width)
+        match config.encoder:
+            case LiteConfig():
+                self.image_encoder = ImageEncoderLite(config.encoder, config.embedding_width)
+            case TinyViTConfig():
+                self.image_encoder = ImageEncoderTinyViT(config.encoder, config.embedding_width)
+            case _:
+                self.image_encoder = ImageEncoderViT(config.encoder, config.grid_size, config.embedding_width)
         self.prompt_encoder = PromptEncoder(config.embedding_width, config.grid_size, config.image_size)
-        self.mask_decoder = MaskDecoder(config.embedding_width)
+        self.mask_decoder = MaskDecoder(config.embedding_width, config.hq)
 
-    def encode(self, pictures: jax.Array) -> jax.Array:
-        """Computes what depends on the picture alone.
+    def encode(self, pictures: jax.Array) -> ImageEmbedding:
+        """Computes what depends on the picture alone and rests in training.
 
         Args:
             pictures: (B, S, S, 3) float32, normalised and padded by `preprocess`, S = config.image_size.
 
         Returns:
-            (B, G, G, C) image embedding.
+            the image embedding, with the early features where HQ-SAM needs them.
         """
-        return self.image_encoder(pictures)
+        return self._embedding(*self.image_encoder(self._cast(pictures)))
 
-    def decode(self, image_embeddings: jax.Array, prompts: Prompts, *, masks: MaskChoice = "single") -> Masks:
+    def finish(self, backbone_features: LiteFeatures) -> ImageEmbedding:
+        """`encode` of sam_nano from its backbone's features, for training the neck over a frozen backbone."""
+        return self._embedding(*self.image_encoder.finish(backbone_features))
+
+    def fuse(self, embedding: ImageEmbedding) -> ImageEmbedding:
+        """Puts HQ-SAM's features of the picture in the place of the early ones; others come back as they are.
+
+        `decode` does it where it has not been done: once for a picture that is prompted again and again is cheaper.
+        """
+        if embedding.early is None:
+            return embedding
+        hq_features = self.mask_decoder.picture_features(embedding.features, embedding.early)
+        return ImageEmbedding(embedding.features, hq_features=hq_features)
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts,
+        *,
+        masks: MaskChoice = "single",
+        hq_token_only: bool = False,
+    ) -> Masks:
         """Answers prompts.
 
         Args:
-            image_embeddings: (B, G, G, C) from `encode`.
+            embedding: of B pictures, from `encode` or `fuse`.
             prompts: N prompts for each picture.
             masks: which mask tokens to decode (static).
+            hq_token_only: HQ-SAM's mask alone instead of its sum with SAM's (static).
 
         Returns:
-            `Masks` with M = 1, 3 or 4.
+            `Masks` with M = 1, 3 or 4; of HQ-SAM M = 1, or 4 and the HQ masks apart.
         """
+        embedding = self.fuse(embedding)
+        dtype = embedding.features.dtype
         sparse, dense = self.prompt_encoder(prompts)
-        low_res_masks, iou_predictions = self.mask_decoder(
-            image_embeddings,
-            self.prompt_encoder.get_dense_pe(),
-            sparse,
-            dense,
+        return self.mask_decoder(
+            embedding.features,
+            self.prompt_encoder.get_dense_pe().astype(dtype),
+            sparse.astype(dtype),
+            dense.astype(dtype),
             prompts.valid,
+            hq_features=embedding.hq_features,
             masks=masks,
+            hq_token_only=hq_token_only,
             hooks=self._hooks(),
         )
-        return Masks(low_res_masks=low_res_masks, iou_predictions=iou_predictions)
 
     def __call__(self, pictures: jax.Array, prompts: Prompts) -> Masks:
         """`decode(encode(pictures), prompts)`: one pass through every parameter, as initialisation needs."""
         return self.decode(self.encode(pictures), prompts)
 
+    def _embedding(self, features: jax.Array, early: jax.Array) -> ImageEmbedding:
+        return ImageEmbedding(features, early if self.config.hq else None)
+
+    def _cast(self, pictures: jax.Array) -> jax.Array:
+        # float64, which only tests use, stays what it is.
+        return pictures.astype(self.config.dtype) if self.config.dtype != "float32" else pictures
+
     def _hooks(self) -> Hooks:
-        first, second, final = (self.plugin if index in self.plugin_attentions else None for index in range(3))
+        attentions = self.config.plugin.attentions if self.config.plugin is not None else ()
+        first, second, final = (self.plugin if index in attentions else None for index in range(3))
         return first, second, final

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm
+from stablesam_jax.model.common import DECODER_EPS, MLP, Dense, LayerNorm, softmax
 
 HEADS = 8
 MLP_WIDTH = 2048
@@ -46,15 +46,15 @@ class Attention(nn.Module):
         """
 
         def project(x: jax.Array, name: str) -> jax.Array:
-            x = nn.Dense(self.inner_width, name=name)(x)
+            x = Dense(self.inner_width, name=name)(x)
             return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
 
         q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
         if key_valid is not None:
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", nn.softmax(logits, axis=-1), v)
-        return nn.Dense(self.width, name="out_proj")(attended.reshape(*attended.shape[:-2], self.inner_width))
+        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", softmax(logits), v)
+        return Dense(self.width, name="out_proj")(attended.reshape(*attended.shape[:-2], self.inner_width))
 
 
 class TwoWayAttentionBlock(nn.Module):

@@ -35,7 +35,7 @@ def stable_nano() -> tuple[Sam, Params]:
 
 def save_nano(folder: pathlib.Path) -> pathlib.Path:
     """Writes a checkpoint of `nano`."""
-    checkpoint.save_model(folder, nano()[1], model="sam_nano", source={})
+    checkpoint.save_model(folder, nano()[1], config=MODELS["sam_nano"], source={})
     return folder
 
 

@@ -1,0 +1,58 @@
+"""What HQ-SAM adds to the mask decoder (arXiv 2306.01567; segment_anything_hq/modeling/mask_decoder_hq.py).
+
+A fifth mask token makes a mask of its own, from SAM's upscaled features plus features of the picture in which the image
+embedding and an early layer of the encoder are fused.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits
+
+
+class HQBranch(nn.Module):
+    """The 25 tensors of HQ-SAM. Their scope is that of the mask decoder, where official files have them."""
+
+    width: int
+
+    def setup(self):
+        width, narrow = self.width, self.width // 8
+        self.token = self.param("hf_token", nn.initializers.normal(1.0), (1, width))
+        self.mlp = HeadMLP(width, narrow, name="hf_mlp")
+        self.compress_vit_feat = _upscaling("compress_vit_feat", width, narrow)
+        self.embedding_encoder = _upscaling("embedding_encoder", width // 4, narrow)
+        self.embedding_maskfeature: Sequence[nn.Module] = [
+            Conv(width // 4, 3, padding=1, name="embedding_maskfeature_0"),
+            LayerNorm(name="embedding_maskfeature_1"),
+            Conv(narrow, 3, padding=1, name="embedding_maskfeature_3"),
+        ]
+
+    def picture_features(self, image_embeddings: jax.Array, early: jax.Array) -> jax.Array:
+        """What depends on the picture alone: (B, G, G, C) and (B, G, G, any) -> (B, 4G, 4G, C / 8)."""
+        return _apply(self.embedding_encoder, image_embeddings) + _apply(self.compress_vit_feat, early)
+
+    def logits(self, token: jax.Array, upscaled: jax.Array, picture_features: jax.Array) -> jax.Array:
+        """The mask of the HQ token.
+
+        Args:
+            token: (B, N, C) as it leaves the transformer.
+            upscaled: (B, N, 4G, 4G, C / 8) SAM's upscaled features.
+            picture_features: (B, 4G, 4G, C / 8).
+
+        Returns:
+            (B, N, 4G, 4G) float32 logits.
+        """
+        features = _apply(self.embedding_maskfeature, upscaled) + picture_features[:, None]
+        return mask_logits(self.mlp(token)[:, :, None], features)[:, :, 0]
+
+
+def _upscaling(name: str, hidden: int, width: int) -> Sequence[nn.Module]:
+    """Four times the side; unlike SAM's own upscaling without an activation at the end."""
+    return [UpscaleBy2(hidden, name=f"{name}_0"), LayerNorm(name=f"{name}_1"), UpscaleBy2(width, name=f"{name}_3")]
+
+
+def _apply(layers: Sequence[nn.Module], x: jax.Array) -> jax.Array:
+    first, norm, last = layers
+    return last(gelu(norm(first(x))))
