@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from stablesam_jax.data.readers import LabelledPicture, read_masks, read_picture
+from stablesam_jax.data.readers import LabelledPicture, read_masks
 from stablesam_jax.errors import InputError
+from stablesam_jax.picture_file import read_picture
 
 ASSETS = pathlib.Path(__file__).parent / "collage_assets"
 

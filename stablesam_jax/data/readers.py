@@ -2,34 +2,24 @@
 
 The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size. A mask holds 0 for the
 background and one other number for one object (255, say), or one number per object (1 to 254; 255 is then "ignore").
-Picture and mask are each turned upright as their own EXIF data say, so they fit as any viewer shows them.
+Picture and mask are each turned upright as their own EXIF data say.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from stablesam_jax.errors import InputError
+from stablesam_jax.picture_file import open_upright, read_picture, upright_size
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 IGNORE = 255
-UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
 MOST_FAULTS = 5  # named in one message
 
 
@@ -52,25 +42,6 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> LabelledPicture: ...
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
-    """Reads a picture as (H, W, 3) uint8 RGB, turned upright as its EXIF data say.
-
-    Grey values of 16 bits are scaled, not cut; where a picture is transparent, the colour stored beneath is shown.
-
-    Raises:
-        InputError: the file is missing, broken, cut short, of floating-point pixels, or too large to be a picture.
-    """
-    picture = _open(path)
-    if picture.mode.startswith("I;16"):  # Pillow would turn everything above 255 into white
-        grey = (np.asarray(picture) // 257).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
-    if picture.mode in ("I", "F"):
-        raise InputError(f"{path}: has pixels of 32 bits, whose white is not known; store 8 or 16 bits per channel.")
-    if "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))
-
-
 def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
     """Reads the mask of a picture of `size_hw` as (M, H, W) bool, one mask per object in the order of their numbers.
 
@@ -79,7 +50,7 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
     Raises:
         InputError: unreadable file, another size than the picture's, colours, grey levels, or no object.
     """
-    label = _grey(path, _open(path))
+    label = _grey(path, open_upright(path))
     if label.shape != size_hw:
         (height, width), (rows, columns) = label.shape, size_hw
         turned = " (one is turned; mind the EXIF orientation)" if label.shape == (columns, rows) else ""
@@ -142,35 +113,6 @@ def _looks_soft(label: np.ndarray, numbers: np.ndarray) -> bool:
     square, label = np.ones((3, 3), np.uint8), label.astype(np.uint8)
     uniform = cv2.erode(label, square) == cv2.dilate(label, square)
     return np.isin(numbers, label[uniform]).mean() < 0.5
-
-
-def _open(path: pathlib.Path) -> Image.Image:
-    """The decoded picture of a file, upright, or an InputError that says why not."""
-    with _refusing(path), Image.open(path) as picture:
-        picture.load()
-        # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
-        turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-        upright = picture.copy() if turn is None else picture.transpose(turn)
-        upright.format = picture.format
-        return upright
-
-
-@contextlib.contextmanager
-def _refusing(path: pathlib.Path) -> Iterator[None]:
-    """Turns what Pillow raises on a bad file into an InputError."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        unidentified = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture" if unidentified else getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise InputError(f"{path}: cannot be read ({reason}); replace the file or remove the pair.") from error
-
-
-def _upright_size(path: pathlib.Path) -> tuple[int, int]:
-    """Width and height of a picture as its EXIF turns it, from the header alone."""
-    with _refusing(path), Image.open(path) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-        return picture.size[::-1] if turned else picture.size
 
 
 def _times(size: tuple[int, int]) -> str:
@@ -248,7 +190,7 @@ class PairsFolder:
         faults = []
         for picture, mask in self.pairs:
             try:
-                size, mask_size = _upright_size(picture), _upright_size(mask)
+                size, mask_size = upright_size(picture), upright_size(mask)
             except InputError as error:
                 faults.append(str(error))
                 continue
