@@ -50,6 +50,8 @@ def official_points(points, labels):
         pytest.param(*NO_POINTS, BOX, 2, id="box"),
         pytest.param(POINTS, LABELS, BOX, 5, id="box-and-points"),
         pytest.param(*NO_POINTS, BOX[[2, 3, 0, 1]], 2, id="inverted-box"),
+        pytest.param(POINTS, np.array([1, -1, 0]), None, 4, id="not-a-point"),
+        pytest.param(POINTS, np.array([-1, 1, -1]), BOX, 5, id="not-a-point-beside-a-box"),
     ],
 )
 def test_sparse_embeddings_are_equal(pair, points, labels, box, length):
@@ -129,8 +131,8 @@ def test_a_prompt_of_nothing_has_no_tokens():
 
 
 def test_other_labels_are_refused():
-    with pytest.raises(ValueError, match=r"0 \(background\) or 1 \(foreground\); got \[-1, 1\]"):
-        sparse_tokens(POINTS[:2], np.array([1, -1]), None, length=4)
+    with pytest.raises(ValueError, match=r"0 \(background\) or -1 \(not a point\); got \[1, 2\]"):
+        sparse_tokens(POINTS[:2], np.array([1, 2]), None, length=4)
 
 
 def test_too_many_tokens_are_refused():

@@ -38,7 +38,7 @@ def sparse_tokens(
 
     Args:
         points: (k, 2) float (x, y).
-        labels: (k,) 0 for background, 1 for foreground.
+        labels: (k,) 0 for background, 1 for foreground, -1 for a token "not a point", whose coordinates mean nothing.
         box: (4,) XYXY or None.
         length: K, tokens after padding.
 
@@ -46,10 +46,13 @@ def sparse_tokens(
         coords (K, 2) float32, labels (K,) int32, valid (K,) bool.
 
     Raises:
-        ValueError: more tokens than `length`, or a label that is neither 0 nor 1.
+        ValueError: more tokens than `length`, or a label other than -1, 0 and 1.
     """
-    if not set(np.unique(labels)) <= {NEGATIVE, POSITIVE}:
-        raise ValueError(f"Point labels must be 0 (background) or 1 (foreground); got {np.unique(labels).tolist()}.")
+    if not set(np.unique(labels)) <= {NOT_A_POINT, NEGATIVE, POSITIVE}:
+        raise ValueError(
+            "Point labels must be 1 (foreground), 0 (background) or -1 (not a point); "
+            f"got {np.unique(labels).tolist()}."
+        )
     coords = [np.reshape(points, (-1, 2))]
     kinds = list(labels)
     if box is not None:
