@@ -25,12 +25,12 @@ from convert.rules import to_flax
 from convert.sam_to_flax import recognise
 from convert.torch_file import read_state
 from eval import torch_sam
-from stablesam_jax.build import shapes
+from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, SamConfig
 from stablesam_jax.data.readers import read_picture
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
-from stablesam_jax.model.sam import Sam
+from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.preprocess import preprocess, to_model_frame, upscale_logits
 
@@ -214,11 +214,14 @@ def run_ours(
         return *sam.prompt_encoder(prompts), sam.prompt_encoder.get_dense_pe()
 
     def decode(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        single, multi = (run(variables, embedding[None], batch, method="decode", masks=m) for m in ("single", "multi"))
+        single, multi = (
+            run(variables, ImageEmbedding(embedding[None]), batch, method="decode", masks=m)
+            for m in ("single", "multi")
+        )
         logits = np.concatenate([single.low_res_masks[0], multi.low_res_masks[0]], axis=1)
         return logits, np.concatenate([single.iou_predictions[0], multi.iou_predictions[0]], axis=1)
 
-    embedding = np.asarray(run(variables, pixels[None], method="encode")[0])
+    embedding = np.asarray(run(variables, pixels[None], method="encode").features[0])
     sparse, dense, image_pe = run(variables, batch, method=embed_prompts)
     low_res, iou = decode(embedding)
     return {
@@ -251,7 +254,7 @@ def stack_prompts(prompts: list[Prompt], size_hw: tuple[int, int], config: SamCo
 
 def convert(state: Mapping[str, torch.Tensor], config: SamConfig) -> Params:
     """Our parameters from an official state dict."""
-    return to_flax({name: tensor.numpy() for name, tensor in state.items()}, shapes(Sam(config)))
+    return to_flax({name: tensor.numpy() for name, tensor in state.items()}, shapes(assemble(config)))
 
 
 def compare(ours: Outputs, theirs: Outputs) -> list[Row]:
@@ -289,8 +292,8 @@ def load(options: Options) -> tuple[torch_sam.modeling.Sam, Params, SamConfig]:
     if options.checkpoint is not None and options.random is None and options.image_size is None:
         state, _ = read_state(options.checkpoint)
         try:
-            config = MODELS[recognise({name: array.shape for name, array in state.items()})]
-            params = to_flax(state, shapes(Sam(config)))
+            config = recognise({name: array.shape for name, array in state.items()})
+            params = to_flax(state, shapes(assemble(config)))
         except InputError as error:
             raise InputError(f"{options.checkpoint}: {error}") from None
         official = torch_sam.build(config)
@@ -327,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = draw_prompts(options.seed, picture.shape[:2], config.mask_size)
     theirs = run_official(official, picture, prompts)
     with jax.default_matmul_precision("highest"):  # products in TF32 or bfloat16 are not float32
-        ours = run_ours(Sam(config), params, picture, prompts, theirs["image embedding"])
+        ours = run_ours(assemble(config), params, picture, prompts, theirs["image embedding"])
     rows = compare(ours, theirs)
     print_table(rows)
     return 0 if all(row.ok for row in rows) else 1

@@ -1,15 +1,16 @@
 """A name, a folder or BASE+PLUGIN_FILE becomes a model with its parameters, or one clear line."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from stablesam_jax import build as build_module
-from stablesam_jax.build import build, init, shapes, with_plugin
+from stablesam_jax.build import assemble, init, load_model, shapes, with_plugin
 from stablesam_jax.checkpoint import describe, save_model
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import count, flatten
 from stablesam_jax.plugin_file import save_plugin
 
@@ -23,26 +24,26 @@ def drawn(tree):
 
 @pytest.fixture
 def params():
-    return drawn(shapes(Sam(TINY)))
+    return drawn(shapes(assemble(TINY)))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, params):
     monkeypatch.setitem(MODELS, "tiny", TINY)
-    save_model(tmp_path / "checkpoint", params, model="tiny", source={"file": "tiny.pth"})
+    save_model(tmp_path / "checkpoint", params, config=TINY, source={"file": "tiny.pth"})
     return tmp_path / "checkpoint"
 
 
 @pytest.fixture
 def plugin_file(folder, params):
-    _, stable = with_plugin(Sam(TINY), params, PluginConfig(), jax.random.key(0))
+    _, stable = with_plugin(assemble(TINY), params, PluginConfig(), jax.random.key(0))
     path = folder.parent / "plugin.safetensors"
     save_plugin(path, stable["plugin"], config=PluginConfig(), metadata={})
     return path
 
 
 def test_a_folder_gives_the_model_that_was_saved(folder, params):
-    sam, loaded = build(folder)
+    sam, loaded = load_model(folder)
     assert sam.config == TINY
     assert sam.plugin is None
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
@@ -51,12 +52,12 @@ def test_a_folder_gives_the_model_that_was_saved(folder, params):
 def test_a_shipped_name_is_found_in_the_package(folder, monkeypatch):
     monkeypatch.setattr(build_module, "PRETRAINED", folder.parent)
     folder.rename(folder.parent / "tiny")
-    assert build("tiny")[0].config == TINY
+    assert load_model("tiny")[0].config == TINY
 
 
 def test_base_plus_file_adds_the_plugin_and_moves_nothing_else(folder, plugin_file, params):
-    sam, loaded = build(f"{folder}+{plugin_file}")
-    assert sam.plugin_attentions == (1,)
+    sam, loaded = load_model(f"{folder}+{plugin_file}")
+    assert sam.config == dataclasses.replace(TINY, plugin=PluginConfig())
     assert count(loaded) - count(params) == 81_829
     assert flatten(loaded).keys() - flatten(params).keys() == {
         path for path in flatten(loaded) if path.startswith("plugin/")
@@ -69,29 +70,29 @@ def test_what_is_not_there_is_answered_by_what_is(system, tmp_path, monkeypatch)
     (tmp_path / "sam_nano").mkdir()
     monkeypatch.setattr(build_module, "PRETRAINED", tmp_path)
     with pytest.raises(InputError, match=r"neither a shipped model \(sam_nano\) nor .* convert\.sam_to_flax"):
-        build(system)
+        load_model(system)
 
 
 def test_a_checkpoint_with_a_leaf_too_few_is_refused(folder, params):
     del params["mask_decoder"]["iou_token"]
-    save_model(folder.parent / "short", params, model="tiny", source={})
+    save_model(folder.parent / "short", params, config=TINY, source={})
     with pytest.raises(InputError, match="missing: mask_decoder/iou_token"):
-        build(folder.parent / "short")
+        load_model(folder.parent / "short")
 
 
 def test_a_plugin_whose_arrays_do_not_fit_its_configuration_is_refused(folder, plugin_file, params):
-    _, stable = with_plugin(Sam(TINY), params, PluginConfig(), jax.random.key(0))
+    _, stable = with_plugin(assemble(TINY), params, PluginConfig(), jax.random.key(0))
     wrong = plugin_file.with_name("wrong.safetensors")
     save_plugin(wrong, stable["plugin"], config=PluginConfig(router_width=7), metadata={})
     with pytest.raises(InputError, match=r"drp/hidden/kernel is float32 \(256, 32\) instead of float32 \(256, 7\)"):
-        build(f"{folder}+{wrong}")
+        load_model(f"{folder}+{wrong}")
     with pytest.raises(InputError, match="no such plugin file"):
-        build(f"{folder}+absent.safetensors")
+        load_model(f"{folder}+absent.safetensors")
 
 
 def test_random_parameters_depend_on_the_key_alone():
     first, again = (init(TINY, jax.random.key(seed)) for seed in (0, 0))
     other = init(TINY, jax.random.key(1))
-    assert describe(first) == describe(shapes(Sam(TINY)))
+    assert describe(first) == describe(shapes(assemble(TINY)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["mask_decoder"]["iou_token"], other["mask_decoder"]["iou_token"])

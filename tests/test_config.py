@@ -5,12 +5,33 @@ import dataclasses
 import pytest
 
 from stablesam_jax.config import MODELS, LiteConfig, PluginConfig, SamConfig, ViTConfig
+from stablesam_jax.errors import InputError
 
 VITS = {name: config for name, config in MODELS.items() if isinstance(config.encoder, ViTConfig)}
 
 
-def test_there_are_four_models():
-    assert list(MODELS) == ["sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_nano"]
+def test_the_family_is_five_models_and_of_each_its_hq_twin_and_of_each_of_these_its_stable_twin():
+    plain = ["sam_vit_b", "sam_vit_l", "sam_vit_h", "mobile_sam", "sam_nano"]
+    hq = ["hq_sam_vit_b", "hq_sam_vit_l", "hq_sam_vit_h", "hq_sam_vit_tiny", "hq_sam_nano"]
+    assert list(MODELS) == plain + hq + [f"stable_{name}" for name in plain + hq]
+    for base, twin in zip(plain, hq, strict=True):
+        assert MODELS[twin] == dataclasses.replace(MODELS[base], hq=True)
+        for name in (base, twin):
+            assert MODELS[f"stable_{name}"] == dataclasses.replace(MODELS[name], plugin=PluginConfig())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_keeps_its_name_at_any_size_and_dtype_and_with_any_plugin(name):
+    config = dataclasses.replace(MODELS[name], image_size=320, dtype="bfloat16")
+    if config.plugin is not None:
+        config = dataclasses.replace(config, plugin=PluginConfig(router_width=7))
+    assert config.name == name
+
+
+def test_an_architecture_of_no_model_has_no_name():
+    encoder = dataclasses.replace(MODELS["sam_vit_b"].encoder, depth=13)
+    with pytest.raises(LookupError, match="depth=13"):
+        _ = dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name
 
 
 @pytest.mark.parametrize(
@@ -65,7 +86,7 @@ def test_lite0_has_16_blocks_and_its_taps_the_strides_8_16_and_32():
 
 @pytest.mark.parametrize("image_size", [1023, 8, 100])
 def test_a_picture_that_patches_do_not_tile_is_refused(image_size):
-    with pytest.raises(ValueError, match=rf"image_size {image_size} is not a multiple of the patch size 16"):
+    with pytest.raises(InputError, match=rf"image size {image_size}: must be a positive multiple of 16 pixels"):
         dataclasses.replace(MODELS["sam_vit_b"], image_size=image_size)
 
 

@@ -34,7 +34,7 @@ def pair():
 
 @functools.cache
 def apply_block(window):
-    return jax.jit(Block(CONFIG.encoder.heads, window, window or GRID).apply)
+    return jax.jit(Block(CONFIG.encoder.heads, window).apply)
 
 
 def block_difference(pair, index):
@@ -57,9 +57,8 @@ def test_joining_windows_undoes_cutting_them():
     np.testing.assert_array_equal(window_unpartition(window_partition(x, 14), (20, 17)), x)
 
 
-@pytest.mark.parametrize("length", [39, 27, 127, 6], ids=lambda length: f"table-{length}")
-def test_relative_positions_are_looked_up_and_resized_as_officially(pair, length):
-    table = normal(length, 8)
+def test_relative_positions_are_looked_up_as_officially(pair):
+    table = normal(39, 8)
     theirs = official.get_rel_pos(20, 20, torch.from_numpy(table))
     assert difference(relative_position_table(jnp.asarray(table), 20), theirs) < TOLERANCE
 
@@ -87,7 +86,7 @@ def test_neck_is_equal(pair):
 def test_encoder_is_equal_for_two_pictures(pair):
     x = normal(2, 320, 320, 3)
     encoder = ImageEncoderViT(CONFIG.encoder, GRID, CONFIG.embedding_width)
-    ours = jax.jit(encoder.apply)({"params": pair.params["image_encoder"]}, x)
+    ours, _ = jax.jit(encoder.apply)({"params": pair.params["image_encoder"]}, x)
     theirs = pair.official.image_encoder(torch.from_numpy(x).permute(0, 3, 1, 2))
     assert difference(ours, theirs.permute(0, 2, 3, 1)) < TOLERANCE
 

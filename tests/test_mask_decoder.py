@@ -27,8 +27,8 @@ def pair():
 
 def run(pair, masks, valid=ALL):
     variables = {"params": pair.params["mask_decoder"]}
-    logits, iou = APPLY(variables, EMBEDDING, IMAGE_PE, SPARSE, DENSE, valid, masks=masks)
-    return logits[0], iou[0]
+    answer = APPLY(variables, EMBEDDING, IMAGE_PE, SPARSE, DENSE, valid, masks=masks)
+    return answer.low_res_masks[0], answer.iou_predictions[0]
 
 
 def run_official(pair):

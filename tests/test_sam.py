@@ -1,13 +1,15 @@
 """The whole Sam: batches, padding, absent masks and the place of a plugin."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import torch
 
-from stablesam_jax.build import shapes
-from stablesam_jax.config import MODELS
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import count
@@ -21,7 +23,7 @@ VALID = np.broadcast_to(np.arange(4) < np.array([[2], [4], [2]]), (2, 3, 4))
 MASKS = 8 * normal(2, 3, CONFIG.mask_size, CONFIG.mask_size, seed=1)
 MASKS_VALID = np.array([[False, False, True], [False, True, False]])
 PROMPTS = Prompts(COORDS, LABELS, VALID, MASKS, MASKS_VALID)
-APPLY = jax.jit(Sam(CONFIG).apply, static_argnames=("method", "masks"))
+APPLY = jax.jit(assemble(CONFIG).apply, static_argnames=("method", "masks"))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,8 @@ class Shift(nn.Module):
 
 @pytest.mark.parametrize("attentions", [(1,), (0, 2)], ids=str)
 def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, attentions):
-    sam = Sam(CONFIG, plugin=Shift(), plugin_attentions=attentions)
+    config = dataclasses.replace(CONFIG, plugin=PluginConfig(attentions=attentions))
+    sam = Sam(config, plugin=Shift())
 
     @jax.jit
     def run(shift):
@@ -110,4 +113,4 @@ def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, 
 )
 def test_models_have_the_official_number_of_parameters(name, numbers):
     with jax.enable_x64(False):  # the fixture above leaves it on
-        assert count(shapes(Sam(MODELS[name]))) == numbers
+        assert count(shapes(assemble(MODELS[name]))) == numbers
