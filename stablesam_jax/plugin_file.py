@@ -1,25 +1,15 @@
-"""A trained plugin as one safetensors file, with its configuration and history in the header.
-
-safetensors hands out a flipped bit as a number, so the header also holds a SHA-256 over everything else.
-"""
+"""A trained plugin as one sealed safetensors file, with its configuration and history in the header."""
 
 import dataclasses
-import hashlib
 import json
-import os
-import pathlib
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
-from stablesam_jax.checkpoint import PathLike, new_path, sync
-from stablesam_jax.config import PluginConfig
+from stablesam_jax import sealed_file
+from stablesam_jax.checkpoint import PathLike
+from stablesam_jax.config import PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.params import Params, flatten, unflatten
+from stablesam_jax.params import Params, digest, flatten, unflatten
 
 
 def save_plugin(path: PathLike, plugin_params: Params, *, config: PluginConfig, metadata: Mapping[str, Any]) -> None:
@@ -29,27 +19,13 @@ def save_plugin(path: PathLike, plugin_params: Params, *, config: PluginConfig, 
         path: file that does not exist yet, in a folder that does.
         plugin_params: the subtree `plugin`, float32.
         config: configuration it was trained with.
-        metadata: base model, data, recipe, figures; what JSON can hold.
+        metadata: base model (`base` and `base_sha256`, see `check_base`), data, recipe, figures; what JSON can hold.
 
     Raises:
         InputError: the file exists, or its folder does not.
     """
-    path = new_path(path)
-    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(plugin_params).items()}
     header = {"config": json.dumps(dataclasses.asdict(config)), "metadata": json.dumps(dict(metadata))}
-    data = safetensors.numpy.save(tensors, header | {"sha256": _digest(tensors, header)})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}). Give a folder that you may write to."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    sealed_file.write(path, flatten(plugin_params), header)
 
 
 def load_plugin(path: PathLike) -> tuple[Params, PluginConfig, dict[str, Any]]:
@@ -61,37 +37,32 @@ def load_plugin(path: PathLike) -> tuple[Params, PluginConfig, dict[str, Any]]:
     Raises:
         InputError: the file is absent, no plugin, damaged, or of a configuration that this version does not know.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such plugin file. Check the path.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = file.metadata() or {}
-            header = {key: stored[key] for key in ("config", "metadata")}
-            expected = stored["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file, or cut short ({error}). Copy or train it again.") from None
-    except KeyError as error:
-        raise InputError(
-            f"{path}: not a plugin of this package, its header has no {error}. Give another file."
-        ) from None
-    if _digest(tensors, header) != expected:
-        raise InputError(f"{path}: damaged, its SHA-256 differs from that in its header. Copy or train it again.")
+    tensors, header = sealed_file.read(path, kind="plugin", keys=("config", "metadata"))
     return unflatten(tensors), _config(path, json.loads(header["config"])), json.loads(header["metadata"])
 
 
-def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
-    """SHA-256 over header texts and tensors, each with its name, type and shape."""
-    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sha.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
-        sha.update(tensor.tobytes())
-    return sha.hexdigest()
+def check_base(path: PathLike, metadata: Mapping[str, Any], config: SamConfig, params: Params) -> None:
+    """Refuses to put a plugin on another base than it was trained on: its offsets mean nothing there.
+
+    Args:
+        path: of the plugin, to be named.
+        metadata: from `load_plugin`. Without `base_sha256` it says nothing about the base, and passes.
+        config: of the base.
+        params: of the base as it is loaded, float32; their `params.digest` is compared.
+
+    Raises:
+        InputError: another base; names both.
+    """
+    expected = metadata.get("base_sha256")
+    if expected is None or expected == (found := digest(params)):
+        return
+    raise InputError(
+        f"{path}: was trained on {metadata.get('base')} with SHA-256 {str(expected)[:16]}, but the base given is "
+        f"{config.name} with {found[:16]}. Give the base that it was trained on, or train a plugin for this one."
+    )
 
 
-def _config(path: pathlib.Path, fields: dict[str, Any]) -> PluginConfig:
+def _config(path: PathLike, fields: dict[str, Any]) -> PluginConfig:
     try:
         return PluginConfig.from_json(fields)
     except (KeyError, TypeError, ValueError) as error:
