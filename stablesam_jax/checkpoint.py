@@ -10,15 +10,18 @@ It is written under a temporary name beside its place (`.NAME.*.tmp`, which a ki
 renamed. Orbax restores an array in which a bit has flipped without a word, so reading verifies the manifest first.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,31 +47,27 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
         metadata: what JSON can hold.
 
     Raises:
-        InputError: the folder exists, or cannot be made.
+        InputError: the folder exists, or cannot be written, as on a full disk.
     """
     folder = new_path(folder)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(tree).items()}
     text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(folder)
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}). Give a folder that you may write to."
-        ) from None
-    try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
-            checkpointer.wait_until_finished()
-        # Orbax's mark of success names the writer's folders; the manifest and the rename do its duty.
-        (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
-        (temporary / METADATA).write_text(text)
-        manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*temporary.rglob("*"), temporary):
-            sync(path)
-        temporary.rename(folder)
-        sync(folder.parent)
+        with _writing(folder):
+            temporary.mkdir(parents=True)
+            with _checkpointer() as checkpointer:
+                checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
+                checkpointer.wait_until_finished()
+            # Orbax's mark of success names the writer's folders; the manifest and the rename do its duty.
+            (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
+            (temporary / METADATA).write_text(text)
+            manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+            temporary.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -155,7 +154,7 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
         config = dataclasses.replace(config, **free)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it anew.") from None
-    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), metadata
+    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
 
 
 def version() -> str:
@@ -176,6 +175,26 @@ def new_path(path: PathLike) -> pathlib.Path:
     if os.path.lexists(path):
         raise InputError(f"{path}: exists already, and nothing is overwritten. Give another path, or remove it first.")
     return path
+
+
+@contextlib.contextmanager
+def whole_file(path: PathLike) -> Iterator[pathlib.Path]:
+    """Gives a temporary path to write a file to, which moves to its place when it is whole and on the disk.
+
+    Raises:
+        InputError: the file exists, or cannot be written.
+    """
+    path = new_path(path)
+    temporary = _temporary(path)
+    try:
+        with _writing(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def describe(tree: Any) -> dict[str, Any]:
@@ -210,6 +229,31 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Says in one line what the disk objects to; Orbax would log the traceback of each of its threads besides."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        if code := re.search(r"\[os_error_code='(\d+)'\]", str(error)):  # how Orbax's engine reports an OSError
+            reason = os.strerror(int(code[1]))
+        if reason is None:
+            raise
+        raise InputError(
+            f"{path}: cannot be written ({reason}). Make room, or give a place that you may write to."
+        ) from None
+    finally:
+        log.setLevel(level)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

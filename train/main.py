@@ -16,6 +16,7 @@ import tyro
 from eval.loop import Protocol, Segmenter
 from eval.report import show, table
 from stablesam_jax import build, checkpoint, parallel, params, plugin_file
+from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import MODELS, LiteConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.embeddings import FeatureCache
@@ -309,6 +310,7 @@ def main() -> None:
     with exit_on_input_error():
         try:
             parallel.split_cpu(config.batch_size)
+            keep_compiled_programs()
             train(config)
         except FloatingPointError as error:
             advice = "the checkpoints before it are kept. Try a lower --learning-rate in another --output."
