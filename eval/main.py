@@ -13,8 +13,8 @@ from eval.loop import METRICS, Protocol, Score, Segmenter, Summary, evaluate, su
 from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
 from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results, write_text
 from stablesam_jax.build import load_model
-from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.checkpoint import version
+from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
 
