@@ -3,6 +3,7 @@
 python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output checkpoints/sam_vit_b
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -22,23 +23,21 @@ from stablesam_jax.params import count
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Names by which files of other models are told apart: what the file holds, and what to give instead.
+OURS = "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM)."
+WHOLE = "Give the file of the whole model, as sam_hq_epoch_K.pth or sam_vit_b_01ec64.pth."
+
+# How files of other models begin a name; what they are; what to give instead. The first that fits counts.
 STRANGERS = (
-    (r"(?!mask_decoder\.).*hf_token\.", "HQ-SAM's mask decoder alone, as its training writes epoch_K.pth", "whole"),
-    (r"transformer\.", "SAM's mask decoder alone, as *_maskdecoder.pth", "whole"),
-    (r"image_encoder\.trunk\.", "SAM 2", "other"),
-    (r"(detector|tracker)\.", "SAM 3", "other"),
-    (r"mask_decoder\.final_output_upscaling_layers\.", "EfficientSAM", "other"),
-    (r"image_encoder\.backbone\.", "EfficientViT-SAM", "other"),
-    (r"image_encoder\.features\.", "a SAM with RepViT, as EdgeSAM", "other"),
-    (r"vision_encoder\.", "a SAM as the library transformers stores it", "official"),
+    ("hf_token.", "HQ-SAM's mask decoder alone, as epoch_K.pth of its training", WHOLE),
+    ("transformer.", "SAM's mask decoder alone, as *_maskdecoder.pth", WHOLE),
+    ("image_encoder.trunk.", "SAM 2", OURS),
+    ("detector.", "SAM 3", OURS),
+    ("mask_decoder.final_output_upscaling_layers.", "EfficientSAM", OURS),
+    ("image_encoder.backbone.", "EfficientViT-SAM", OURS),
+    ("image_encoder.features.", "a SAM with RepViT, as EdgeSAM", OURS),
+    ("vision_encoder.", "a SAM as the library transformers stores it", "Give the file that its authors published."),
 )
-REMEDIES = {
-    "whole": "Give the file of the whole model, as sam_hq_epoch_K.pth or sam_vit_b_01ec64.pth.",
-    "other": "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM).",
-    "official": "Give the file that its authors published, as sam_vit_b_01ec64.pth.",
-}
-HQ_PART = r"mask_decoder\.(hf_|compress_vit_feat\.|embedding_)"
+HQ_PARTS = ("mask_decoder.hf_", "mask_decoder.compress_vit_feat.", "mask_decoder.embedding_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,17 +66,19 @@ def recognise(shapes_by_name: Shapes) -> SamConfig:
     Raises:
         InputError: it is none of them; says what it is where that can be told.
     """
-    for pattern, stranger, remedy in STRANGERS:
-        if any(re.match(pattern, name) for name in shapes_by_name):
-            raise InputError(f"This is {stranger}, which cannot be converted. {REMEDIES[remedy]}")
-    hq = any(re.match(HQ_PART, name) for name in shapes_by_name)
-    tiny = any(name.startswith("image_encoder.layers.") for name in shapes_by_name)
-    found = _tiny_vit(shapes_by_name) if tiny else _vit(shapes_by_name)
+    for prefix, stranger, remedy in STRANGERS:
+        if any(name.startswith(prefix) for name in shapes_by_name):
+            raise InputError(f"This is {stranger}, which cannot be converted. {remedy}")
+    # Any HQ part counts: if it is hf_token itself that is missing, that will be said.
+    hq = any(name.startswith(HQ_PARTS) for name in shapes_by_name)
+    depths, width = _depths(shapes_by_name), _width(shapes_by_name)
     for config in MODELS.values():
-        if config.hq == hq and config.plugin is None and _measures(config) == found:
-            return config if tiny else _at_size_of(shapes_by_name, config)
-    measures = ", ".join(f"{name} {value}" for name, value in found.items())
-    raise InputError(f"The image encoder is a {'TinyViT' if tiny else 'ViT'} of {measures}; that is none of ours. {REMEDIES['other']}")
+        if config.plugin is None and config.hq == hq and _fits(config.encoder, depths, width):
+            return _at_its_size(config, shapes_by_name)
+    if not depths:
+        raise InputError(f"This holds no image encoder of a SAM. {OURS}")
+    blocks = " + ".join(map(str, depths))
+    raise InputError(f"Its image encoder has {blocks} blocks and is {width} wide, which none of ours is. {OURS}")
 
 
 def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = None) -> list[tuple[str, str]]:
@@ -96,7 +97,9 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     """
     began = time.monotonic()
     if model is not None and model not in MODELS:
-        raise InputError(f"--model {model}: unknown; known are {', '.join(MODELS)}. Leave it out to have it recognised.")
+        raise InputError(
+            f"--model {model}: unknown; known are {', '.join(MODELS)}. Leave it out to have it recognised."
+        )
     new_path(output)
     state, remarks = read_state(checkpoint)
     tensors = len(state)
@@ -133,3 +136,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{item:<10} {value}")
 
 
+def _depths(shapes_by_name: Shapes) -> tuple[int, ...]:
+    """Blocks in each stage: one stage of a ViT, four of TinyViT. Every other measure is left to `to_flax`."""
+    pattern = re.compile(r"image_encoder\.(layers\.\d+\.)?blocks\.\d+\.")
+    blocks = {match[0]: match[1] or "" for name in shapes_by_name if (match := pattern.match(name))}
+    return tuple(depth for _, depth in sorted(collections.Counter(blocks.values()).items()))
+
+
+def _width(shapes_by_name: Shapes) -> int | None:
+    match shapes_by_name.get("image_encoder.neck.0.weight"):
+        case (_, width, 1, 1):
+            return width
+    return None
+
+
+def _fits(encoder: ViTConfig | TinyViTConfig | LiteConfig, depths: tuple[int, ...], width: int | None) -> bool:
+    match encoder:
+        case ViTConfig():
+            return depths == (encoder.depth,) and width in (None, encoder.width)
+        case TinyViTConfig():
+            return depths == encoder.depths and width in (None, encoder.widths[-1])
+    return False
+
+
+def _at_its_size(config: SamConfig, shapes_by_name: Shapes) -> SamConfig:
+    """The configuration at the input size that absolute positions (1, G, G, C) were made for; TinyViT has none."""
+    match shapes_by_name.get("image_encoder.pos_embed"):
+        case (1, rows, columns, _) if rows == columns:
+            return dataclasses.replace(config, image_size=rows * config.encoder.patch_size)
+    return config
+
+
+def _check_normalisation(state: Mapping[str, np.ndarray], config: SamConfig) -> None:
+    """Compares the constants that odd files hold with ours, before they are dropped."""
+    for name in ("pixel_mean", "pixel_std"):
+        if name in state and not np.allclose(state[name].ravel(), getattr(config, name)):
+            values = ", ".join(f"{value:g}" for value in state[name].ravel())
+            raise InputError(
+                f"Its {name} is {values} instead of {getattr(config, name)}: the model of another pipeline."
+            )
+
+
+if __name__ == "__main__":
+    main()

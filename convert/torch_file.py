@@ -46,7 +46,8 @@ UNREADABLE = (
 )
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
-PREFIXES = ("module.", "model.", "sam.", "net.")
+PREFIXES = ("module.", "model.", "sam.", "sam_model.", "net.", "_orig_mod.")
+NESTING = 4  # wrappings or prefixes inside one another that are taken off; a pickle may hold itself without end
 
 
 def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
@@ -73,7 +74,10 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
     if half:
         remarks.append(f"{len(half)} tensors widened from half precision to float32")
     tensors |= {name: tensors[name].float() for name in half}
-    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}, remarks
+    try:
+        return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}, remarks
+    except TypeError as error:  # a type that numpy lacks, as those of 8 bits
+        raise InputError(f"{path}: {error}. Save it in float32.") from None
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -152,10 +156,11 @@ def _check_calls(path: pathlib.Path, operations: Any, limit: int) -> None:
 def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Finds the tensors inside the wrappings that training scripts leave around them."""
     remarks = []
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            remarks.append(f"taken from the entry {wrapper!r}")
+    for _ in range(NESTING):
+        for wrapper in WRAPPERS:
+            if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+                content = content[wrapper]
+                remarks.append(f"taken from the entry {wrapper!r}")
     if not isinstance(content, Mapping) or not content:
         kind = "an empty dictionary" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds {kind}, not a state dict. Write it by torch.save(model.state_dict(), FILE).")
@@ -164,15 +169,16 @@ def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], 
         some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
         raise InputError(f"{path}: holds {some} beside tensors. Write it by torch.save(model.state_dict(), FILE).")
     tensors = dict(content)
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            remarks.append(f"prefix {prefix!r} dropped")
+    for _ in range(NESTING):
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+                remarks.append(f"prefix {prefix!r} dropped")
     return tensors, remarks
 
 
 def _is_entry(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and isinstance(value, torch.Tensor)
+    return isinstance(key, str) and key.isprintable() and isinstance(value, torch.Tensor)
 
 
 def _damaged(path: pathlib.Path, reason: str) -> InputError:

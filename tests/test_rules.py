@@ -1,40 +1,66 @@
-"""The table converts every tensor of segment_anything, to the bit, in both directions."""
+"""The table converts every tensor of the official models, to the bit, in both directions."""
 
 import jax
 import numpy as np
 import pytest
+import torch
 
-from convert.rules import RULES, rule_of, source_name, to_flax, to_torch
-from stablesam_jax.build import shapes
-from stablesam_jax.config import MODELS, SamConfig, ViTConfig
+from convert.rules import RULES, dropped, rule_of, source_name, source_shape, to_flax, to_torch
+from eval import torch_sam
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import MODELS, ViTConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import count, flatten
+from tests.reference import official
 
-TINY = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32)
+COUNTER = "image_encoder.patch_embed.seq.0.bn.num_batches_tracked"
+
+
+def state_dict(config):
+    return {name: tensor.numpy() for name, tensor in official.state_dict(config).items()}
 
 
 @pytest.fixture(scope="module")
 def target():
-    return shapes(Sam(TINY))
+    return shapes(assemble(official.VIT))
+
+
+@pytest.fixture(scope="module")
+def tiny_target():
+    return shapes(assemble(official.SMALL["hq_small_tiny_vit"]))
 
 
 @pytest.fixture
-def state(target):
-    rng = np.random.default_rng(0)
-    return to_torch(jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), target))
+def state():
+    return state_dict(official.VIT)
 
 
-# The state dicts of the official classes: tensors and numbers.
+# Tensors and numbers of the official files, counted apart from any code of ours.
 @pytest.mark.parametrize(
     ("model", "tensors", "numbers"),
-    [("sam_vit_b", 314, 93_735_728), ("sam_vit_l", 482, 312_343_088), ("sam_vit_h", 594, 641_090_864)],
+    [
+        ("sam_vit_b", 314, 93_735_728),
+        ("sam_vit_l", 482, 312_343_088),
+        ("sam_vit_h", 594, 641_090_864),
+        ("mobile_sam", 439, 10_140_231),
+        ("hq_sam_vit_b", 339, 94_806_832),
+        ("hq_sam_vit_l", 507, 313_676_336),
+        ("hq_sam_vit_h", 619, 642_686_256),
+        ("hq_sam_vit_tiny", 464, 10_588_743),
+    ],
 )
-def test_every_leaf_has_one_rule_and_a_name_of_its_own(model, tensors, numbers):
-    tree = shapes(Sam(MODELS[model]))
-    names = {source_name(path) for path in flatten(tree)}
-    assert len(names) == len(flatten(tree)) == tensors
-    assert count(tree) == numbers
+def test_names_shapes_and_types_are_those_of_the_official_classes(model, tensors, numbers):
+    config = MODELS[model]
+    with torch.device("meta" if isinstance(config.encoder, ViTConfig) else "cpu"):  # TinyViT computes while it is built
+        expected = torch_sam.build(config).state_dict()
+    leaves = flatten(shapes(assemble(config)))
+    ours = {source_name(path): (source_shape(path, leaf.shape), rule_of(path).dtype) for path, leaf in leaves.items()}
+    assert len(ours) == len(leaves) == tensors
+    assert count(leaves) == numbers
+    assert ours == {
+        name: (tuple(tensor.shape), np.int64 if tensor.dtype == torch.int64 else np.float32)
+        for name, tensor in expected.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,31 +69,44 @@ def test_every_leaf_has_one_rule_and_a_name_of_its_own(model, tensors, numbers):
         ("image_encoder/blocks_11/attn/qkv/kernel", "image_encoder.blocks.11.attn.qkv.weight"),
         ("image_encoder/blocks_1/attn/rel_pos_h", "image_encoder.blocks.1.attn.rel_pos_h"),
         ("image_encoder/neck/1/scale", "image_encoder.neck.1.weight"),
+        ("image_encoder/patch_embed/seq_0/bn/var", "image_encoder.patch_embed.seq.0.bn.running_var"),
+        ("image_encoder/layers_0/blocks_1/conv2/c/kernel", "image_encoder.layers.0.blocks.1.conv2.c.weight"),
+        (
+            "image_encoder/layers_3/blocks_1/attn/attention_biases",
+            "image_encoder.layers.3.blocks.1.attn.attention_biases",
+        ),
         ("prompt_encoder/point_embeddings_3", "prompt_encoder.point_embeddings.3.weight"),
         ("prompt_encoder/no_mask_embed", "prompt_encoder.no_mask_embed.weight"),
+        ("mask_decoder/hf_token", "mask_decoder.hf_token.weight"),
+        ("mask_decoder/compress_vit_feat_3/kernel", "mask_decoder.compress_vit_feat.3.weight"),
         (
             "mask_decoder/output_hypernetworks_mlps_2/layers_0/bias",
             "mask_decoder.output_hypernetworks_mlps.2.layers.0.bias",
         ),
     ],
 )
-def test_names_are_the_official_ones(path, name):
+def test_a_number_after_an_underscore_becomes_an_index_and_others_stay(path, name):
     assert source_name(path) == name
 
 
-def test_no_rule_is_idle(target):
-    assert {rule_of(path) for path in flatten(target)} == set(RULES)
+def test_no_rule_is_idle(target, tiny_target):
+    assert {rule_of(path) for path in flatten(target) | flatten(tiny_target)} == set(RULES)
 
 
-def test_there_and_back_is_equal_to_the_bit(state, target):
-    again = to_torch(to_flax(state, target))
+@pytest.mark.parametrize("model", official.SMALL)
+def test_there_and_back_is_equal_to_the_bit_and_in_type(model):
+    config = official.SMALL[model]
+    state = state_dict(config)
+    params = to_flax(state, shapes(assemble(config)))
+    assert {leaf.dtype for leaf in flatten(params).values()} == {np.dtype(np.float32)}
+    again = to_torch(params)
     assert again.keys() == state.keys()
     for name in state:
-        np.testing.assert_array_equal(again[name], state[name])
+        assert (again[name].dtype, again[name].shape) == (state[name].dtype, state[name].shape)
+        assert again[name].tobytes() == state[name].tobytes()
 
 
 def test_layouts_compute_what_torch_computes(state, target):
-    torch = pytest.importorskip("torch")
     params = to_flax(state, target)
     x = np.random.default_rng(1).normal(size=(1, 6, 4, 4)).astype(np.float32)
 
@@ -83,11 +122,20 @@ def test_layouts_compute_what_torch_computes(state, target):
     assert dense[3, 5] == state["image_encoder.blocks.0.mlp.lin1.weight"][5, 3]
 
 
+def test_a_depthwise_kernel_loses_its_axis_of_one(tiny_target):
+    state = state_dict(official.SMALL["hq_small_tiny_vit"])
+    kernel = to_flax(state, tiny_target)["image_encoder"]["layers_1"]["blocks_0"]["local_conv"]["c"]["kernel"]
+    source = state["image_encoder.layers.1.blocks.0.local_conv.c.weight"]
+    assert (kernel.shape, source.shape) == ((3, 3, 12), (12, 1, 3, 3))
+    assert kernel[1, 2, 7] == source[7, 0, 1, 2]
+
+
 def test_all_faults_come_in_one_line(state, target):
     del state["mask_decoder.iou_token.weight"]
     state["mask_decoder.hf_token.weight"] = np.ones((1, 256), np.float32)
     state["image_encoder.pos_embed"] = np.ones((1, 4, 4, 16), np.float32)
-    state["image_encoder.neck.1.bias"] = np.ones(256)
+    state["image_encoder.neck.1.bias"] = np.ones(32)
+    state["image_encoder.neck.3.bias"][5:7] = np.nan, -np.inf
     with pytest.raises(InputError) as error:
         to_flax(state, target)
     message = str(error.value)
@@ -95,7 +143,13 @@ def test_all_faults_come_in_one_line(state, target):
     assert "unexpected (1): mask_decoder.hf_token.weight" in message
     assert "image_encoder.pos_embed (1, 4, 4, 16) instead of (1, 2, 2, 16)" in message
     assert "image_encoder.neck.1.bias float64 instead of float32" in message
+    assert "not finite (1): image_encoder.neck.3.bias in 2 of 32" in message
     assert "\n" not in message
+
+
+def test_of_a_diverged_model_the_first_names_are_enough(state, target):
+    with pytest.raises(InputError, match=r"not finite \(174\): (\S+ in \d+ of \d+,? ){8}and 166 more"):
+        to_flax({name: np.full_like(array, np.nan) for name, array in state.items()}, target)
 
 
 def test_a_transposed_matrix_is_seen_by_its_shape(state, target):
@@ -105,6 +159,27 @@ def test_a_transposed_matrix_is_seen_by_its_shape(state, target):
         to_flax(state, target)
 
 
+def test_a_counter_is_exact_or_refused(tiny_target):
+    state = state_dict(official.SMALL["hq_small_tiny_vit"])
+    state[COUNTER] = np.array(2**24 + 1)  # the first number that float32 does not have
+    with pytest.raises(InputError, match=rf"not exact in float32 \(1\): {COUNTER}"):
+        to_flax(state, tiny_target)
+    state[COUNTER] = np.array(0, np.int32)
+    with pytest.raises(InputError, match=rf"{COUNTER} int32 instead of int64"):
+        to_flax(state, tiny_target)
+
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tiny_target)
+    params["image_encoder"]["patch_embed"]["seq_0"]["bn"]["num_batches_tracked"] = np.float32(0.5)
+    with pytest.raises(InputError, match="seq_0/bn/num_batches_tracked: holds numbers that int64 cannot"):
+        to_torch(params)
+
+
+def test_constants_that_odd_files_carry_along_are_dropped_and_said(state, target):
+    state |= {"pixel_mean": np.ones((3, 1, 1), np.float32), "pixel_std": np.ones((3, 1, 1), np.float32)}
+    to_flax(state, target)
+    assert dropped(state) == ["2 tensors dropped: the configuration holds them"]
+
+
 def test_nano_has_no_official_twin():
-    with pytest.raises(InputError, match="no tensor of segment_anything corresponds"):
+    with pytest.raises(InputError, match="no tensor of the official models corresponds"):
         to_torch({"image_encoder": {"backbone": {"stem": {"kernel": np.ones((3, 3, 3, 32))}}}})
