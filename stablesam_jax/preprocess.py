@@ -3,11 +3,15 @@
 The same arithmetic as segment_anything's ResizeLongestSide, Sam.preprocess and Sam.postprocess_masks.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
+
+BLOCK_ROWS = 64  # of a picture whose logits exist at once: 3 MB of a picture 12,000 pixels wide
 
 
 def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
@@ -19,6 +23,46 @@ def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
     scale = image_size / max(size_hw)
     height, width = (max(int(side * scale + 0.5), 1) for side in size_hw)
     return height, width
+
+
+def check_picture(picture: np.ndarray) -> None:
+    """Raises an `InputError`, with the remedy, for anything but (H, W, 3) uint8 with at least one pixel."""
+    shape, dtype = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
+    if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8 or 0 in shape:
+        raise InputError(
+            f"picture has shape {shape} and dtype {dtype}; expected (H, W, 3) uint8 in RGB. "
+            f"{_remedy(np.asarray(picture))}"
+        )
+
+
+def _remedy(picture: np.ndarray) -> str:
+    match picture.shape:
+        case shape if 0 in shape:
+            return "It is empty; give one with pixels."
+        case (_, _):
+            return "Repeat the grey channel: np.stack([picture] * 3, axis=-1)."
+        case (_, _, 1):
+            return "Repeat the grey channel: np.repeat(picture, 3, axis=2)."
+        case (_, _, 4):
+            return "Drop the fourth channel: picture[..., :3]."
+        case (_, _, 3):
+            pass
+        case (3, _, _):
+            return "Put the channels last: picture.transpose(1, 2, 0)."
+        case _:
+            return "Give one picture at a time, as np.asarray(PIL.Image.open(file).convert('RGB'))."
+    highest = picture.max()
+    match picture.dtype.kind:
+        case "f" if highest <= 1:
+            return "Bring 0..1 to 0..255: (picture * 255).round().astype(np.uint8)."
+        case "u" | "i" if highest > 255:
+            return "Bring 0..65535 to 0..255: (picture // 257).astype(np.uint8)."
+        case "b":
+            return "Bring False and True to 0 and 255: picture.astype(np.uint8) * 255."
+        case "f":
+            return "Round it, if it holds 0..255: picture.round().astype(np.uint8)."
+        case _:
+            return "Change the type, if it holds 0..255: picture.astype(np.uint8)."
 
 
 def preprocess(picture: np.ndarray, config: SamConfig) -> np.ndarray:
@@ -36,11 +80,7 @@ def preprocess(picture: np.ndarray, config: SamConfig) -> np.ndarray:
     Raises:
         InputError: another shape or dtype, or an empty picture.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
-        raise InputError(
-            f"picture has shape {picture.shape} and dtype {picture.dtype}; expected (H, W, 3) uint8 in RGB. "
-            "Convert it, as with PIL.Image.open(file).convert('RGB')."
-        )
+    check_picture(picture)
     height, width = resized_size(picture.shape[:2], config.image_size)
     resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR), np.float32)
     padded = np.zeros((config.image_size, config.image_size, 3), np.float32)
@@ -65,10 +105,31 @@ def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], image_size: int
     return (np.asarray(coords, np.float64) * (new_width / width, new_height / height)).astype(np.float32)
 
 
-def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
-    """Brings logits to the size of the picture: bilinearly to S x S, crop of the padding, bilinearly to the picture.
+def upscaling(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two matrices that bring logits to the size of a picture, as Sam.postprocess_masks does.
 
-    Both resizes and the crop are linear and act on each axis alone: together they are one small matrix per axis.
+    It resizes bilinearly to S x S, crops the padding, and resizes bilinearly to the picture. All three are linear and
+    act on each axis alone: together they are one matrix per axis.
+
+    Args:
+        size_hw: of the picture.
+        mask_size: 4G, side of the logits.
+        image_size: S.
+
+    Returns:
+        rows (H, 4G) and columns (W, 4G), float32, such that `rows @ logits @ columns.T` are the picture's logits. No
+        more than three weights of a row differ from 0, and they are neighbours.
+    """
+    square = _resize_rows(np.eye(mask_size, dtype=np.float32), image_size)
+    rows, columns = (
+        _resize_rows(square[:cropped], size)
+        for cropped, size in zip(resized_size(size_hw, image_size), size_hw, strict=True)
+    )
+    return rows, columns
+
+
+def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
+    """Brings logits to the size of the picture, see `upscaling`.
 
     Args:
         low_res_masks: (..., 4G, 4G) float32 logits.
@@ -78,13 +139,30 @@ def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_si
     Returns:
         (..., H, W) float32 logits; above 0 is foreground.
     """
-    rows, columns = (
-        _resize_rows(_resize_rows(np.eye(side, dtype=np.float32), image_size)[:cropped], size)
-        for side, cropped, size in zip(
-            low_res_masks.shape[-2:], resized_size(size_hw, image_size), size_hw, strict=True
-        )
-    )
-    return rows @ (low_res_masks @ columns.T)
+    logits = np.empty((*low_res_masks.shape[:-2], *size_hw), np.float32)
+    for place, block in _upscaled(low_res_masks, size_hw, image_size):
+        logits[place] = block
+    return logits
+
+
+def upscale_masks(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
+    """`upscale_logits(...) > 0` to the bit, but without the memory of the logits: (..., H, W) bool."""
+    masks = np.empty((*low_res_masks.shape[:-2], *size_hw), bool)
+    for place, block in _upscaled(low_res_masks, size_hw, image_size):
+        np.greater(block, 0, out=masks[place])
+    return masks
+
+
+def _upscaled(
+    low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int
+) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:
+    """The picture's logits in blocks of rows of one mask, each with its place in (..., H, W)."""
+    rows, columns = upscaling(size_hw, mask_size=low_res_masks.shape[-1], image_size=image_size)
+    for index in np.ndindex(low_res_masks.shape[:-2]):
+        widened = low_res_masks[index] @ columns.T
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            yield (*index, block), rows[block] @ widened
 
 
 def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:

@@ -1,13 +1,23 @@
 """Pictures enter the model, and logits return to them, as in segment_anything."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from eval import torch_sam
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError
-from stablesam_jax.preprocess import preprocess, resized_size, to_model_frame, upscale_logits
+from stablesam_jax.preprocess import (
+    check_picture,
+    preprocess,
+    resized_size,
+    to_model_frame,
+    upscale_logits,
+    upscale_masks,
+)
 
 SAM = MODELS["sam_vit_b"]
 SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]
@@ -102,3 +112,72 @@ def test_constant_logits_stay_constant():
 
 def test_leading_axes_are_kept():
     assert upscale_logits(np.zeros((2, 3, 1, 128, 128), np.float32), (20, 30), 512).shape == (2, 3, 1, 20, 30)
+
+
+def test_the_resized_size_is_the_references_for_every_picture():
+    theirs = torch_sam.ResizeLongestSide.get_preprocess_shape
+    sizes = [(height, width) for height in range(900, 1101) for width in range(900, 1101)]
+    sizes += [(1960, 2130), (2130, 1960), (1960, 2145), (2145, 1960), (2800, 4400), (4400, 2800)]
+    ours = {size: resized_size(size, 1024) for size in sizes}
+    assert ours == {size: theirs(*size, 1024) for size in sizes}
+    cut = {size: int(size[0] * (1024 / max(size))) for size in sizes}  # a side that is cut instead of rounded
+    assert np.mean([cut[size] != ours[size][0] for size in sizes]) > 0.2
+
+
+@pytest.mark.parametrize("size_hw", [(1960, 2130), (2145, 1960), (2800, 4400), (1013, 1100), (900, 901)])
+def test_the_models_input_is_the_references_to_the_bit(size_hw):
+    resize = torch_sam.ResizeLongestSide(1024)
+    resized = torch.from_numpy(resize.apply_image(picture(size_hw)))
+    normalised = (resized - torch.tensor(SAM.pixel_mean)) / torch.tensor(SAM.pixel_std)
+    ours = preprocess(picture(size_hw), SAM)
+    np.testing.assert_array_equal(ours[: len(resized), : resized.shape[1]], normalised.numpy())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(np.linspace(0, 1, 36, dtype=np.float32).reshape(3, 4, 3), id="float-0-to-1"),
+        pytest.param(np.linspace(0, 255, 36).reshape(3, 4, 3), id="float-0-to-255"),
+        pytest.param(np.linspace(0, 65535, 36).reshape(3, 4, 3).astype(np.uint16), id="16-bit"),
+        pytest.param(np.arange(36).reshape(3, 4, 3), id="int64"),
+        pytest.param(np.eye(6, dtype=bool).reshape(3, 4, 3), id="bool"),
+        pytest.param(np.full((3, 4), 9, np.uint8), id="grey"),
+        pytest.param(np.full((3, 4, 1), 9, np.uint8), id="grey-channel"),
+        pytest.param(np.full((3, 4, 4), 9, np.uint8), id="alpha"),
+        pytest.param(np.full((3, 4, 5), 9, np.uint8), id="channels-first"),
+    ],
+)
+def test_what_the_refusal_says_makes_a_picture_of_it(wrong):
+    with pytest.raises(InputError) as caught:
+        check_picture(wrong)
+    remedy = str(caught.value).rpartition(": ")[2].removesuffix(".")
+    mended = eval(remedy, {"np": np, "picture": wrong})
+    check_picture(mended)
+    if wrong.dtype != np.uint8 and wrong.dtype.kind != "i":
+        assert mended.max() == 255  # white stays white
+
+
+@pytest.mark.parametrize("size_hw", [(300, 451), (1201, 700)])
+def test_masks_are_the_logits_above_0_to_the_bit(size_hw):
+    low_res = 8 * np.random.default_rng(0).standard_normal((2, 1, 64, 64), np.float32)
+    masks = upscale_masks(low_res, size_hw, 256)
+    assert masks.dtype == bool
+    np.testing.assert_array_equal(masks, upscale_logits(low_res, size_hw, 256) > 0)
+
+
+def test_masks_of_a_large_picture_take_little_more_memory_than_themselves():
+    low_res = np.ones((2, 64, 64), np.float32)
+    tracemalloc.start()
+    try:
+        masks = upscale_masks(low_res, (3000, 4000), 256)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert masks.all()
+    assert peak < 1.3 * masks.nbytes  # float logits would be 4 times as large
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 5000), (5000, 1)])
+def test_a_picture_of_a_line_or_a_pixel_goes_there_and_back(size_hw):
+    assert preprocess(picture(size_hw), SAM).shape == (1024, 1024, 3)
+    assert upscale_masks(np.ones((1, 256, 256), np.float32), size_hw, 1024).shape == (1, *size_hw)

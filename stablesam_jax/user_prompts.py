@@ -1,0 +1,164 @@
+"""SamPredictor's prompt arguments, checked, as a list of prompts.
+
+A prompt has points (k, 2) with labels (k,), a box (4,) or (1, 4), and a mask input (1, 4G, 4G), as in segment_anything.
+A list of N prompts has one axis more in front: points (N, k, 2) or N arrays of their own lengths, labels alike, boxes
+(N, 4) or (N, 1, 4), mask inputs (N, 4G, 4G) or (N, 1, 4G, 4G). Where N may be 1, the longer form makes it a list.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from stablesam_jax.errors import InputError
+from stablesam_jax.prompts import Prompt
+
+LABELS = (1, 0, -1)  # of points: object, background, none
+
+Points = ArrayLike | Sequence[ArrayLike]
+
+
+def read_prompts(
+    point_coords: Points | None,
+    point_labels: Points | None,
+    box: ArrayLike | None,
+    mask_input: ArrayLike | None,
+    *,
+    size_hw: tuple[int, int],
+    mask_size: int,
+) -> tuple[list[Prompt], bool]:
+    """Checks what a user gave.
+
+    Nothing is clipped, as in the reference: a box may leave the picture, and a point may lie a pixel beside it. Farther
+    out, or with no part inside, they are no prompt for this picture but a mistake in coordinates.
+
+    Args:
+        point_coords: (x, y) in pixels of the picture.
+        point_labels: 1 for a point on the object, 0 for one that is not, -1 for none: a point that is absent, whose
+            token the model attends to all the same.
+        box: XYXY in pixels of the picture.
+        mask_input: logits in the model's frame, `low_res_masks` of an earlier answer.
+        size_hw: of the picture.
+        mask_size: 4G.
+
+    Returns:
+        the prompts, coordinates in float64, and whether they are a list; if not, there is one.
+
+    Raises:
+        InputError: nothing is given, or something that is none of this.
+    """
+    if (point_coords is None) != (point_labels is None):
+        given, missing = ("point_labels", "point_coords") if point_coords is None else ("point_coords", "point_labels")
+        raise InputError(f"{given} is given without {missing}; give both, a label for each point.")
+    fields: dict[str, tuple[list[np.ndarray], bool | None]] = {}
+    if point_coords is not None and point_labels is not None:
+        fields["point_coords"] = _sets("point_coords", point_coords, "(k, 2) or (N, k, 2)", axes=2)
+        fields["point_labels"] = _sets("point_labels", point_labels, "(k,) or (N, k)", axes=1)
+    if box is not None:
+        fields["box"] = _items("box", box, (4,), "(4,), (1, 4), (N, 4) or (N, 1, 4)")
+    if mask_input is not None:
+        side = mask_size
+        shapes = f"(1, {side}, {side}), (N, {side}, {side}) or (N, 1, {side}, {side})"
+        fields["mask_input"] = _items("mask_input", mask_input, (side, side), shapes)
+        if np.asarray(mask_input).dtype == bool:
+            raise InputError("mask_input is boolean; give logits, the low_res_masks of an earlier answer.")
+    if not fields:
+        raise InputError("no prompt is given; give point_coords with point_labels, box or mask_input.")
+
+    is_list = any(listed is True for _, listed in fields.values())
+    lengths = {name: len(items) for name, (items, _) in fields.items()}
+    if len(set(lengths.values())) > 1 or (is_list and any(listed is False for _, listed in fields.values())):
+        counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise InputError(f"the arguments are not for the same prompts ({counts}); give a list of N for each, or one.")
+    count = next(iter(lengths.values()))
+    if count == 0:
+        raise InputError(f"{', '.join(fields)}: no prompt in the list; give at least one.")
+
+    prompts = []
+    for index in range(count):
+        place = f"[{index}]" if is_list else ""
+        chosen: dict[str, Any] = {name: items[index] for name, (items, _) in fields.items()}
+        for name, array in chosen.items():
+            if not np.isfinite(array).all():
+                raise InputError(f"{name}{place} holds values that are not finite; give numbers.")
+        prompts.append(
+            Prompt(
+                **_points(chosen.get("point_coords"), chosen.get("point_labels"), place, size_hw),
+                box=_box(chosen.get("box"), place, size_hw),
+                mask=chosen.get("mask_input"),
+            )
+        )
+    return prompts, is_list
+
+
+def _points(
+    coords: np.ndarray | None, labels: np.ndarray | None, place: str, size_hw: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    if coords is None or labels is None:
+        return {}
+    if coords.shape[1] != 2 or len(coords) == 0 or labels.shape != coords.shape[:1]:
+        raise InputError(
+            f"point_coords{place} has shape {coords.shape} and point_labels{place} {labels.shape}; "
+            "expected (k, 2) and (k,) with k of at least 1."
+        )
+    if not np.isin(labels, LABELS).all():
+        raise InputError(
+            f"point_labels{place} holds {np.setdiff1d(labels, LABELS)[0]:g}; "
+            "expected 1 (on the object), 0 (not on it) or -1 (no point)."
+        )
+    height, width = size_hw
+    outside = ((coords < -1) | (coords > (width, height))).any(axis=1) & (labels != -1)
+    if outside.any():
+        x, y = coords[outside.argmax()]
+        raise InputError(
+            f"point_coords{place} holds ({x:g}, {y:g}), which lies outside the picture of {width} x {height} pixels; "
+            "points are (x, y) in its pixels."
+        )
+    return {"points": coords, "labels": labels.astype(np.int32)}
+
+
+def _box(box: np.ndarray | None, place: str, size_hw: tuple[int, int]) -> np.ndarray | None:
+    if box is None:
+        return None
+    (x0, y0, x1, y1), (height, width) = box, size_hw
+    shown = f"box{place} ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+    if x1 < x0 or y1 < y0:
+        raise InputError(f"{shown} is inverted; give (x0, y0, x1, y1), which is (x, y, x + w, y + h) of an XYWH box.")
+    if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
+        raise InputError(f"{shown} lies outside the picture of {width} x {height} pixels; give XYXY in its pixels.")
+    return box
+
+
+def _sets(name: str, value: Any, shapes: str, *, axes: int) -> tuple[list[np.ndarray], bool]:
+    """One array of so many axes, or a list of them, which may differ in length."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        try:
+            arrays = [np.asarray(item, np.float64) for item in value]
+        except (TypeError, ValueError):
+            raise InputError(f"{name} is no array of numbers; expected {shapes}.") from None
+        if all(array.ndim == axes for array in arrays):
+            return arrays, True
+        raise InputError(f"{name} holds arrays of different depths; expected {shapes}.") from None
+    if array.ndim == axes:
+        return [array], False
+    if array.ndim == axes + 1:
+        return list(array), True
+    raise InputError(f"{name} has shape {array.shape}; expected {shapes}.")
+
+
+def _items(name: str, value: Any, shape: tuple[int, ...], shapes: str) -> tuple[list[np.ndarray], bool | None]:
+    """Arrays of one shape, and whether they are a list; None if a first axis of 1 leaves it open."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is no array of numbers; expected {shapes}.") from None
+    if array.ndim == len(shape) + 2 and array.shape[1:] == (1, *shape):
+        return list(array[:, 0]), True
+    if array.ndim == len(shape) + 1 and array.shape[1:] == shape:
+        return list(array), None if len(array) == 1 else True
+    if array.shape == (4,) == shape:
+        return [array], False
+    raise InputError(f"{name} has shape {array.shape}; expected {shapes}.")
