@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import torch
 
 from stablesam_jax.depthwise import depthwise_conv
 
@@ -51,3 +52,18 @@ def test_one_weight_in_the_centre_keeps_the_map():
 def test_leading_axes_are_kept():
     x, kernel = case((4, 6), 3)
     np.testing.assert_array_equal(depthwise_conv(x[:, None, None], kernel)[:, 0, 0], depthwise_conv(x, kernel))
+
+
+@pytest.mark.parametrize("size_hw", [(8, 7), (1, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_on_every_side_is_pytorchs(stride, size_hw):
+    x, kernel = case(size_hw, 3)
+    theirs = torch.nn.functional.conv2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2),
+        torch.from_numpy(kernel).permute(2, 0, 1)[:, None],
+        stride=stride,
+        padding=1,
+        groups=3,
+    )
+    ours = depthwise_conv(x, kernel, stride=stride, padding=1)
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-5)
