@@ -1,19 +1,24 @@
-"""Is our SAM the official one? Runs both on one picture and bounds the difference at every stage.
+"""Is our model the official one? Runs both on one picture and bounds the difference at every stage.
 
-    python -m eval.parity --random sam_vit_b
-    python -m eval.parity --checkpoint sam_vit_b_01ec64.pth --picture dog.jpg
+    python -m eval.parity --random hq_sam_vit_b
+    python -m eval.parity --checkpoint sam_vit_b_01ec64.pth --image dog.jpg
 
 Exit status 1 where a bound is exceeded, 2 for bad input.
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
 import pathlib
+import platform
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
@@ -24,91 +29,45 @@ from PIL import Image
 from convert.rules import to_flax
 from convert.sam_to_flax import recognise
 from convert.torch_file import read_state
-from eval import torch_sam
-from stablesam_jax.build import assemble, shapes
-from stablesam_jax.config import MODELS, SamConfig
+from eval import torch_sam, twins
+from eval.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
+from eval.report import write_text
+from stablesam_jax.build import assemble, load_model, shapes
+from stablesam_jax.compilation_cache import keep_compiled_programs
+from stablesam_jax.config import MODELS, Dtype, SamConfig
 from stablesam_jax.data.readers import read_picture
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
-from stablesam_jax.model.sam import ImageEmbedding, Sam
-from stablesam_jax.params import Params
-from stablesam_jax.preprocess import preprocess, to_model_frame, upscale_logits
+from stablesam_jax.params import Params, flatten, unflatten
+from stablesam_jax.prompts import Prompt
 
 # 451 x 300 pixels: enlarged and padded.
-PICTURE = pathlib.Path(__file__).resolve().parents[1] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"
-TOKENS = 8  # every prompt is padded to as many, so that the comparison covers padding
+IMAGE = pathlib.Path(__file__).resolve().parents[1] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"
+COMPARED = tuple(name for name, config in MODELS.items() if config.plugin is None)  # the plugin has no official twin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares our SAM with segment_anything, both in float32. Give --random or --checkpoint."""
+    """Compares a model with its twin in segment_anything or segment_anything_hq. Give --random or --checkpoint."""
 
-    random: Literal["sam_vit_b", "sam_vit_l", "sam_vit_h"] | None = None
-    """Model with random weights in every tensor."""
-    checkpoint: pathlib.Path | None = None
-    """Official checkpoint, a .pth file; its model is recognised."""
-    picture: pathlib.Path = PICTURE
+    random: str | None = None
+    """Name of a model without plugin, to compare with random weights in every tensor."""
+    checkpoint: str | None = None
+    """Weights: an official file, whose model is recognised, or a checkpoint folder, or the name of a shipped model."""
+    image: pathlib.Path = IMAGE
     """Any picture."""
     image_size: int | None = None
     """Side of the model's input in pixels, with --random only; by default the model's own."""
+    dtype: Dtype = "float32"
+    """What our side computes in; the official one stays at float32."""
+    reference: Literal["float32", "float64"] = "float32"
+    """What the official side computes in. With float64, which takes twice the memory, bounds are at least 4 times the
+    error of the official model's own float32: trained weights may lose more digits than random ones."""
     seed: int = 0
     """Of the weights and of the prompts."""
     threads: int = 1
     """Of PyTorch, whose results depend on them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """What a difference may be: at its largest, and in the root mean square, which sees broad small faults."""
-
-    largest: float
-    rms: float
-    relative: bool  # in deviations of the reference
-
-
-# float32 against float32 on one input: 2 to 4 times the error of PyTorch's float32 against its own float64.
-BOUNDS = {
-    "model input": Bound(0, 0, relative=False),
-    "image embedding": Bound(4e-5, 3e-6, relative=True),
-    "sparse embeddings": Bound(5e-6, 1e-6, relative=False),
-    "dense embeddings": Bound(5e-6, 1e-6, relative=False),
-    "image_pe": Bound(5e-6, 1e-6, relative=False),
-    "decoder alone": Bound(1.5e-5, 3e-6, relative=True),
-    "low-resolution logits": Bound(2.5e-5, 4e-6, relative=True),
-    "IoU predictions": Bound(2e-6, 2e-6, relative=False),
-    "full-resolution logits": Bound(1.5e-4, 1.5e-5, relative=True),
-}
-FLIPS = 1e-5  # share of mask pixels that may differ, each with a logit below the bound of full-resolution logits
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    quantity: str
-    deviation: float
-    largest: float
-    largest_bound: float
-    rms: float
-    rms_bound: float
-
-    @property
-    def ok(self) -> bool:
-        """Both columns hold; a difference that is not a number does not."""
-        return self.largest <= self.largest_bound and self.rms <= self.rms_bound
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One prompt in pixels of the picture."""
-
-    points: np.ndarray  # (k, 2) float64
-    labels: np.ndarray  # (k,) int32, 0 or 1
-    box: np.ndarray | None  # (2, 2) float64, two corners
-    mask: np.ndarray | None  # (4G, 4G) float32 logits
-
-
-Outputs = dict[str, np.ndarray]
+    json: pathlib.Path | None = None
+    """File to write everything to."""
 
 
 def draw_prompts(seed: int, size_hw: tuple[int, int], mask_size: int) -> list[Prompt]:
@@ -116,19 +75,19 @@ def draw_prompts(seed: int, size_hw: tuple[int, int], mask_size: int) -> list[Pr
     rng = np.random.default_rng(seed)
     height, width = size_hw
 
-    def points(count: int) -> np.ndarray:
-        return rng.uniform(0, (width, height), (count, 2))
+    def points(*labels: int) -> dict[str, Any]:
+        points = rng.uniform(0, (width, height), (len(labels), 2))
+        return {"points": points, "labels": np.array(labels, np.int32)}
 
-    box = np.array([[0.21, 0.17], [0.74, 0.83]]) * (width, height)
+    box = (np.array([[0.21, 0.17], [0.74, 0.83]]) * (width, height)).reshape(4)
     mask = 8 * smooth_noise(rng, mask_size)
-    none, one, three = (np.array(labels, np.int32) for labels in ([], [1], [1, 0, 1]))
     return [
-        Prompt(points(0), none, box, None),
-        Prompt(points(1), one, None, None),
-        Prompt(points(3), three, None, None),
-        Prompt(points(3), three, box, None),
-        Prompt(points(0), none, None, mask),
-        Prompt(points(0), none, box, mask),
+        Prompt(box=box),
+        Prompt(**points(1)),
+        Prompt(**points(1, 0, 1)),
+        Prompt(**points(1, -1, 0), box=box),
+        Prompt(mask=mask),
+        Prompt(box=box, mask=mask),
     ]
 
 
@@ -139,201 +98,145 @@ def smooth_noise(rng: np.random.Generator, side: int) -> np.ndarray:
     return (noise - noise.mean()) / noise.std()
 
 
-@torch.no_grad()
-def run_official(sam: torch_sam.modeling.Sam, picture: np.ndarray, prompts: list[Prompt]) -> Outputs:
-    """Runs segment_anything, one prompt at a time.
-
-    Args:
-        sam: from `torch_sam.build`.
-        picture: (H, W, 3) uint8.
-        prompts: N of them.
-
-    Returns:
-        model input (S, S, 3), image embedding (G, G, C), sparse embeddings (tokens of all prompts, C), dense embeddings
-        (N, G, G, C), image_pe (G, G, C), low-resolution logits (N, 4, 4G, 4G), IoU predictions (N, 4), full-resolution
-        logits (N, 4, H, W); "decoder alone" is the low-resolution logits.
-    """
-    size_hw = picture.shape[:2]
-    transform = torch_sam.ResizeLongestSide(sam.image_encoder.img_size)
-
-    def to_model(coords: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(transform.apply_coords(coords, size_hw)).float()[None]
-
-    resized = torch.from_numpy(transform.apply_image(picture)).permute(2, 0, 1)
-    pixels = sam.preprocess(resized[None])
-    embedding = sam.image_encoder(pixels)
-    image_pe = sam.prompt_encoder.get_dense_pe()
-    all_sparse, all_dense, all_logits, all_iou = [], [], [], []
-    for prompt in prompts:
-        points = (to_model(prompt.points), torch.from_numpy(prompt.labels)[None]) if len(prompt.labels) else None
-        boxes = None if prompt.box is None else to_model(prompt.box).reshape(1, 4)
-        masks = None if prompt.mask is None else torch.from_numpy(prompt.mask)[None, None]
-        sparse, dense = sam.prompt_encoder(points, boxes, masks)
-        logits, iou = sam.mask_decoder.predict_masks(embedding, image_pe, sparse, dense)
-        all_sparse.append(sparse[0])
-        all_dense.append(dense[0].permute(1, 2, 0))
-        all_logits.append(logits)
-        all_iou.append(iou)
-    low_res = torch.cat(all_logits)
-    outputs = {
-        "model input": pixels[0].permute(1, 2, 0),
-        "image embedding": embedding[0].permute(1, 2, 0),
-        "sparse embeddings": torch.cat(all_sparse),
-        "dense embeddings": torch.stack(all_dense),
-        "image_pe": image_pe[0].permute(1, 2, 0),
-        "decoder alone": low_res,
-        "low-resolution logits": low_res,
-        "IoU predictions": torch.cat(all_iou),
-        "full-resolution logits": sam.postprocess_masks(low_res, resized.shape[1:], size_hw),
-    }
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
-
-
-def run_ours(
-    sam: Sam, params: Params, picture: np.ndarray, prompts: list[Prompt], official_embedding: np.ndarray
-) -> Outputs:
-    """Runs our SAM, all prompts at once.
-
-    Args:
-        sam: our module.
-        params: its parameters.
-        picture: (H, W, 3) uint8.
-        prompts: N of them.
-        official_embedding: (G, G, C), for "decoder alone".
-
-    Returns:
-        the arrays of `run_official`.
-    """
-    variables = {"params": jax.device_put(params)}
-    size_hw = picture.shape[:2]
-    pixels = preprocess(picture, sam.config)
-    batch = stack_prompts(prompts, size_hw, sam.config)
-    run = jax.jit(sam.apply, static_argnames=("method", "masks"))
-
-    def embed_prompts(sam: Sam, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return *sam.prompt_encoder(prompts), sam.prompt_encoder.get_dense_pe()
-
-    def decode(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        single, multi = (
-            run(variables, ImageEmbedding(embedding[None]), batch, method="decode", masks=m)
-            for m in ("single", "multi")
-        )
-        logits = np.concatenate([single.low_res_masks[0], multi.low_res_masks[0]], axis=1)
-        return logits, np.concatenate([single.iou_predictions[0], multi.iou_predictions[0]], axis=1)
-
-    embedding = np.asarray(run(variables, pixels[None], method="encode").features[0])
-    sparse, dense, image_pe = run(variables, batch, method=embed_prompts)
-    low_res, iou = decode(embedding)
-    return {
-        "model input": pixels,
-        "image embedding": embedding,
-        "sparse embeddings": np.asarray(sparse)[np.asarray(batch.valid)],
-        "dense embeddings": np.asarray(dense[0]),
-        "image_pe": np.asarray(image_pe[0, 0]),
-        "decoder alone": decode(official_embedding)[0],
-        "low-resolution logits": low_res,
-        "IoU predictions": iou,
-        "full-resolution logits": upscale_logits(low_res, size_hw, sam.config.image_size),
-    }
-
-
-def stack_prompts(prompts: list[Prompt], size_hw: tuple[int, int], config: SamConfig) -> Prompts:
-    """N prompts of one picture in static shapes."""
-
-    def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        points = to_model_frame(prompt.points, size_hw, config.image_size)
-        box = None if prompt.box is None else to_model_frame(prompt.box, size_hw, config.image_size)
-        return sparse_tokens(points, prompt.labels, box, length=TOKENS)
-
-    coords, labels, valid = (jnp.stack(arrays)[None] for arrays in zip(*map(tokens, prompts), strict=True))
-    absent = np.zeros((config.mask_size, config.mask_size), np.float32)
-    masks = [absent if prompt.mask is None else prompt.mask for prompt in prompts]
-    masks_valid = jnp.array([[prompt.mask is not None for prompt in prompts]])
-    return Prompts(coords, labels, valid, jnp.stack(masks)[None], masks_valid)
-
-
-def convert(state: Mapping[str, torch.Tensor], config: SamConfig) -> Params:
-    """Our parameters from an official state dict."""
-    return to_flax({name: tensor.numpy() for name, tensor in state.items()}, shapes(assemble(config)))
-
-
-def compare(ours: Outputs, theirs: Outputs) -> list[Row]:
-    """Rows of the table, in the order of computation.
-
-    Args:
-        ours: from `run_ours`.
-        theirs: from `run_official`.
-    """
-    rows = []
-    for quantity, bound in BOUNDS.items():
-        reference = theirs[quantity].astype(np.float64)
-        difference = np.abs(ours[quantity] - reference)
-        scale = reference.std() if bound.relative else 1.0
-        rms = np.sqrt(np.mean(difference**2))
-        rows.append(Row(quantity, reference.std(), difference.max(), bound.largest * scale, rms, bound.rms * scale))
-    logits = theirs["full-resolution logits"]
-    flipped = (ours["full-resolution logits"] > 0) != (logits > 0)
-    largest = np.abs(logits[flipped]).max(initial=0.0)
-    rows.append(Row("masks", (logits > 0).std(), largest, rows[-1].largest_bound, flipped.mean(), FLIPS))
-    return rows
-
-
-def load(options: Options) -> tuple[torch_sam.modeling.Sam, Params, SamConfig]:
-    """The model that the options name, official and ours, with the same weights.
+def load(options: Options) -> tuple[SamConfig, Params]:
+    """The model that the options name, and its weights.
 
     Raises:
-        InputError: not exactly one model is named, its size cannot be had, or its file cannot be used.
+        InputError: not exactly one model is named, it has no official twin, or what is named cannot be used.
     """
-    if options.random is not None and options.checkpoint is None:
-        config = _resized(MODELS[options.random], options.image_size)
-        official = torch_sam.build(config)
-        torch_sam.randomise(official, options.seed)
-        return official, convert(official.state_dict(), config), config
-    if options.checkpoint is not None and options.random is None and options.image_size is None:
-        state, _ = read_state(options.checkpoint)
-        try:
-            config = recognise({name: array.shape for name, array in state.items()})
-            params = to_flax(state, shapes(assemble(config)))
-        except InputError as error:
-            raise InputError(f"{options.checkpoint}: {error}") from None
-        official = torch_sam.build(config)
-        official.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
-        return official, params, config
-    raise InputError("Give either --random MODEL, with or without --image-size, or --checkpoint FILE.")
+    resized_checkpoint = options.checkpoint is not None and options.image_size is not None
+    if (options.random is None) == (options.checkpoint is None) or resized_checkpoint:
+        raise InputError("Give either --random MODEL, with or without --image-size, or --checkpoint.")
+    if options.random is not None:
+        if options.random not in COMPARED:
+            raise InputError(f"--random {options.random}: no such model here; there are {', '.join(COMPARED)}.")
+        config = MODELS[options.random]
+        if options.image_size is not None:
+            config = dataclasses.replace(config, image_size=options.image_size)
+        return config, draw_params(config, options.seed)
+    assert options.checkpoint is not None
+    if pathlib.Path(options.checkpoint).is_file():
+        return _read(pathlib.Path(options.checkpoint))
+    sam, params = load_model(options.checkpoint)
+    if sam.config.plugin is not None:
+        raise InputError(f"{options.checkpoint}: no official model has a plugin; give the base without it.")
+    return sam.config, jax.device_get(params)
 
 
-def _resized(config: SamConfig, image_size: int | None) -> SamConfig:
-    if image_size is None:
-        return config
-    if image_size < 16 or image_size % 16:
-        raise InputError(f"--image-size {image_size}: give a multiple of 16, the side of a patch in pixels.")
-    return dataclasses.replace(config, image_size=image_size)
+def draw_params(config: SamConfig, seed: int) -> Params:
+    """Random weights that exercise every term of what is compared."""
+    official = twins.build_official(config)
+    torch_sam.randomise(official, seed)
+    params = twins.convert(official.state_dict(), config)
+    rng = np.random.default_rng(seed)
+    rest = {path: leaf for path, leaf in flatten(shapes(assemble(config))).items() if path not in flatten(params)}
+    return params | unflatten({path: _draw(rng, path, leaf.shape) for path, leaf in rest.items()})
 
 
-def print_table(rows: list[Row]) -> None:
-    """One line for each quantity."""
-    caption = "masks: the largest logit of a pixel that differs, and the share of such pixels"
-    table = rich.table.Table("quantity", "std", "max abs", "bound", "rms", "bound", "", caption=caption)
+def _draw(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that keep the features of an encoder without a twin at their scale."""
+    deviation = 1 / math.prod(shape[:-1]) ** 0.5 if path.endswith("kernel") else 0.2
+    mean = 1.0 if path.endswith("scale") else 0.0
+    return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
+
+
+def _read(file: pathlib.Path) -> tuple[SamConfig, Params]:
+    state, _ = read_state(file)
+    try:
+        config = recognise({name: array.shape for name, array in state.items()})
+        return config, to_flax(state, shapes(assemble(config)))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def print_table(rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> None:
+    """One line for each quantity, and one for the masks."""
+    table = rich.table.Table("quantity", "s", "max abs", "max / s", "bound", "rms", "rms / s", "bound", "")
+    lines = {quantity: [quantity, *[""] * 7, "no twin"] for quantity in missing}
     for row in rows:
-        numbers = (row.deviation, row.largest, row.largest_bound, row.rms, row.rms_bound)
-        table.add_row(row.quantity, *(f"{number:.2g}" for number in numbers), "ok" if row.ok else "FAIL")
-    rich.console.Console().print(table)
+        relative = (row.deviation, row.largest, row.largest / row.deviation, row.largest_bound)
+        numbers = (*relative, row.rms, row.rms / row.deviation, row.rms_bound)
+        lines[row.quantity] = [row.quantity, *map(_figure, numbers), _verdict(row.ok)]
+    for quantity in sorted(lines, key=twins.QUANTITIES.index):
+        table.add_row(*lines[quantity])
+    console = rich.console.Console(width=120)
+    console.print(table)
+    console.print(
+        f"masks: {100 * (1 - masks.share):.5f} % of {masks.pixels:,} pixels equal, "
+        f"{100 * (1 - masks.share_bound):g} % asked; largest logit of one that differs "
+        f"{_figure(masks.largest_logit)}, bound {_figure(masks.logit_bound)}: {_verdict(masks.ok)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _figure(number: float | None) -> str:
+    return "none" if number is None else f"{number:.2g}"
+
+
+def _verdict(ok: bool) -> str:
+    return "ok" if ok else "FAIL"
+
+
+def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> dict:
+    """Everything about one comparison, as JSON holds it."""
+    packages = ("stablesam-jax", "jax", "flax", "torch", "segment-anything", "segment-anything-hq", "numpy", "pillow")
+    return {
+        "model": config.name,
+        "image_size": config.image_size,
+        "weights": options.checkpoint or "random",
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "reference": options.reference,
+        "threads": options.threads,
+        "device": jax.devices()[0].device_kind,
+        "image": {"file": options.image.name, "sha256": hashlib.sha256(options.image.read_bytes()).hexdigest()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "rows": [dataclasses.asdict(row) | {"ok": row.ok} for row in rows],
+        "masks": dataclasses.asdict(masks) | {"share": masks.share, "ok": masks.ok},
+        "without_twin": list(missing),
+        "ok": masks.ok and all(row.ok for row in rows),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.parity")
     torch.set_num_threads(options.threads)
+    keep_compiled_programs()
     with exit_on_input_error():
-        official, params, config = load(options)
-        picture = read_picture(options.picture)
+        if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
+            raise InputError(f"--json {options.json}: there is no such folder, or it cannot be written to.")
+        picture = read_picture(options.image)
+        config, params = load(options)
     prompts = draw_prompts(options.seed, picture.shape[:2], config.mask_size)
-    theirs = run_official(official, picture, prompts)
+
+    # One after the other, so that at no time both models are in memory.
+    sam = assemble(dataclasses.replace(config, dtype=options.dtype))
     with jax.default_matmul_precision("highest"):  # products in TF32 or bfloat16 are not float32
-        ours = run_ours(assemble(config), params, picture, prompts, theirs["image embedding"])
-    rows = compare(ours, theirs)
-    print_table(rows)
-    return 0 if all(row.ok for row in rows) else 1
+        ours = twins.run_ours(sam, params, picture, prompts)
+    official = twins.load_official(config, params)
+    del params
+    theirs, own = twins.run_official(official, picture, prompts, ours), None
+    if options.reference == "float64":
+        own = theirs
+        with twins.float64_prompts():
+            theirs = twins.run_official(twins.to_float64(official), picture, prompts, ours)
+
+    exact = options.dtype == "float32"
+    rows = compare(ours, theirs, own=own, bounds=BOUNDS if exact else {})
+    logit_bound = next(row.largest_bound for row in rows if row.quantity == twins.FULL_RES)
+    share_bound = FLIPS if exact else BFLOAT16_FLIPS
+    masks = compare_masks(ours, theirs, own=own, share_bound=share_bound, logit_bound=logit_bound)
+    missing = [quantity for quantity in ours if quantity not in theirs]
+    print_table(rows, masks, missing)
+    found = describe(options, config, rows, masks, missing)
+    if options.json is not None:
+        write_text(options.json, json.dumps(found, indent=1) + "\n")
+    return 0 if found["ok"] else 1
 
 
 if __name__ == "__main__":

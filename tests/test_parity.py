@@ -1,51 +1,136 @@
-"""The parity command finds our SAM equal to the official one, and would say so if it were not."""
+"""The parity command finds our models equal to the official ones, and would say so if they were not."""
 
+import dataclasses
+import json
+
+import jax
 import numpy as np
 import pytest
 import torch
 
-from eval import parity, torch_sam
-from stablesam_jax.config import MODELS
+from eval import differences, parity, torch_sam, twins
+from stablesam_jax.build import assemble
+from stablesam_jax.checkpoint import save_model
+from stablesam_jax.config import MODELS, SamConfig, ViTConfig
 from stablesam_jax.model import transformer
-from tests.reference.sam_pair import CONFIG
+
+CONFIG = SamConfig(
+    encoder=ViTConfig(width=32, depth=2, heads=2, global_blocks=(1,)), image_size=160, embedding_width=64
+)
+HQ_CONFIG = dataclasses.replace(CONFIG, hq=True)
 
 
 @pytest.fixture
-def small_model(monkeypatch):
-    """--random sam_vit_b means the small model of the tests."""
+def small_models(monkeypatch):
+    """The names of ViT-B mean the small models of the tests."""
     monkeypatch.setitem(MODELS, "sam_vit_b", CONFIG)
+    monkeypatch.setitem(MODELS, "hq_sam_vit_b", HQ_CONFIG)
 
 
-def test_vit_b_at_256_pixels_is_the_official_model(capsys):
-    # Its real widths and depth; 16 cells, so windows are padded. `make parity` runs it at 1024.
-    assert parity.main(["--random", "sam_vit_b", "--image-size", "256"]) == 0
-    table = capsys.readouterr().out
-    assert table.count(" ok ") == len(parity.BOUNDS) + 1
+@pytest.fixture
+def run(tmp_path):
+    """Runs the command: arguments -> exit status, and what it wrote as JSON."""
+
+    def run(*arguments):
+        status = parity.main([*arguments, "--json", str(tmp_path / "parity.json")])
+        return status, json.loads((tmp_path / "parity.json").read_text())
+
+    return run
 
 
-@pytest.mark.usefixtures("small_model")
-def test_the_smallest_known_mistake_exceeds_the_bounds(capsys, monkeypatch):
+@pytest.mark.parametrize("model", ["hq_sam_vit_b", "hq_sam_vit_tiny"])
+def test_the_official_models_are_ours_at_1024_pixels(model, run):
+    # HQ-SAM holds SAM: the encoder, the prompts, and in the logits of each token SAM's own masks.
+    status, found = run("--random", model)
+    assert status == 0
+    assert [row["quantity"] for row in found["rows"]] == list(twins.QUANTITIES)
+    assert found["image_size"] == 1024
+    assert found["ok"]
+
+
+@pytest.mark.usefixtures("small_models")
+def test_sam_without_hq_is_the_official_one(run):
+    status, found = run("--random", "sam_vit_b")
+    assert status == 0
+    assert {row["quantity"] for row in found["rows"]} == set(twins.QUANTITIES) - {
+        twins.EARLY,
+        twins.HQ_FEATURES,
+        twins.TOKENS,
+    }
+    assert found["model"] == "sam_vit_b"
+    assert found["image"]["file"] == "chelsea.jpg"
+    assert found["versions"]["jax"] == jax.__version__
+
+
+def test_nano_is_official_but_for_its_encoder(run):
+    status, found = run("--random", "hq_sam_nano", "--image-size", "128")
+    assert status == 0
+    features = [twins.EMBEDDING, twins.EARLY]
+    assert found["without_twin"] == features
+    assert {row["quantity"] for row in found["rows"]} == set(twins.QUANTITIES) - set(features)
+
+
+@pytest.mark.usefixtures("small_models")
+def test_the_smallest_known_mistake_exceeds_the_bounds(run, monkeypatch):
     monkeypatch.setattr(transformer, "DECODER_EPS", 1e-6)  # PyTorch's default is 1e-5
-    assert parity.main(["--random", "sam_vit_b"]) == 1
-    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    verdicts = {line[1].strip(): line[7].strip() for line in lines}
-    assert verdicts["image embedding"] == "ok"
-    assert verdicts["decoder alone"] == verdicts["low-resolution logits"] == "FAIL"
+    status, found = run("--random", "sam_vit_b", "--image-size", "176")  # a size at which nothing is compiled yet
+    assert status == 1
+    verdicts = {row["quantity"]: row["ok"] for row in found["rows"]}
+    assert verdicts[twins.EMBEDDING]
+    assert not verdicts[twins.DECODER]
+    assert not verdicts[twins.LOW_RES]
 
 
-@pytest.mark.usefixtures("small_model")
-def test_a_checkpoint_is_recognised_and_compared(tmp_path):
-    official = torch_sam.build(CONFIG)
+@pytest.mark.usefixtures("small_models")
+def test_bfloat16_is_measured_and_bounded_by_its_masks_alone(run):
+    status, found = run("--random", "hq_sam_vit_b", "--dtype", "bfloat16")
+    rows = {row["quantity"]: row for row in found["rows"]}
+    assert status == 0
+    assert found["masks"]["share_bound"] == 0.01
+    assert all(row["largest_bound"] is None for row in found["rows"])
+    assert rows[twins.EMBEDDING]["rms"] > 1e-3 * rows[twins.EMBEDDING]["deviation"]  # it is bfloat16
+    assert rows[twins.SPARSE]["largest"] < 5e-6  # but prompts are not
+
+
+@pytest.mark.usefixtures("small_models")
+def test_against_float64_bounds_grow_with_the_official_models_own_error(run):
+    _, plain = run("--random", "hq_sam_vit_b")
+    status, found = run("--random", "hq_sam_vit_b", "--reference", "float64")
+    assert status == 0
+    for row, before in zip(found["rows"], plain["rows"], strict=True):
+        assert row["deviation"] == pytest.approx(before["deviation"], rel=1e-5)
+        assert row["largest_bound"] >= 0.999 * before["largest_bound"]
+        assert row["rms"] != before["rms"] or row["quantity"] == twins.INPUT
+
+
+@pytest.mark.usefixtures("small_models")
+def test_an_official_file_is_recognised_and_compared(tmp_path, run):
+    official = torch_sam.build(HQ_CONFIG)
     torch_sam.randomise(official, 1)
     torch.save(official.state_dict(), tmp_path / "sam.pth")
-    assert parity.main(["--checkpoint", str(tmp_path / "sam.pth")]) == 0
+    status, found = run("--checkpoint", str(tmp_path / "sam.pth"))
+    assert (status, found["model"]) == (0, "hq_sam_vit_b")
+
+
+@pytest.mark.usefixtures("small_models")
+def test_a_checkpoint_folder_is_compared(tmp_path, run):
+    save_model(tmp_path / "model", parity.draw_params(CONFIG, 2), config=CONFIG, source={})
+    status, found = run("--checkpoint", str(tmp_path / "model"))
+    assert (status, found["image_size"]) == (0, CONFIG.image_size)
+
+
+def test_a_plugin_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(parity, "load_model", lambda _: (assemble(MODELS["stable_sam_nano"]), {}))
+    with pytest.raises(SystemExit):
+        parity.main(["--checkpoint", "stable_sam_nano"])
+    assert "no official model has a plugin; give the base" in capsys.readouterr().err
 
 
 def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
     torch.save({"mask_decoder.iou_token.weight": torch.zeros(1, 256)}, tmp_path / "part.pth")
     with pytest.raises(SystemExit):
         parity.main(["--checkpoint", str(tmp_path / "part.pth")])
-    assert "part.pth: The image encoder is" in capsys.readouterr().err
+    assert "part.pth: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -54,12 +139,15 @@ def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
         ([], "Give either --random MODEL"),
         (["--random", "sam_vit_b", "--checkpoint", "sam.pth"], "Give either --random MODEL"),
         (["--checkpoint", "sam.pth", "--image-size", "512"], "Give either --random MODEL"),
-        (["--checkpoint", "none.pth"], "none.pth: no such file"),
-        (["--random", "sam_vit_b", "--image-size", "250"], "--image-size 250: give a multiple of 16"),
-        (["--random", "sam_vit_b", "--picture", "none.png"], "none.png: cannot be read"),
+        (["--checkpoint", "none.pth"], "none.pth: neither a shipped model"),
+        (["--random", "vit_b"], "--random vit_b: no such model here; there are sam_vit_b, sam_vit_l"),
+        (["--random", "stable_sam_vit_b"], "--random stable_sam_vit_b: no such model here"),
+        (["--random", "sam_vit_b", "--image-size", "250"], "image size 250: must be a positive multiple of 16"),
+        (["--random", "sam_vit_b", "--image", "none.png"], "none.png: cannot be read"),
+        (["--random", "sam_vit_b", "--json", "none/parity.json"], "--json none/parity.json: there is no such folder"),
     ],
 )
-@pytest.mark.usefixtures("small_model")
+@pytest.mark.usefixtures("small_models")
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         parity.main(arguments)
@@ -68,39 +156,67 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
 
 
 def outputs(value):
-    return {name: np.full((4, 5), value, np.float32) for name in parity.BOUNDS}
+    return {name: np.full((4, 5), value, np.float32) for name in twins.QUANTITIES}
 
 
 def test_equal_outputs_are_ok():
-    assert all(row.ok for row in parity.compare(outputs(1.0), outputs(1.0)))
+    assert all(row.ok for row in differences.compare(outputs(1.0), outputs(1.0)))
 
 
 def test_an_output_that_is_not_a_number_fails():
-    rows = parity.compare(outputs(np.nan), outputs(1.0))
-    assert not any(row.ok for row in rows)
+    assert not any(row.ok for row in differences.compare(outputs(np.nan), outputs(1.0)))
+
+
+def test_differences_are_the_largest_and_the_root_mean_square():
+    ours = outputs(0.0)
+    ours[twins.EMBEDDING][1, 2] = -3
+    ours[twins.EMBEDDING][3, 4] = 4
+    row = next(row for row in differences.compare(ours, outputs(0.0)) if row.quantity == twins.EMBEDDING)
+    assert (row.largest, row.rms) == (4, pytest.approx((25 / 20) ** 0.5))
+
+
+def test_a_row_of_float64_is_bound_by_four_times_the_official_float32_error():
+    ours, own = outputs(1 + 3e-3), outputs(1 + 1e-3)
+    assert all(row.ok for row in differences.compare(ours, outputs(1.0), own=own))
+    assert not any(row.ok for row in differences.compare(outputs(1 + 5e-3), outputs(1.0), own=own))
 
 
 def test_masks_fail_by_the_share_of_pixels_that_differ():
     theirs, ours = outputs(1e-9), outputs(1e-9)
-    ours["full-resolution logits"][0, 0] = -1e-9
-    masks = parity.compare(ours, theirs)[-1]
-    assert masks.rms == 1 / 20
+    ours[twins.FULL_RES][0, 0] = -1e-9
+    masks = differences.compare_masks(ours, theirs, share_bound=1e-5, logit_bound=1e-3)
+    assert masks.share == 1 / 20
     assert not masks.ok
+    assert differences.compare_masks(ours, theirs, share_bound=0.1, logit_bound=1e-3).ok
+
+
+def test_masks_fail_by_the_logit_of_a_pixel_that_differs():
+    ours = outputs(1.0)
+    ours[twins.FULL_RES][0, 0] = -1
+    assert not differences.compare_masks(ours, outputs(1.0), share_bound=0.1, logit_bound=1e-3).ok
 
 
 def test_prompts_cover_points_boxes_and_masks_and_their_combinations():
     kinds = {
-        (len(prompt.labels), prompt.box is not None, prompt.mask is not None)
+        (tuple(prompt.labels.tolist()), prompt.box is not None, prompt.mask is not None)
         for prompt in parity.draw_prompts(0, (300, 451), CONFIG.mask_size)
     }
     assert kinds == {
-        (0, True, False),
-        (1, False, False),
-        (3, False, False),
-        (3, True, False),
-        (0, False, True),
-        (0, True, True),
+        ((), True, False),
+        ((1,), False, False),
+        ((1, 0, 1), False, False),
+        ((1, -1, 0), True, False),
+        ((), False, True),
+        ((), True, True),
     }
+
+
+def test_our_weights_reach_the_official_model_to_the_bit():
+    official = torch_sam.build(HQ_CONFIG)
+    torch_sam.randomise(official, 0)
+    again = twins.load_official(HQ_CONFIG, twins.convert(official.state_dict(), HQ_CONFIG))
+    for name, tensor in official.state_dict().items():
+        assert tensor.equal(again.state_dict()[name]), name
 
 
 def test_random_weights_leave_no_tensor_trivial():

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from eval import parity, torch_sam
+from eval import torch_sam, twins
 from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
 
 # 20 cells: windows of 14 need padding. Two windowed and two global blocks.
@@ -55,18 +54,10 @@ def float64_pair(config: SamConfig = CONFIG) -> Iterator[Pair]:
     """Within it, JAX computes in float64, and so does the official prompt encoder, which else casts to float32."""
     official = torch_sam.build(config)
     torch_sam.randomise(official, seed=0)
-    params = parity.convert(official.state_dict(), config)
-    package = torch_sam.hq_modeling if config.hq else torch_sam.modeling
-    with jax.enable_x64(True), unittest.mock.patch.object(package.prompt_encoder, "torch", _DoubleTorch()):
+    params = twins.convert(official.state_dict(), config)
+    with jax.enable_x64(True), twins.float64_prompts():
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), params)
         yield Pair(official.double().requires_grad_(False), params)
-
-
-class _DoubleTorch:
-    float = float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
 
 
 def difference(ours: jax.Array, theirs: torch.Tensor) -> float:
