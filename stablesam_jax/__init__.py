@@ -1,5 +1,9 @@
 """Stable Segment Anything in JAX and Flax (arXiv 2311.15776).
 
+    from stablesam_jax import Predictor, load_model
+
+    predictor = Predictor(*load_model("sam_nano"))
+
 Letters used in every docstring of this package:
 
     B  pictures in a batch              H, W  rows and columns
@@ -9,3 +13,31 @@ Letters used in every docstring of this package:
 
 Coordinates are (x, y) in pixels, boxes are XYXY, pictures are (H, W, 3) uint8 in RGB.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stablesam_jax.build import load_model
+    from stablesam_jax.mask_generator import MaskGenerator
+    from stablesam_jax.predictor import Predictor
+
+__all__ = ["MaskGenerator", "Predictor", "load_model"]
+
+# Found when first asked for: JAX, Flax and Orbax take seconds to import, and every module of the package comes through
+# here, those that a worker process or a --help needs without them too.
+_HOMES = {
+    "MaskGenerator": "stablesam_jax.mask_generator",
+    "Predictor": "stablesam_jax.predictor",
+    "load_model": "stablesam_jax.build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ from PIL import Image
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
 
+TAPS = 3  # neighbouring low-resolution logits that make one of the picture, per axis
 BLOCK_ROWS = 64  # of a picture whose logits exist at once: 3 MB of a picture 12,000 pixels wide
 
 
@@ -118,7 +119,7 @@ def upscaling(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> t
 
     Returns:
         rows (H, 4G) and columns (W, 4G), float32, such that `rows @ logits @ columns.T` are the picture's logits. No
-        more than three weights of a row differ from 0, and they are neighbours.
+        more than TAPS weights of a row differ from 0, and they are neighbours.
     """
     square = _resize_rows(np.eye(mask_size, dtype=np.float32), image_size)
     rows, columns = (
@@ -126,6 +127,12 @@ def upscaling(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> t
         for cropped, size in zip(resized_size(size_hw, image_size), size_hw, strict=True)
     )
     return rows, columns
+
+
+def taps(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is not 0 of one of these matrices (size, 4G): the first of TAPS neighbours (size,), weights (size, TAPS)."""
+    first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - TAPS)
+    return first, np.take_along_axis(matrix, first[:, None] + np.arange(TAPS), axis=1)
 
 
 def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
@@ -157,12 +164,21 @@ def _upscaled(
     low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int
 ) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:
     """The picture's logits in blocks of rows of one mask, each with its place in (..., H, W)."""
-    rows, columns = upscaling(size_hw, mask_size=low_res_masks.shape[-1], image_size=image_size)
+    matrices = upscaling(size_hw, mask_size=low_res_masks.shape[-1], image_size=image_size)
+    rows, columns = (taps(matrix) for matrix in matrices)
     for index in np.ndindex(low_res_masks.shape[:-2]):
-        widened = low_res_masks[index] @ columns.T
-        for start in range(0, len(rows), BLOCK_ROWS):
+        widened = np.ascontiguousarray(_combined(low_res_masks[index].T, *columns).T)
+        for start in range(0, size_hw[0], BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            yield (*index, block), rows[block] @ widened
+            yield (*index, block), _combined(widened, *(part[block] for part in rows))
+
+
+def _combined(x: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(4G, any) -> (size, any). A product with the whole matrix would cost 4G / TAPS times as much, and all cores."""
+    result = x[first] * weights[:, :1]
+    for tap in range(1, TAPS):
+        result += x[first + tap] * weights[:, tap : tap + 1]
+    return result
 
 
 def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,525 @@
+"""Predictor answers as SamPredictor does, from the same arguments; lists, slots, stability, embeddings on disk."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convert.rules import to_flax
+from eval import torch_sam
+from stablesam_jax import Predictor, build, compiled, predictor
+from stablesam_jax.data.collage import ASSETS
+from stablesam_jax.errors import InputError
+from stablesam_jax.metrics import stability
+from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.picture_file import read_picture
+from tests.reference import small
+from tests.reference.pictures import exif, turned
+from tests.reference.sam_pair import CONFIG
+
+torch_sam  # noqa: B018 (it makes the official packages importable)
+from segment_anything import SamPredictor  # noqa: E402
+from segment_anything_hq import SamPredictor as HQSamPredictor  # noqa: E402
+
+PICTURES = {
+    "wide": read_picture(ASSETS / "im" / "coffee.jpg"),
+    "tall": read_picture(ASSETS / "im" / "grace_hopper.jpg"),
+    "small": np.ascontiguousarray(read_picture(ASSETS / "im" / "rocket.jpg")[100:190, 200:261]),
+}
+SIDE = CONFIG.mask_size
+HQ_CONFIG = dataclasses.replace(CONFIG, hq=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """PyTorch's threads wait for each other by spinning, which takes minutes where processors are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def pair(config=CONFIG):
+    """SamPredictor and ours, with the same random weights, in float32."""
+    official = torch_sam.build(config)
+    torch_sam.randomise(official, seed=0)
+    sam = build.assemble(config)
+    state = {name: tensor.numpy().copy() for name, tensor in official.state_dict().items()}
+    theirs = HQSamPredictor(official) if config.hq else SamPredictor(official)
+    return theirs, Predictor(sam, to_flax(state, build.shapes(sam)))
+
+
+def in_pixels(shares, picture):
+    """Coordinates as shares of the sides -> (x, y) in pixels, not whole."""
+    height, width = picture.shape[:2]
+    return np.array(shares) * np.tile([width, height], np.shape(shares)[-1] // 2)
+
+
+def prompts(picture):
+    points, box = in_pixels([[0.31, 0.42], [0.7, 0.61]], picture), in_pixels([0.2, 0.1, 0.71, 0.88], picture)
+    mask = 6 * np.sin(np.linspace(0, 9, SIDE))[:, None] * np.cos(np.linspace(1, 7, SIDE))
+    mask = mask.astype(np.float32)[None]
+    labels = np.array([1, 0])
+    return {
+        "box": {"box": box},
+        "box-of-the-notebook": {"box": box[None]},
+        "box-outside": {"box": in_pixels([-0.1, 0.3, 0.6, 1.2], picture)},
+        "point": {"point_coords": points[:1], "point_labels": labels[:1]},
+        "points": {"point_coords": points, "point_labels": labels},
+        "not-a-point": {"point_coords": points, "point_labels": np.array([1, -1])},
+        "box-and-points": {"point_coords": points, "point_labels": labels, "box": box},
+        "mask": {"mask_input": mask},
+        "box-and-mask": {"box": box, "mask_input": mask},
+    }
+
+
+def check(ours, theirs, *, largest, rms):
+    """Bounds in deviations of the reference (DESIGN 8)."""
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype == np.float32
+    error = (ours - theirs) / theirs.std()
+    assert np.abs(error).max() <= largest
+    assert np.sqrt(np.mean(error**2)) <= rms
+
+
+def compare(official, ours, **arguments):
+    """Checks one call with and without logits; returns the numbers of flipped and of all pixels."""
+    their_logits, their_iou, their_low_res = official.predict(**arguments, return_logits=True)
+    logits, _, _ = ours.predict(**arguments, return_logits=True)
+    masks, iou_predictions, low_res_masks = ours.predict(**arguments)
+    check(logits, their_logits, largest=1.5e-4, rms=1.5e-5)
+    check(low_res_masks, their_low_res, largest=2.5e-5, rms=4e-6)
+    assert iou_predictions.shape == their_iou.shape
+    assert np.abs(iou_predictions - their_iou).max() <= 2e-6
+    assert masks.dtype == bool
+    flipped = masks != (their_logits > official.model.mask_threshold)
+    assert (np.abs(their_logits[flipped]) <= 1.5e-4 * their_logits.std()).all()
+    return np.count_nonzero(flipped), flipped.size
+
+
+@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG], ids=["sam", "hq-sam"])
+def test_masks_are_those_of_the_official_predictor(config):
+    official, ours = pair(config)
+    variants = [{"multimask_output": True}, {"multimask_output": False}]
+    if config.hq:
+        variants.append({"multimask_output": False, "hq_token_only": True})
+    flipped, pixels = 0, 0
+    for picture in PICTURES.values():
+        official.set_image(picture)
+        ours.set_image(picture)
+        assert ours.is_image_set
+        assert ours.original_size == official.original_size
+        assert ours.input_size == official.input_size
+        check(ours.get_image_embedding(), official.get_image_embedding().detach().numpy(), largest=4e-5, rms=3e-6)
+        for variant in variants:
+            for name, prompt in prompts(picture).items():
+                if variant.get("hq_token_only") and name != "box":
+                    continue  # every variant and kind of prompt, not every pair of them
+                of_call = compare(official, ours, **prompt, **variant)
+                flipped, pixels = flipped + of_call[0], pixels + of_call[1]
+    assert flipped <= 1e-5 * pixels
+
+
+def test_a_picture_in_bgr_is_the_official_predictors():
+    official, ours = pair()
+    for each in (official, ours):
+        each.set_image(PICTURES["wide"], image_format="BGR")
+    theirs = official.get_image_embedding().detach().numpy()
+    check(ours.get_image_embedding(), theirs, largest=4e-5, rms=3e-6)
+    ours.set_image(PICTURES["wide"])
+    assert np.abs(ours.get_image_embedding() - theirs).max() > 0.1
+
+
+# lists
+
+
+@pytest.fixture
+def ours():
+    """Our predictor with a picture set."""
+    ours = pair()[1]
+    ours.set_image(PICTURES["wide"])
+    return ours
+
+
+def close(first, second):
+    """Equal but for the order of sums: the bound of low-resolution logits."""
+    return np.abs(first - second).max() <= 2.5e-5 * np.std(second)
+
+
+def test_a_list_of_prompts_is_answered_as_each_alone(ours):
+    boxes = in_pixels([[0.1, 0.2, 0.5, 0.9], [0.3, 0.1, 0.95, 0.7], [0.4, 0.4, 0.6, 0.6]], PICTURES["wide"])
+    alone = [ours.predict(box=box, multimask_output=False) for box in boxes]
+    masks, iou_predictions, low_res_masks = ours.predict(box=boxes, multimask_output=False)
+    assert masks.shape == (3, 1, *PICTURES["wide"].shape[:2])
+    assert iou_predictions.shape == (3, 1)
+    assert low_res_masks.shape == (3, 1, SIDE, SIDE)
+    for index, (mask, iou, low_res) in enumerate(alone):
+        assert np.mean(masks[index] != mask) <= 1e-5
+        assert close(iou_predictions[index] + 1, iou + 1) or np.abs(iou_predictions[index] - iou).max() <= 2e-6
+        assert close(low_res_masks[index], low_res)
+
+    refined = ours.predict(box=boxes, mask_input=low_res_masks, multimask_output=False)
+    again = ours.predict(box=boxes[2], mask_input=low_res_masks[2], multimask_output=False)
+    assert close(refined[2][2], again[2])
+
+
+def test_a_list_of_one_keeps_its_axis_in_the_longer_form(ours):
+    box = in_pixels([0.1, 0.2, 0.5, 0.9], PICTURES["wide"])
+    assert ours.predict(box=box[None])[0].ndim == 3
+    assert ours.predict(box=box[None, None])[0].ndim == 4
+
+
+def test_point_sets_of_different_lengths_are_not_padded_with_points(ours):
+    points = in_pixels([[0.31, 0.42], [0.7, 0.61], [0.2, 0.3]], PICTURES["wide"])
+    labels = np.array([1, 0, 1])
+    together = ours.predict([points, points[:1]], [labels, labels[:1]], multimask_output=False)
+    assert close(together[2][1], ours.predict(points[:1], labels[:1], multimask_output=False)[2])
+    padded = ours.predict(points, np.array([1, -1, -1]), multimask_output=False)
+    assert not close(together[2][1], padded[2])  # a point labelled -1 is attended to, as the official encoder does
+
+
+def test_results_may_be_written_to(ours):
+    for array in ours.predict(box=in_pixels([0.1, 0.2, 0.5, 0.9], PICTURES["wide"])):
+        array[0] = 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_of_several_pictures_is_encoded_as_alone(count):
+    ours = pair()[1]
+    pictures = list(PICTURES.values())[:count]
+    alone = []
+    for picture in pictures:
+        ours.set_image(picture)
+        alone.append(ours.get_image_embedding())
+    ours.set_images(iter(pictures), batch_size=2)
+    for index, embedding in enumerate(alone):
+        assert close(ours.get_image_embedding(image_index=index), embedding)
+    last = ours.predict(box=[1, 1, 30, 30], image_index=count - 1, multimask_output=False)
+    assert last[0].shape[1:] == pictures[-1].shape[:2]
+
+
+def test_with_several_pictures_the_one_that_is_meant_must_be_said():
+    ours = pair()[1]
+    ours.set_images([PICTURES["wide"], PICTURES["tall"]])
+    for call in (
+        lambda: ours.predict(box=[1, 1, 9, 9]),
+        lambda: ours.predict_stable(box=[1, 1, 9, 9]),
+        ours.get_image_embedding,
+        lambda: ours.original_size,
+    ):
+        with pytest.raises(InputError, match="2 pictures are set; say which one with image_index, 0 to 1"):
+            call()
+    for index in (2, -1):
+        with pytest.raises(InputError, match=f"image_index is {index}; it must be 0 to 1"):
+            ours.predict(box=[1, 1, 9, 9], image_index=index)
+
+
+# slots
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A predictor whose programs compile in no time, with the same inputs as the real ones.
+
+    The answer to a prompt tells its place: logits are positive left of its first point.
+    """
+    sam, params = small.nano()
+
+    @functools.cache
+    def decoder(sam, masks="single", hq_token_only=False):
+        count = {"single": 1, "multi": 3}[masks]
+        side = sam.config.mask_size
+
+        def decode(params, embedding, prompts):
+            decoder.tokens = prompts.labels.shape
+            edge = prompts.coords[:, :, 0, 0, None, None, None] * (side / sam.config.image_size)
+            columns = jnp.arange(0.5, side).reshape(1, 1, 1, 1, side)
+            logits = jnp.broadcast_to(edge - columns, (*edge.shape[:2], count, side, side))
+            return Masks(logits, logits.mean((-1, -2)))
+
+        decoder.programs.append(jax.jit(decode))
+        return decoder.programs[-1]
+
+    decoder.programs = []
+    monkeypatch.setattr(compiled, "decoder", decoder)
+    ours = Predictor(sam, params)
+    embedding = predictor.ImageEmbedding(jnp.ones((1, 4, 4, 256)))
+    ours._pictures = (predictor._Encoded(embedding, (48, 64)),)  # S is 64: pixels are those of the model's frame
+    return ours, decoder
+
+
+def test_a_thousand_random_calls_compile_once_for_a_slot(stub):
+    ours, decoder = stub
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(1000):
+        count, points = (
+            rng.choice([1, 2, 3, 5, 8, 9, 16, 17, 24], p=[0.3, 0.2, 0.1, *[0.4 / 6] * 6]),
+            rng.integers(1, 14),
+        )
+        arguments = {
+            "point_coords": rng.uniform(0, 48, (count, points, 2)),
+            "point_labels": rng.integers(-1, 2, (count, points)),
+        }
+        with_box, with_mask, multi = rng.integers(0, 2, 3)
+        if with_box:
+            arguments["box"] = np.sort(rng.uniform(0, 48, (count, 2, 2)), axis=1).reshape(count, 1, 4)
+        if with_mask:
+            arguments["mask_input"] = rng.standard_normal((count, 1, 16, 16))
+        ours.predict(**arguments, multimask_output=bool(multi))
+        tokens = points + (2 if with_box else 1)
+        prompts = next(slot for slot in (1, 2, 4, 8, 16, 24) if slot >= count)
+        seen.add((prompts, 4 if tokens <= 4 else 8 if tokens <= 8 else 16, with_mask, multi))
+    assert len(seen) > 60  # of 6 numbers of prompts, 3 of tokens, with and without mask, one mask or three
+    assert sum(program._cache_size() for program in decoder.programs) == len(seen)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 24, 25, 60])
+def test_every_prompt_gets_its_own_answer_however_many_there_are(stub, count):
+    ours, _ = stub
+    x = np.linspace(4, 60, count)
+    points = np.stack([x, np.full(count, 20)], axis=-1)[:, None]
+    masks, _, _ = ours.predict(points, np.ones((count, 1)), multimask_output=False)
+    np.testing.assert_allclose(masks.mean((1, 2, 3)) * 64, x, atol=2)
+
+
+def test_the_model_is_compiled_once_for_all_its_predictors(ours):
+    box = in_pixels([0.1, 0.2, 0.5, 0.9], PICTURES["wide"])
+    ours.predict(box=box)
+    before = compiled.encoder(ours.sam)._cache_size(), compiled.decoder(ours.sam, "multi")._cache_size()
+    twin = Predictor(build.assemble(CONFIG), ours.params)
+    twin.set_image(PICTURES["tall"])
+    twin.predict(box=[3, 4, 50, 60])
+    assert (compiled.encoder(twin.sam)._cache_size(), compiled.decoder(twin.sam, "multi")._cache_size()) == before
+
+
+# stability
+
+
+def test_the_stable_mask_is_that_of_the_users_own_prompt(ours):
+    box = in_pixels([0.2, 0.1, 0.71, 0.88], PICTURES["wide"])
+    answer = ours.predict_stable(box=box)
+    mask, iou, low_res = ours.predict(box=box, multimask_output=False)
+    assert np.mean(answer.mask != mask[0]) <= 1e-5
+    assert close(answer.low_res_mask, low_res)
+    assert abs(answer.iou_prediction - iou[0]) <= 2e-6
+    assert 0 < answer.stability < 1
+    assert answer.needs_review == (answer.stability < predictor.STABLE)
+
+
+def test_stability_is_that_of_the_masks_of_slightly_moved_prompts_in_one_batch(stub):
+    ours, decoder = stub
+    answer = ours.predict_stable(point_coords=[[32, 20]], point_labels=[1], jitters=20, seed=3)
+    assert decoder.tokens == (1, 24, 4)
+    assert [program._cache_size() for program in decoder.programs] == [1]
+    # The masks are half-planes with edges near x = 32: shares of the widest.
+    rng = np.random.default_rng(3)
+    edges = [32, *(32 + 64 * np.clip(0.01 * rng.standard_normal((20, 1, 2)), -20 / 1024, 20 / 1024)[:, 0, 0])]
+    masks = [np.broadcast_to(np.arange(0.5, 64) < edge, (48, 64)) for edge in edges]
+    assert answer.stability == pytest.approx(stability(masks), abs=0.01)
+
+
+def test_the_seed_decides_the_noise(stub):
+    ours, _ = stub
+    first, again, other = (ours.predict_stable([[31.3, 20]], [1], seed=seed).stability for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_threshold_decides_what_is_looked_at(stub):
+    ours, _ = stub
+    share = ours.predict_stable([[31.3, 20]], [1]).stability
+    assert ours.predict_stable([[31.3, 20]], [1], threshold=share + 1e-6).needs_review
+    assert not ours.predict_stable([[31.3, 20]], [1], threshold=share).needs_review
+
+
+def test_masks_of_nothing_are_looked_at(stub):
+    ours, _ = stub
+    answer = ours.predict_stable([[0, 20]], [1], threshold=0.01)
+    assert not answer.mask[:, 2:].any()
+    edge = ours.predict_stable(box=[0, 0, 0, 9], jitters=1)  # left of a first corner at 0 there is nothing
+    assert (edge.stability, edge.needs_review) == (0, True)
+
+
+def test_jitters_stay_in_the_picture_and_small():
+    rng = np.random.default_rng(0)
+    prompt = predictor.Prompt(
+        points=np.array([[0.0, 0.0], [999.0, 499.0]]), labels=np.array([1, 0]), box=np.array([0.0, 0.0, 1000.0, 500.0])
+    )
+    moved = [predictor._jittered(rng, prompt, (500, 1000)) for _ in range(300)]
+    points = np.array([each.points for each in moved])
+    assert points.min() >= 0
+    assert (points <= [999, 499]).all()
+    assert np.abs(points - prompt.points).max() <= 1000 * 20 / 1024
+    assert np.abs([each.box - prompt.box for each in moved]).max() <= 1000 * 20 / 1024
+    assert len(np.unique(points[:, 1, 0])) > 100
+    assert all(each.labels is prompt.labels for each in moved)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "takes one prompt; call it for each"),
+        ({"mask_input": np.zeros((1, 16, 16))}, "needs points or a box to move"),
+        ({"box": [1, 2, 3, 4], "jitters": 0}, "jitters of at least 1"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused(stub, arguments, words):
+    with pytest.raises(InputError, match=words):
+        stub[0].predict_stable(**arguments)
+
+
+# embeddings on disk
+
+
+def test_a_saved_embedding_is_prompted_as_its_picture(ours, tmp_path):
+    box = in_pixels([0.2, 0.1, 0.71, 0.88], PICTURES["wide"])
+    expected = ours.predict(box=box)
+    programs = compiled.decoder(ours.sam, "multi")._cache_size()
+    ours.save_embedding(tmp_path / "wide.safetensors")
+
+    other = Predictor(ours.sam, ours.params)
+    other.load_embedding(tmp_path / "wide.safetensors")
+
+    assert other.original_size == ours.original_size
+    for mine, yours in zip(other.predict(box=box), expected, strict=True):
+        np.testing.assert_array_equal(mine, yours)
+    assert compiled.decoder(ours.sam, "multi")._cache_size() == programs
+
+
+def test_an_embedding_of_other_weights_leaves_no_picture_set(ours, tmp_path):
+    ours.save_embedding(tmp_path / "wide.safetensors")
+    other = Predictor(ours.sam, jax.tree.map(lambda leaf: leaf + 1, ours.params))
+    other.set_image(PICTURES["tall"])
+    with pytest.raises(InputError, match=r"wide\.safetensors: made by .* with other weights"):
+        other.load_embedding(tmp_path / "wide.safetensors")
+    assert not other.is_image_set
+
+
+# bad input
+
+
+def test_before_a_picture_is_set_everything_says_so():
+    ours = Predictor(*small.nano())
+    assert not ours.is_image_set
+    for call in (
+        lambda: ours.predict(box=[1, 2, 3, 4]),
+        lambda: ours.predict_stable(box=[1, 2, 3, 4]),
+        ours.get_image_embedding,
+        lambda: ours.save_embedding("never.safetensors"),
+        lambda: ours.input_size,
+    ):
+        with pytest.raises(InputError, match="no picture is set; call set_image"):
+            call()
+
+
+def test_after_a_reset_no_picture_is_set(ours):
+    ours.reset_image()
+    assert not ours.is_image_set
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4)), r"picture has shape \(4, 4\) and dtype float64"),
+        (np.ones((4, 4, 3), np.float32), r"Bring 0\.\.1 to 0\.\.255: \(picture \* 255\)\.round\(\)"),
+        (3, r"picture has shape \(\)"),
+        ("absent.jpg", "absent.jpg: cannot be read"),
+    ],
+    ids=["grey-float", "float-0-to-1", "number", "absent"],
+)
+def test_what_is_no_picture_is_refused_and_the_last_one_forgotten(ours, image, words):
+    with pytest.raises(InputError, match=words):
+        ours.set_image(image)
+    assert not ours.is_image_set  # else its masks would pass for those of the refused one
+
+
+def test_of_a_list_the_bad_picture_is_named(ours, tmp_path):
+    with pytest.raises(InputError, match=r"^images\[5\]: picture has shape \(2, 2\)"):
+        ours.set_images([PICTURES["small"]] * 5 + [np.zeros((2, 2), np.uint8)], batch_size=1)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"text\.png: cannot be read"):
+        ours.set_images([PICTURES["small"], tmp_path / "text.png"])
+    assert not ours.is_image_set
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda ours: ours.set_image(PICTURES["small"], image_format="rgb"),
+            "image_format is 'rgb'; it must be RGB or",
+        ),
+        (lambda ours: ours.set_images("a.jpg"), "takes a list of pictures"),
+        (lambda ours: ours.set_images(PICTURES["small"]), "takes a list of pictures"),
+        (lambda ours: ours.set_images([]), "empty list"),
+        (lambda ours: ours.set_images([PICTURES["small"]], batch_size=0), "batch_size is 0"),
+        (lambda ours: ours.predict(box=[1, 2, 3, 4], hq_token_only=True), "hq_token_only is for HQ-SAM"),
+        (lambda ours: ours.predict(box=[30, 20, 3, 4]), "is inverted"),
+        (lambda ours: ours.predict(), "no prompt is given"),
+    ],
+    ids=["format", "one-file", "one-array", "no-pictures", "batch-size", "hq", "inverted", "nothing"],
+)
+def test_bad_arguments_are_one_line(ours, call, words):
+    with pytest.raises(InputError, match=words) as caught:
+        call(ours)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_read_upright_as_rgb_whatever_they_hold(ours, tmp_path):
+    picture = PICTURES["small"]
+    grey = picture[..., 0]
+    alpha = np.concatenate([picture, np.full((*grey.shape, 1), 9, np.uint8)], axis=-1)
+    stored = {
+        "grey.png": (Image.fromarray(grey), np.stack([grey] * 3, -1)),
+        "alpha.png": (Image.fromarray(alpha), picture),
+        "palette.png": (Image.fromarray(grey).convert("P"), np.stack([grey] * 3, -1)),
+        "sixteen.png": (Image.fromarray(grey.astype(np.uint16) * 257), np.stack([grey] * 3, -1)),
+    }
+    for name, (image, expected) in stored.items():
+        image.save(tmp_path / name)
+        ours.set_image(expected)
+        embedding = ours.get_image_embedding()
+        for given in (tmp_path / name, str(tmp_path / name), Image.open(tmp_path / name)):
+            ours.set_image(given)
+            np.testing.assert_array_equal(ours.get_image_embedding(), embedding)
+    Image.fromarray(np.ascontiguousarray(turned(picture, 6))).save(tmp_path / "turned.png", exif=exif(6))
+    ours.set_image(tmp_path / "turned.png")
+    assert ours.original_size == picture.shape[:2]
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 5000), (5000, 1)])
+def test_a_picture_of_a_line_or_a_pixel_is_answered(ours, size_hw):
+    ours.set_image(np.full((*size_hw, 3), 90, np.uint8))
+    assert ours.predict(box=[0, 0, size_hw[1], size_hw[0]])[0].shape == (3, *size_hw)
+
+
+def test_a_picture_of_a_hundred_million_pixels_is_answered(ours):
+    ours.set_image(np.zeros((9000, 12000, 3), np.uint8))
+    masks, _, _ = ours.predict(box=[100, 200, 9000, 8000], multimask_output=False)
+    assert masks.shape == (1, 9000, 12000)
+
+
+def test_a_picture_file_above_the_limit_is_refused_unread(ours, tmp_path):
+    Image.new("1", (12000, 9000)).save(tmp_path / "bomb.png")
+    strict = Predictor(ours.sam, ours.params, max_pixels=50_000_000)
+    with pytest.raises(
+        InputError, match=r"bomb\.png: has 12000 x 9000 pixels, more than the 50000000 that are allowed"
+    ):
+        strict.set_image(tmp_path / "bomb.png")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, stablesam_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)), stablesam_jax.Predictor)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "[] <class 'stablesam_jax.predictor.Predictor'>\n"
