@@ -24,7 +24,7 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import POSITIVE, Prompts, sparse_tokens
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.preprocess import check_picture, preprocess, to_model_frame, upscaling
+from stablesam_jax.preprocess import TAPS, check_picture, preprocess, taps, to_model_frame, upscaling
 from stablesam_jax.prompts import gt_box
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -32,7 +32,6 @@ Box = tuple[int, int, int, int]  # XYXY in pixels
 
 EDGE_DISTANCE = 20  # pixels; a mask whose box comes so near to the edge of a crop is taken to be cut off
 SIZE_STEP = 128  # pixels; sides are padded to multiples of it, so that few programs are compiled
-TAPS = 3  # neighbouring low-resolution logits that make one of the picture, per axis (see `upscaling`)
 
 
 class MaskRecord(TypedDict):
@@ -432,10 +431,9 @@ def _upscale(x: jax.Array, axis: _Axis) -> jax.Array:
 
 def _axis(matrix: np.ndarray) -> _Axis:
     """The weights of one of the matrices of `upscaling` that are not 0."""
-    size, mask_size = matrix.shape
+    size = len(matrix)
     padding = -size % SIZE_STEP
-    first = np.minimum((matrix != 0).argmax(axis=1), mask_size - TAPS)
-    weights = np.take_along_axis(matrix, first[:, None] + np.arange(TAPS), axis=1)
+    first, weights = taps(matrix)
     return _Axis(
         jnp.asarray(np.pad(first.astype(np.int32), (0, padding))),
         jnp.asarray(np.pad(weights, ((0, padding), (0, 0)))),
