@@ -65,6 +65,10 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file. Give a .pth, .pt or .safetensors file.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Ask for access to it.") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     tensors, remarks = _unwrap(path, content)
     declared = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

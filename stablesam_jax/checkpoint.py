@@ -12,6 +12,7 @@ renamed. Orbax restores an array in which a bit has flipped without a word, so r
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from safetensors import SafetensorError
 
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
@@ -56,6 +58,8 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
     try:
         with _writing(folder):
             temporary.mkdir(parents=True)
+            if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than have Orbax find out at the end
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
                 checkpointer.wait_until_finished()
@@ -243,17 +247,25 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     log.setLevel(logging.CRITICAL)
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        if code := re.search(r"\[os_error_code='(\d+)'\]", str(error)):  # how Orbax's engine reports an OSError
-            reason = os.strerror(int(code[1]))
-        if reason is None:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if (reason := _disk_fault(error)) is None:
             raise
         raise InputError(
             f"{path}: cannot be written ({reason}). Make room, or give a place that you may write to."
         ) from None
     finally:
         log.setLevel(level)
+
+
+def _disk_fault(error: BaseException | None) -> str | None:
+    """What the disk said, from an error of any of the libraries that write for us; None where it is another fault."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror
+        if code := re.search(r"os[_ ]error(?:_code=')? ?(\d+)", str(error)):  # Orbax and safetensors
+            return os.strerror(int(code[1]))
+        error = error.__context__  # PyTorch fails on, at what it has not written
+    return None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

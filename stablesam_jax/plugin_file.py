@@ -22,7 +22,7 @@ def save_plugin(path: PathLike, plugin_params: Params, *, config: PluginConfig, 
         metadata: base model (`base` and `base_sha256`, see `check_base`), data, recipe, figures; what JSON can hold.
 
     Raises:
-        InputError: the file exists, or its folder does not.
+        InputError: the file exists, or cannot be written.
     """
     header = {"config": json.dumps(dataclasses.asdict(config)), "metadata": json.dumps(dict(metadata))}
     sealed_file.write(path, flatten(plugin_params), header)

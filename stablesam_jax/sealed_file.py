@@ -3,12 +3,9 @@
 safetensors hands out a flipped bit as a number, so the header also holds a SHA-256 over everything else.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import uuid
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -16,7 +13,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import ArrayLike
 
-from stablesam_jax.checkpoint import PathLike, new_path, sync
+from stablesam_jax.checkpoint import PathLike, whole_file
 from stablesam_jax.errors import InputError
 
 
@@ -29,25 +26,12 @@ def write(path: PathLike, tensors: Mapping[str, ArrayLike], header: Mapping[str,
         header: texts by name.
 
     Raises:
-        InputError: the file exists, or its folder does not.
+        InputError: the file exists, or cannot be written.
     """
-    path = new_path(path)
     arrays = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
     data = safetensors.numpy.save(arrays, {**header, "sha256": _digest(arrays, header)})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_bytes(data)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}). Give a folder that you may write to, with room for "
-            f"{len(data)} bytes."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()
 
 
 def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,7 +1,10 @@
 """A checkpoint is whole or absent, and a changed byte is seen."""
 
-import json
+import dataclasses
+import os
 import pathlib
+import resource
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +12,8 @@ import optax
 import pytest
 
 from stablesam_jax import checkpoint
-from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree
+from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree, whole_file
+from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
 
 TREE = {
@@ -65,6 +69,46 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
         save_tree(tmp_path / "file" / "saved", TREE, {})
 
 
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(InputError, match=r"saved: cannot be written \(No space left on device\)"):
+        save_tree(tmp_path / "saved", TREE, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_meanwhile_is_one_line_too(tmp_path, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"saved: cannot be written \(File too large\)"):
+            save_tree(tmp_path / "saved", {"a": np.random.default_rng(0).random((100, 100))}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""  # Orbax would log tracebacks
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with whole_file(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "a").exists()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "b") as temporary:
+            temporary.write_text("whole")
+    with pytest.raises(InputError, match="exists already"), whole_file(tmp_path / "a"):
+        pass
+    for place in (tmp_path / "absent", tmp_path / "a"):
+        with pytest.raises(InputError, match="cannot be written"), whole_file(place / "c") as temporary:
+            temporary.write_text("c")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_a_save_that_dies_before_the_rename_leaves_nothing(tmp_path, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
@@ -86,17 +130,22 @@ def test_what_a_killed_save_leaves_behind_disturbs_no_later_one(tmp_path, monkey
     load_tree(tmp_path / "saved")
 
 
-def test_every_file_is_watched_for_a_flipped_bit(folder):
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
+def test_each_of_200_flipped_bits_in_a_model_is_refused_by_name(tmp_path):
+    folder = tmp_path / "model"
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal((30, 40)).astype(np.float32) for name in "abc"}
+    save_model(folder, params, config=MODELS["sam_nano"], source={})
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    flips = [(files[index % len(files)], rng.random(), rng.integers(8)) for index in range(200)]  # none is left out
+    for path, share, bit in flips:
         sound = path.read_bytes()
-        for position in np.linspace(0, len(sound) - 1, 5).astype(int):
-            damaged = bytearray(sound)
-            damaged[position] ^= 1
-            path.write_bytes(damaged)
-            with pytest.raises(InputError, match="damaged"):
-                load_tree(folder)
+        damaged = bytearray(sound)
+        damaged[int(share * len(sound))] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"^{folder}: damaged"):
+            load_model(folder)
         path.write_bytes(sound)
-    load_tree(folder)
+    load_model(folder)
 
 
 def test_a_file_cut_short_or_gone_is_named(folder):
@@ -124,9 +173,9 @@ def test_a_model_in_half_precision_comes_back_in_float32(tmp_path):
     save_model(
         tmp_path / "m", {"a": np.array([1 / 3], np.float32)}, config=MODELS["sam_nano"], source={}, dtype=np.float16
     )
-    name, params, metadata = load_model(tmp_path / "m")
-    assert name == "sam_nano"
-    assert metadata["config"]["image_size"] == 512
+    config, params, metadata = load_model(tmp_path / "m")
+    assert config == MODELS["sam_nano"]
+    assert metadata["model"] == "sam_nano"
     assert params["a"].dtype == np.float32
     assert abs(params["a"][0] - 1 / 3) < 2**-13
 
@@ -139,13 +188,25 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_a_model_of_another_name_or_size_is_refused(tmp_path, folder):
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_size": 384}, {"dtype": "bfloat16"}, {"plugin": PluginConfig(attentions=(0, 2), router_width=5)}],
+)
+def test_what_differs_between_models_of_one_name_is_kept(tmp_path, changes):
+    config = dataclasses.replace(MODELS["stable_sam_nano"], **changes)
+    save_model(tmp_path / "m", TREE, config=config, source={})
+    assert load_model(tmp_path / "m")[0] == config
+
+
+def test_a_model_of_another_name_or_of_other_widths_is_refused(tmp_path, folder):
     with pytest.raises(InputError, match="None is unknown"):
         load_model(folder)
-    config = json.loads(json.dumps({"image_size": 384}))
-    save_tree(tmp_path / "small", TREE, {"model": "sam_nano", "config": config})
-    with pytest.raises(InputError, match="other sizes"):
-        load_model(tmp_path / "small")
+    save_model(tmp_path / "sound", TREE, config=MODELS["sam_nano"], source={})
+    metadata = load_model(tmp_path / "sound")[2]
+    metadata["config"]["encoder"]["stem_width"] = 16
+    save_tree(tmp_path / "other", TREE, metadata)
+    with pytest.raises(InputError, match=r"made for another sam_nano \(other sizes"):
+        load_model(tmp_path / "other")
 
 
 def test_no_file_of_a_checkpoint_names_where_it_was_written(tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from stablesam_jax import sealed_file
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.plugin_file import load_plugin, save_plugin
+from stablesam_jax.params import digest
+from stablesam_jax.plugin_file import check_base, load_plugin, save_plugin
 
 PARAMS = {
     "dsp": {"offset": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2).T}},
@@ -35,3 +36,34 @@ def test_a_configuration_of_another_version_is_refused(tmp_path):
     sealed_file.write(tmp_path / "later.safetensors", {"a": np.ones(2)}, header)
     with pytest.raises(InputError, match=r"does not fit this version \(.*depth"):
         load_plugin(tmp_path / "later.safetensors")
+
+
+def test_each_of_200_flipped_bits_is_refused_by_name(tmp_path):
+    file = tmp_path / "plugin.safetensors"
+    rng = np.random.default_rng(0)
+    params = {"dsp": {"kernel": rng.standard_normal((2, 200, 200)).astype(np.float32)}}  # 320 KB, as real ones
+    save_plugin(file, params, config=CONFIG, metadata={"base": "sam_nano", "base_sha256": "0" * 64})
+    sound = file.read_bytes()
+    header = 600  # bytes in which every second bit flips; they are few, but say what the file is
+    for index in range(200):
+        damaged = bytearray(sound)
+        position = rng.integers(header if index % 2 else len(sound))
+        damaged[position] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"^{file}: "):
+            load_plugin(file)
+    file.write_bytes(sound)
+    load_plugin(file)
+
+
+def test_a_plugin_goes_on_the_base_it_was_trained_on_and_on_no_other():
+    config = MODELS["sam_nano"]
+    base = {"mask_decoder": {"iou_token": np.ones((1, 2), np.float32)}}
+    metadata = {"base": "sam_nano", "base_sha256": digest(base)}
+    check_base("p.safetensors", metadata, config, base)
+    check_base("p.safetensors", {}, config, base)  # says nothing about its base
+    other = {"mask_decoder": {"iou_token": np.ones((1, 2), np.float32) * np.float32(1 + 2**-23)}}
+    with pytest.raises(InputError) as error:
+        check_base("p.safetensors", metadata, config, other)
+    assert str(error.value).startswith("p.safetensors: was trained on sam_nano with SHA-256 ")
+    assert all(digest(tree)[:16] in str(error.value) for tree in (base, other))

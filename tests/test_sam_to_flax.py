@@ -1,56 +1,47 @@
 """Official weights become a checkpoint folder, exactly and whole, or one line says why not."""
 
-import functools
-import importlib.util
+import dataclasses
+import errno
+import os
 import pathlib
-import sys
-import types
+import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
-torch = pytest.importorskip("torch")
+from convert.rules import rule_of, source_name
+from convert.sam_to_flax import main, recognise
+from eval import torch_sam
+from stablesam_jax.build import load_model
+from stablesam_jax.checkpoint import load_tree
+from stablesam_jax.config import MODELS, ViTConfig
+from stablesam_jax.errors import InputError
+from stablesam_jax.params import flatten
+from tests.reference import official
 
-from convert.rules import rule_of, source_name  # noqa: E402
-from convert.sam_to_flax import main, recognise  # noqa: E402
-from stablesam_jax.build import build, shapes  # noqa: E402
-from stablesam_jax.checkpoint import load_model  # noqa: E402
-from stablesam_jax.config import MODELS, SamConfig, ViTConfig  # noqa: E402
-from stablesam_jax.errors import InputError  # noqa: E402
-from stablesam_jax.model.sam import Sam  # noqa: E402
-from stablesam_jax.params import flatten  # noqa: E402
-
-TINY = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32)
-
-
-def official_shapes(config):
-    """Names and shapes that our table expects of a state dict."""
-    expected = {}
-    for path, leaf in flatten(shapes(Sam(config))).items():
-        axes = rule_of(path).axes
-        expected[source_name(path)] = leaf.shape if axes is None else tuple(leaf.shape[i] for i in np.argsort(axes))
-    return expected
-
-
-def random_state(config):
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) for name, shape in official_shapes(config).items()}
+CONVERTIBLE = [name for name, config in MODELS.items() if config.plugin is None and "nano" not in name]
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "tiny", TINY)
-    return tmp_path / "tiny.pth", tmp_path / "tiny", random_state(TINY)
+def small(tmp_path, monkeypatch):
+    """Input, output and the weights of a small ViT; every small model is known."""
+    for name, config in official.SMALL.items():
+        monkeypatch.setitem(MODELS, name, config)
+    return tmp_path / "small.pth", tmp_path / "small", official.state_dict(official.VIT)
 
 
-def run(checkpoint, output):
-    main(["--checkpoint", str(checkpoint), "--output", str(output)])
+def run(checkpoint, output, *options):
+    main(["--checkpoint", str(checkpoint), "--output", str(output), *options])
 
 
-def refusal(capsys, checkpoint, output):
+def refusal(capsys, checkpoint, output, *options):
     """The one line that the command answers with."""
+    before = sorted(checkpoint.parent.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        run(checkpoint, output)
+        run(checkpoint, output, *options)
+    assert sorted(checkpoint.parent.rglob("*")) == before
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
@@ -58,86 +49,85 @@ def refusal(capsys, checkpoint, output):
     return message
 
 
-@pytest.fixture
-def modeling(monkeypatch):
-    """segment_anything's classes alone: the package itself would import torchvision."""
-    spec = importlib.util.find_spec("segment_anything")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the extra [parity]")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "segment_anything"]:
-        monkeypatch.delitem(sys.modules, name)
-    package = types.ModuleType("segment_anything")
-    package.__path__ = [str(pathlib.Path(spec.origin).parent)]
-    monkeypatch.setitem(sys.modules, "segment_anything", package)
-    yield importlib.import_module("segment_anything.modeling")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "segment_anything"]:
-        monkeypatch.delitem(sys.modules, name)
+def official_shapes(config):
+    with torch.device("meta" if isinstance(config.encoder, ViTConfig) else "cpu"):  # TinyViT computes while it is built
+        return {name: tuple(tensor.shape) for name, tensor in torch_sam.build(config).state_dict().items()}
 
 
-@pytest.mark.parametrize("model", ["sam_vit_b", "sam_vit_l", "sam_vit_h"])
-def test_names_and_shapes_are_those_of_the_official_classes(model, modeling):
-    config = MODELS[model]
-    encoder = config.encoder
-    with torch.device("meta"):
-        sam = modeling.Sam(
-            image_encoder=modeling.ImageEncoderViT(
-                embed_dim=encoder.width,
-                depth=encoder.depth,
-                num_heads=encoder.heads,
-                use_rel_pos=True,
-                window_size=encoder.window_size,
-                global_attn_indexes=encoder.global_blocks,
-                norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-            ),
-            prompt_encoder=modeling.PromptEncoder(
-                embed_dim=256, image_embedding_size=(64, 64), input_image_size=(1024, 1024), mask_in_chans=16
-            ),
-            mask_decoder=modeling.MaskDecoder(
-                transformer_dim=256,
-                transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
-            ),
-        )
-    state = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
-    assert state == official_shapes(config)
-    assert recognise(state) == model
+@pytest.mark.parametrize("model", CONVERTIBLE)
+def test_every_model_is_recognised_from_its_weights(model):
+    assert recognise(official_shapes(MODELS[model])) == MODELS[model]
 
 
-def test_a_conversion_keeps_every_bit_and_says_what_it_did(tiny, capsys):
-    file, output, state = tiny
+@pytest.mark.parametrize("size", [224, 512])
+def test_the_input_size_is_that_of_the_absolute_positions(size):
+    config = dataclasses.replace(MODELS["sam_vit_b"], image_size=size)
+    assert recognise(official_shapes(config)) == config
+
+
+@pytest.mark.parametrize("model", ["small_vit", "hq_small_tiny_vit"])
+def test_a_conversion_keeps_every_bit_and_says_what_it_did(small, capsys, model):
+    file, output, _ = small
+    state = official.state_dict(MODELS[model])
     torch.save(state, file)
     run(file, output)
     printed = capsys.readouterr().out
-    assert "model    tiny" in printed
-    assert f"tensors  {len(state)}" in printed
-    _, params = build(output)
+    assert f"model      {model}\n" in printed
+    assert f"tensors    {len(state)}\n" in printed
+    assert f"parameters {sum(tensor.numel() for tensor in state.values()):,}\n" in printed
+    sha = printed.partition("SHA-256 ")[2][:64]
+    sam, params = load_model(output)
+    assert sam.config == MODELS[model]
     for path, leaf in flatten(params).items():
         axes = rule_of(path).axes
         source = state[source_name(path)].numpy()
-        np.testing.assert_array_equal(leaf, source if axes is None else source.transpose(axes))
-    assert load_model(output)[2]["source"]["file"] == "tiny.pth"
+        turned = source if axes is None else source.transpose(axes)
+        np.testing.assert_array_equal(leaf, turned.reshape(leaf.shape).astype(np.float32))
+    assert load_tree(output)[1]["source"] == {"file": "small.pth", "sha256": sha, "remarks": []}
 
 
-def test_vit_b_converts(tmp_path):
-    # One number for each tensor: as large as the real file, but quick to compress.
-    state = {
-        name: torch.full(shape, float(index))
-        for index, (name, shape) in enumerate(official_shapes(MODELS["sam_vit_b"]).items())
-    }
-    torch.save(state, tmp_path / "b.pth")
-    run(tmp_path / "b.pth", tmp_path / "b")
-    name, params, _ = load_model(tmp_path / "b")
-    assert name == "sam_vit_b"
-    for path, leaf in flatten(params).items():
-        assert (leaf == state[source_name(path)].flatten()[0].item()).all()
+def test_weights_for_another_input_size_convert_at_that_size(small, capsys):
+    file, output, _ = small
+    torch.save(official.state_dict(dataclasses.replace(official.VIT, image_size=64)), file)
+    run(file, output)
+    assert "remark     for an input of 64 pixels" in capsys.readouterr().out
+    sam, params = load_model(output)
+    assert sam.config.image_size == 64
+    assert params["image_encoder"]["pos_embed"].shape == (1, 4, 4, 16)
 
 
-def test_half_precision_is_widened_and_said(tiny, capsys):
-    file, output, state = tiny
+def test_half_precision_is_widened_and_said(small, capsys):
+    file, output, state = small
     torch.save({name: tensor.half() for name, tensor in state.items()}, file)
     run(file, output)
-    assert f"remark   {len(state)} tensors widened from half precision to float32" in capsys.readouterr().out
+    assert f"remark     {len(state)} tensors widened from half precision to float32" in capsys.readouterr().out
     token = load_model(output)[1]["mask_decoder"]["iou_token"]
     np.testing.assert_array_equal(token, state["mask_decoder.iou_token.weight"].half().float().numpy())
+
+
+def test_safetensors_wrappings_and_constants_are_taken_as_they_come(small, capsys):
+    file, output, state = small
+    constants = {
+        name: torch.tensor(getattr(official.VIT, name)).reshape(3, 1, 1) for name in ("pixel_mean", "pixel_std")
+    }
+    safetensors.torch.save_file(
+        {f"module.{n}": t for n, t in (state | constants).items()}, file.with_suffix(".safetensors")
+    )
+    run(file.with_suffix(".safetensors"), output)
+    printed = capsys.readouterr().out
+    assert "remark     prefix 'module.' dropped" in printed
+    assert "remark     2 tensors dropped: the configuration holds them" in printed
+    token = load_model(output)[1]["mask_decoder"]["iou_token"]
+    np.testing.assert_array_equal(token, state["mask_decoder.iou_token.weight"].numpy())
+
+
+def test_the_name_of_the_model_may_be_given_and_is_checked(small, capsys):
+    file, output, state = small
+    torch.save(state, file)
+    assert "This is small_vit, not hq_small_vit." in refusal(capsys, file, output, "--model", "hq_small_vit")
+    assert "--model vit_b: unknown; known are sam_vit_b," in refusal(capsys, file, output, "--model", "vit_b")
+    run(file, output, "--model", "small_vit")
+    assert output.exists()
 
 
 def _without_a_tensor(state):
@@ -149,11 +139,24 @@ def _with_one_more(state):
 
 
 def _with_a_wrong_shape(state):
-    state["image_encoder.pos_embed"] = torch.ones(1, 4, 4, 16)
+    state["image_encoder.neck.1.bias"] = torch.ones(1, 4)
 
 
 def _in_double_precision(state):
-    state["image_encoder.neck.1.bias"] = torch.ones(256, dtype=torch.float64)
+    state["image_encoder.neck.1.bias"] = torch.ones(32, dtype=torch.float64)
+
+
+def _with_a_weight_that_is_no_number(state):
+    state["image_encoder.neck.1.bias"][3] = torch.nan
+
+
+def _without_the_hq_token(state):
+    hq = official.state_dict(official.SMALL["hq_small_vit"])
+    state |= {name: tensor for name, tensor in hq.items() if name not in state and "hf_token" not in name}
+
+
+def _normalised_otherwise(state):
+    state["pixel_mean"] = torch.tensor([0.5, 0.5, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -161,36 +164,62 @@ def _in_double_precision(state):
     [
         (_without_a_tensor, "missing (1): mask_decoder.iou_token.weight"),
         (_with_one_more, "unexpected (1): mask_decoder.extra.weight"),
-        (_with_a_wrong_shape, "image_encoder.pos_embed (1, 4, 4, 16) instead of (1, 2, 2, 16)"),
+        (_with_a_wrong_shape, "image_encoder.neck.1.bias (1, 4) instead of (32,)"),
         (_in_double_precision, "image_encoder.neck.1.bias float64 instead of float32"),
+        (_with_a_weight_that_is_no_number, "not finite (1): image_encoder.neck.1.bias in 1 of 32"),
+        (_without_the_hq_token, "missing (1): mask_decoder.hf_token.weight"),
+        (_normalised_otherwise, "Its pixel_mean is 0.5, 0.5, 0.5 instead of (123.675, 116.28, 103.53)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named_and_nothing_is_written(tiny, capsys, change, message):
-    file, output, state = tiny
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_written(small, capsys, change, message):
+    file, output, state = small
     change(state)
     torch.save(state, file)
     assert message in refusal(capsys, file, output)
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_an_existing_output_is_left_alone(tiny, capsys):
-    file, output, state = tiny
+def test_a_file_that_is_cut_short_is_one_line(small, capsys):
+    file, output, state = small
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:100_000])
+    assert "damaged or cut short" in refusal(capsys, file, output)
+
+
+def test_an_existing_output_is_left_alone(small, capsys):
+    file, output, state = small
     torch.save(state, file)
     output.mkdir()
     assert "exists already" in refusal(capsys, file, output)
-    assert list(output.iterdir()) == []
 
 
-def test_a_missing_file_is_one_line(tiny, capsys):
-    file, output, _ = tiny
+def test_a_missing_file_is_one_line(small, capsys):
+    file, output, _ = small
     assert "no such file" in refusal(capsys, file, output)
 
 
-def test_a_conversion_that_dies_before_the_rename_leaves_nothing(tiny, monkeypatch):
+def test_a_full_disk_is_one_line(small, capsys, monkeypatch):
+    file, output, state = small
+    torch.save(state, file)
+    usage = shutil.disk_usage(file)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    assert f"{output}: cannot be written (No space left on device)" in refusal(capsys, file, output)
+
+
+def test_a_read_only_disk_is_one_line(small, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    file, output, state = small
+    torch.save(state, file)
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    assert f"{output}: cannot be written (Read-only file system)" in refusal(capsys, file, output)
+
+
+def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    file, output, state = tiny
+    file, output, state = small
     torch.save(state, file)
     monkeypatch.setattr(pathlib.Path, "rename", die)
     with pytest.raises(KeyboardInterrupt):
@@ -201,13 +230,47 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(tiny, monkeypat
 @pytest.mark.parametrize(
     ("name", "stranger"),
     [
-        ("mask_decoder.hf_token.weight", "HQ-SAM"),
         ("image_encoder.trunk.pos_embed", "SAM 2"),
-        ("image_encoder.layers.0.blocks.0.conv1.c.weight", "TinyViT"),
-        ("transformer.layers.0.self_attn.q_proj.weight", "a mask decoder alone"),
-        ("conv1.weight", "0 wide and 0 blocks deep"),
+        ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", "SAM 3"),
+        ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
+        ("image_encoder.backbone.stages.0.op_list.0.main.conv.weight", "EfficientViT-SAM"),
+        ("image_encoder.features.0.0.c.weight", "a SAM with RepViT, as EdgeSAM"),
+        ("vision_encoder.layers.0.attn.qkv.weight", "a SAM as the library transformers stores it"),
     ],
 )
 def test_other_models_are_called_by_their_name(name, stranger):
+    with pytest.raises(InputError, match=f"This is {stranger}, which cannot be converted"):
+        recognise({name: (1,), "mask_decoder.iou_token.weight": (1, 256)})
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "stranger"),
+    [
+        ("hq_sam_vit_b", 145, r"HQ-SAM's mask decoder alone, as epoch_K\.pth"),
+        ("sam_vit_b", 120, r"\*_maskdecoder\.pth"),
+    ],
+)
+def test_the_decoder_files_of_hq_sams_training_are_told(model, tensors, stranger):
+    whole = official_shapes(MODELS[model])
+    decoder = {
+        name.removeprefix("mask_decoder."): shape for name, shape in whole.items() if name.startswith("mask_decoder.")
+    }
+    assert len(decoder) == tensors
     with pytest.raises(InputError, match=stranger):
-        recognise({name: (1,)})
+        recognise(decoder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["conv1.weight"], "no image encoder of a SAM"),
+        ([f"image_encoder.blocks.{index}.norm1.weight" for index in range(16)], "16 blocks and is 99 wide"),
+        (
+            [f"image_encoder.layers.{stage}.blocks.0.attn.qkv.weight" for stage in range(4)],
+            r"1 \+ 1 \+ 1 \+ 1 blocks and is 99 wide",
+        ),
+    ],
+)
+def test_an_unknown_encoder_is_described(names, message):
+    with pytest.raises(InputError, match=message):
+        recognise(dict.fromkeys(names, (1,)) | {"image_encoder.neck.0.weight": (256, 99, 1, 1)})

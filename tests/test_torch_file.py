@@ -1,8 +1,12 @@
 """A file of weights is read, or refused in one line before its code runs or its sizes are believed."""
 
+import errno
+import json
 import os
 import pathlib
 import pickle
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -64,6 +68,26 @@ def test_wrappings_and_prefixes_are_taken_off_and_said(file, wrapper):
     state, remarks = read_state(file)
     assert_is_state(state)
     assert remarks == [f"taken from the entry '{wrapper}'", "prefix 'module.' dropped"]
+
+
+def test_wrappings_and_prefixes_inside_one_another_are_taken_off(file):
+    torch.save({"state_dict": {"model": {f"model.module.{name}": t for name, t in STATE.items()}}}, file)
+    state, remarks = read_state(file)
+    assert_is_state(state)
+    assert len(remarks) == 4
+
+
+def test_a_prefix_that_one_name_lacks_stays(file):
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, file)
+    assert read_state(file)[0].keys() == {"module.a", "b"}
+
+
+def test_a_dictionary_inside_itself_is_not_followed_for_ever(file):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, file)
+    with pytest.raises(InputError, match=r"holds 'model' \(dict\) beside tensors"):
+        read_state(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -134,19 +158,77 @@ def test_a_pickled_module_is_not_read(file):
         read_state(file)
 
 
-def test_compressed_members_are_refused(file, tmp_path):
+def test_a_megabyte_that_opens_to_a_gigabyte_is_not_opened(file, tmp_path):
     torch.save(STATE, tmp_path / "sound.pth")
     with zipfile.ZipFile(tmp_path / "sound.pth") as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
         for member in source.namelist():
-            target.writestr(member, source.read(member))
-    with pytest.raises(InputError, match="compressed members"):
-        read_state(file)
+            with target.open(member, "w") as entry:
+                entry.write(source.read(member))
+                for _ in range(16 if member.endswith("data/0") else 0):
+                    entry.write(bytes(2**26))
+        assert sum(member.file_size for member in target.infolist()) > 2**30
+    assert file.stat().st_size < 2**20 + 2**17
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="compressed members"):
+            read_state(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("modern", [True, False])
 def test_a_small_file_that_declares_a_huge_tensor_is_refused(file, modern):
-    torch.save({"a": torch.ones(1).expand(10**12)}, file, _use_new_zipfile_serialization=modern)
-    with pytest.raises(InputError, match="declares a size of 1,000,000,000,000 where"):
+    torch.save({"a": torch.ones(1).expand(2**40)}, file, _use_new_zipfile_serialization=modern)
+    with pytest.raises(InputError, match="declares a size of 1,099,511,627,776 where"):
+        read_state(file)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_huge_tensor_hidden_in_its_sides_is_refused(file, modern):
+    # No number in the file is larger than the file itself, but their product is.
+    bomb = {"a": torch.ones(1).expand(2**20, 2**20), "filler": torch.ones(2**19)}
+    torch.save(bomb, file, _use_new_zipfile_serialization=modern)
+    with pytest.raises(InputError, match=r"would take 4,398,\d+,\d+,\d+ bytes, more than the file has"):
+        read_state(file)
+
+
+def entry(shape, begin, end):
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, 12),  # overlapping
+        ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, 8),  # the same bytes twice
+        ({"a": entry([2], 8, 16)}, 16),  # a hole
+        ({"a": entry([4], 0, 8)}, 8),  # more numbers than bytes
+        ({"a": entry([2**40], 0, 2**42)}, 8),  # beyond the end
+        ({"a": entry([2**32, 2**32], 0, 0)}, 0),  # a product that overflows to 0
+    ],
+)
+def test_safetensors_whose_header_lies_are_refused(tmp_path, header, data):
+    text = json.dumps(header).encode()
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+    with pytest.raises(InputError, match=r"weights\.safetensors: damaged or cut short"):
+        read_state(file)
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, 10**6, 2**63, 2**64 - 1])
+def test_safetensors_whose_header_has_another_length_are_refused(tmp_path, length):
+    file = tmp_path / "weights.safetensors"
+    safetensors_torch.save_file(STATE, file)
+    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
+    with pytest.raises(InputError, match=r"weights\.safetensors: damaged or cut short"):
+        read_state(file)
+
+
+def test_a_type_that_numpy_lacks_is_told(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    safetensors_torch.save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, file)
+    with pytest.raises(InputError, match=r"Float8_e4m3fn\. Save it in float32"):
         read_state(file)
 
 
@@ -165,6 +247,7 @@ def test_many_tensors_on_one_storage_are_refused(file):
         ({}, "holds an empty dictionary"),
         ({"epoch": 3, "a": torch.ones(2)}, r"holds 'epoch' \(int\) beside tensors"),
         ({7: torch.ones(2)}, r"holds 7 \(Tensor\) beside tensors"),
+        ({"a\nb": torch.ones(2)}, r"holds 'a\\nb' \(Tensor\) beside tensors"),
     ],
 )
 def test_what_is_no_state_dict_is_told(file, content, message):
@@ -185,6 +268,16 @@ def test_other_files_are_told_apart(tmp_path, file):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("picture.jpg", b"")
     with pytest.raises(InputError, match=r"a zip archive, but not of torch\.save"):
+        read_state(file)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(file, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    torch.save(STATE, file)
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
         read_state(file)
 
 

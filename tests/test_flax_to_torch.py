@@ -1,0 +1,109 @@
+"""What is converted back is the official file again, which the official classes load, or one line says why not."""
+
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from convert import flax_to_torch, sam_to_flax
+from convert.torch_file import read_state
+from eval import torch_sam
+from stablesam_jax.checkpoint import save_model
+from stablesam_jax.config import MODELS
+from tests.reference import official, small
+
+
+@pytest.fixture
+def known(monkeypatch):
+    for name, config in official.SMALL.items():
+        monkeypatch.setitem(MODELS, name, config)
+
+
+@pytest.fixture
+def folder(tmp_path, known):
+    """A checkpoint of a small ViT."""
+    torch.save(official.state_dict(official.VIT), tmp_path / "official.pth")
+    sam_to_flax.convert(tmp_path / "official.pth", tmp_path / "folder")
+    (tmp_path / "official.pth").unlink()
+    return tmp_path / "folder"
+
+
+def run(checkpoint, output):
+    flax_to_torch.main(["--checkpoint", str(checkpoint), "--output", str(output)])
+
+
+def refusal(capsys, checkpoint, output):
+    """The one line that the command answers with."""
+    before = sorted(output.parent.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run(checkpoint, output)
+    assert stop.value.code == 2
+    assert sorted(output.parent.rglob("*")) == before
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+@pytest.mark.parametrize("model", ["hq_small_vit", "small_tiny_vit", "hq_sam_vit_tiny"])
+def test_the_round_trip_is_equal_to_the_bit_and_the_official_classes_load_it(known, tmp_path, capsys, model):
+    state = official.state_dict(MODELS[model])
+    torch.save(state, tmp_path / "official.pth")
+    sam_to_flax.convert(tmp_path / "official.pth", tmp_path / "folder")
+    run(tmp_path / "folder", tmp_path / "again.pth")
+    printed = capsys.readouterr().out
+    assert f"model      {model}\n" in printed
+    assert f"tensors    {len(state)}\n" in printed
+
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert again.keys() == state.keys()
+    for name, tensor in state.items():
+        assert again[name].dtype == tensor.dtype
+        assert again[name].is_contiguous()
+        assert torch.equal(again[name], tensor)
+    torch_sam.build(MODELS[model]).load_state_dict(again, strict=True)
+
+
+def test_safetensors_hold_the_same(folder, tmp_path):
+    run(folder, tmp_path / "again.safetensors")
+    state, _ = read_state(tmp_path / "again.safetensors")
+    for name, tensor in official.state_dict(official.VIT).items():
+        np.testing.assert_array_equal(state[name], tensor.numpy())
+
+
+def test_a_shipped_model_and_a_plugin_are_answered_by_what_to_do(known, tmp_path, capsys):
+    output = tmp_path / "out.pth"
+    assert "sam_nano has an encoder that no official package has" in refusal(capsys, "sam_nano", output)
+    sam, params = small.stable_nano()
+    save_model(tmp_path / "stable", params, config=sam.config, source={})
+    assert "has a plugin, which no official package knows. Give its base" in refusal(
+        capsys, tmp_path / "stable", output
+    )
+
+
+def test_nothing_is_overwritten_and_only_known_suffixes_are_written(folder, tmp_path, capsys):
+    (tmp_path / "there.pth").write_text("mine")
+    assert "exists already" in refusal(capsys, folder, tmp_path / "there.pth")
+    assert (tmp_path / "there.pth").read_text() == "mine"
+    assert "Give a name that ends in .pth, .pt, .safetensors" in refusal(capsys, folder, tmp_path / "out.npz")
+    assert "nor a checkpoint folder" in refusal(capsys, tmp_path / "absent", tmp_path / "out.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_full_disk_is_one_line(folder, tmp_path, capsys, suffix):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        message = refusal(capsys, folder, tmp_path / f"out.{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"out.{suffix}: cannot be written (File too large)" in message
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_folder_that_takes_no_files_is_one_line(folder, capsys, suffix):
+    with pytest.raises(SystemExit) as stop:
+        run(folder, f"/proc/out.{suffix}")
+    assert stop.value.code == 2
+    assert f"/proc/out.{suffix}: cannot be written (" in capsys.readouterr().err
