@@ -5,9 +5,8 @@ the picture's own size in one bilinear step and thresholded at 0; metrics are ta
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
+from stablesam_jax import compiled
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.metrics import boundary_iou, mask_iou, stability
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
@@ -56,7 +56,7 @@ class Segmenter:
         """Prepares the two programs; they are compiled when first used, once for all parameters of a model."""
         self.config = sam.config
         self.params = jax.device_put(params)
-        self._encode, self._decode = _programs(sam)
+        self._encode, self._decode = compiled.encoder(sam), compiled.decoder(sam)
 
     def encode(self, picture: np.ndarray) -> ImageEmbedding:
         """(H, W, 3) uint8 -> image embedding of the squeezed picture, B = 1."""
@@ -83,8 +83,8 @@ class Segmenter:
             chunk = tokens[start : start + CHUNK]
             padded = chunk + [chunk[-1]] * (CHUNK - len(chunk))
             coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in zip(*padded, strict=True))
-            logits = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
-            chunks.append(np.asarray(logits)[0, : len(chunk), 0])
+            masks = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
+            chunks.append(np.asarray(masks.low_res_masks)[0, : len(chunk), 0])
         return np.concatenate(chunks)
 
     def _tokens(
@@ -94,14 +94,6 @@ class Segmenter:
         return sparse_tokens(
             to_frame(prompt.points, size_hw, self.config.image_size), prompt.labels, box, length=length
         )
-
-
-@functools.cache
-def _programs(sam: Sam) -> tuple[Callable, Callable]:
-    """(parameters, pictures) -> embeddings, and (parameters, embeddings, prompts) -> logits of the single mask."""
-    encode = jax.jit(lambda tree, x: sam.apply({"params": tree}, x, method=lambda m, x: m.fuse(m.encode(x))))
-    decode = jax.jit(lambda tree, x, prompts: sam.apply({"params": tree}, x, prompts, method="decode").low_res_masks)
-    return encode, decode
 
 
 def to_frame(coords: np.ndarray, size_hw: tuple[int, int], size: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.plugin import Plugin
-from stablesam_jax.plugin_file import load_plugin
+from stablesam_jax.plugin_file import check_base, load_plugin
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one checkpoint folder for each shipped model
 
@@ -37,7 +37,8 @@ def load_model(
         model and parameters, float32, on the default device.
 
     Raises:
-        InputError: nothing is found under that name, what is found cannot be used, or the model cannot have that size.
+        InputError: nothing is found under that name, what is found cannot be used, the plugin was trained on another
+            base, or the model cannot have that size.
     """
     system = os.fspath(system)
     if _is_model(system) or "+" not in system:
@@ -45,7 +46,8 @@ def load_model(
     else:
         base, _, plugin_file = system.rpartition("+")
         sam, params = _load_base(base)
-        plugin_params, plugin, _ = load_plugin(plugin_file)
+        plugin_params, plugin, metadata = load_plugin(plugin_file)
+        check_base(plugin_file, metadata, sam.config, params)
         check_arrays(plugin_file, describe(plugin_params), describe(_plugin_shapes(sam.config, plugin)))
         sam, params = with_plugin(sam, params, plugin, plugin_params)
     if image_size is not None:

@@ -11,8 +11,8 @@ from stablesam_jax.build import assemble, init, load_model, shapes, with_plugin
 from stablesam_jax.checkpoint import describe, save_model
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.params import count, flatten
-from stablesam_jax.plugin_file import save_plugin
+from stablesam_jax.params import count, digest, flatten
+from stablesam_jax.plugin_file import load_plugin, save_plugin
 
 TINY = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32)
 
@@ -88,6 +88,16 @@ def test_a_plugin_whose_arrays_do_not_fit_its_configuration_is_refused(folder, p
         load_model(f"{folder}+{wrong}")
     with pytest.raises(InputError, match="no such plugin file"):
         load_model(f"{folder}+absent.safetensors")
+
+
+def test_a_plugin_of_another_base_is_refused(folder, plugin_file, params):
+    plugin, config, _ = load_plugin(plugin_file)
+    strange, right = (plugin_file.with_name(f"{name}.safetensors") for name in ("strange", "right"))
+    save_plugin(strange, plugin, config=config, metadata={"base": "tiny", "base_sha256": "0" * 64})
+    save_plugin(right, plugin, config=config, metadata={"base": "tiny", "base_sha256": digest(params)})
+    with pytest.raises(InputError, match=r"strange\.safetensors: was trained on tiny with SHA-256 0000"):
+        load_model(f"{folder}+{strange}")
+    assert load_model(f"{folder}+{right}", image_size=64)[0].config.image_size == 64  # checked before it is resized
 
 
 def test_random_parameters_depend_on_the_key_alone():
