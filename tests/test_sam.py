@@ -1,29 +1,49 @@
 """The whole Sam: batches, padding, absent masks and the place of a plugin."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from eval import torch_sam
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import count
-from tests.reference.sam_pair import CONFIG, TOLERANCE, difference, float64_pair, normal
+from tests.reference.sam_pair import (
+    CONFIG,
+    HQ_CONFIG,
+    TINY_CONFIG,
+    TOLERANCE,
+    difference,
+    float64_pair,
+    normal,
+    quick_jit,
+)
 
-PICTURES = normal(2, CONFIG.image_size, CONFIG.image_size, 3)
-COORDS = np.random.default_rng(0).uniform(0, CONFIG.image_size, (2, 3, 4, 2))
 # A point and its padding token; three points, one of them negative, and theirs; a box.
 LABELS = np.broadcast_to(np.array([[1, -1, -1, -1], [1, 0, 1, -1], [2, 3, -1, -1]]), (2, 3, 4))
 VALID = np.broadcast_to(np.arange(4) < np.array([[2], [4], [2]]), (2, 3, 4))
-MASKS = 8 * normal(2, 3, CONFIG.mask_size, CONFIG.mask_size, seed=1)
 MASKS_VALID = np.array([[False, False, True], [False, True, False]])
-PROMPTS = Prompts(COORDS, LABELS, VALID, MASKS, MASKS_VALID)
-APPLY = jax.jit(assemble(CONFIG).apply, static_argnames=("method", "masks"))
+
+
+def draw(config):
+    """Two pictures, and three prompts for each."""
+    pictures = normal(2, config.image_size, config.image_size, 3)
+    coords = np.random.default_rng(0).uniform(0, config.image_size, (2, 3, 4, 2))
+    masks = 8 * normal(2, 3, config.mask_size, config.mask_size, seed=1)
+    return pictures, Prompts(coords, LABELS, VALID, masks, MASKS_VALID)
+
+
+PICTURES, PROMPTS = draw(CONFIG)
+COORDS = PROMPTS.coords
+APPLY = quick_jit(assemble(CONFIG).apply, static_argnames=("method", "masks"))
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +61,42 @@ def decode(pair, embeddings, prompts):
     return APPLY({"params": pair.params}, embeddings, prompts, method="decode", masks="all").low_res_masks
 
 
-def official_logits(pair, picture, prompt):
-    """All four masks of one prompt of one picture."""
-    sam = pair.official
-    embedding = sam.image_encoder(torch.from_numpy(PICTURES[picture]).permute(2, 0, 1)[None])
-    coords = torch.from_numpy(COORDS[picture, prompt])
-    mask = torch.from_numpy(MASKS[picture, prompt])[None, None] if MASKS_VALID[picture, prompt] else None
-    if prompt == 2:
+def official_logits(sam, picture, prompts, index):
+    """All masks of one prompt, those of the HQ token last, and their predicted IoU."""
+    encoded = sam.image_encoder(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    coords, labels, valid = (torch.tensor(tokens[index]) for tokens in (prompts.coords, LABELS, VALID))
+    mask = torch.from_numpy(prompts.masks[index])[None, None] if MASKS_VALID[index] else None
+    if labels[0] == 2:
         sparse, dense = sam.prompt_encoder(None, coords[:2].reshape(1, 4), mask)
     else:
-        points = VALID[picture, prompt].sum() - 1  # the official encoder adds the padding token itself
-        labels = torch.tensor(LABELS[picture, prompt, :points])
-        sparse, dense = sam.prompt_encoder((coords[None, :points], labels[None]), None, mask)
-    return sam.mask_decoder.predict_masks(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense)[0]
+        points = valid.sum() - 1  # the official encoder adds the padding token itself
+        sparse, dense = sam.prompt_encoder((coords[None, :points], labels[None, :points]), None, mask)
+    rest = (sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    if not isinstance(encoded, tuple):
+        return sam.mask_decoder.predict_masks(encoded, *rest)
+    features, (early, *_) = encoded
+    return sam.mask_decoder.predict_masks(
+        features, *rest, torch_sam.picture_features(sam.mask_decoder, features, early)
+    )
 
 
-def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(pair, embeddings):
-    ours = decode(pair, embeddings, PROMPTS)
-    assert ours.shape == (2, 3, 4, CONFIG.mask_size, CONFIG.mask_size)
-    for picture in range(2):
-        for prompt in range(3):
-            assert difference(ours[picture, prompt][None], official_logits(pair, picture, prompt)) < TOLERANCE
+@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG, TINY_CONFIG], ids=["vit", "hq-vit", "hq-tiny-vit"])
+def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(config):
+    pictures, prompts = draw(config)
+    run = quick_jit(functools.partial(assemble(config).apply, method=answer_all))
+    with float64_pair(config) as pair:
+        logits, iou_predictions = run({"params": pair.params}, pictures, prompts)
+        assert logits.shape == (2, 3, 5 if config.hq else 4, config.mask_size, config.mask_size)
+        for index in np.ndindex(2, 3):
+            theirs, their_iou = official_logits(pair.official, pictures[index[0]], prompts, index)
+            assert difference(logits[index][None], theirs) < TOLERANCE
+            assert difference(iou_predictions[index][None], their_iou) < TOLERANCE
+
+
+def answer_all(sam, pictures, prompts):
+    masks = sam.decode(sam.encode(pictures), prompts, masks="all")
+    every = [masks.low_res_masks] if masks.hq_masks is None else [masks.low_res_masks, masks.hq_masks]
+    return jnp.concatenate(every, axis=2), masks.iou_predictions
 
 
 def test_more_padding_changes_nothing(pair, embeddings):
@@ -72,6 +107,12 @@ def test_more_padding_changes_nothing(pair, embeddings):
     )
     whole = decode(pair, embeddings, PROMPTS)
     np.testing.assert_allclose(decode(pair, embeddings, longer), whole, rtol=0, atol=1e-10)
+
+
+def test_the_order_of_prompt_tokens_means_nothing(pair, embeddings):
+    reversed_ = jax.tree.map(lambda tokens: tokens[:, :, ::-1], Prompts(COORDS, LABELS, VALID))
+    whole = decode(pair, embeddings, Prompts(COORDS, LABELS, VALID))
+    np.testing.assert_allclose(decode(pair, embeddings, reversed_), whole, rtol=0, atol=1e-10)
 
 
 def test_prompts_without_masks_equal_prompts_whose_masks_are_absent(pair, embeddings):
