@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from eval import torch_sam
-from stablesam_jax.model.common import LayerNorm
+from stablesam_jax.model.common import Conv, LayerNorm
 from stablesam_jax.model.image_encoder import (
     Block,
     ImageEncoderViT,
@@ -143,10 +144,41 @@ def test_padding_before_the_norm_is_seen(pair, monkeypatch):
     assert block_difference(pair, 0) > SEEN
 
 
+def test_attention_to_padding_is_not_masked(pair, monkeypatch):
+    add = official.add_decomposed_rel_pos
+
+    def mask_padding(logits, *others):
+        present = window_partition(np.ones((2, GRID, GRID, 1), np.float32), CONFIG.encoder.window_size)
+        present = torch.tensor(np.array(present) > 0).reshape(-1, 1, logits.shape[2])
+        present = present.repeat_interleave(CONFIG.encoder.heads, dim=0)
+        return add(logits, *others).masked_fill(~present, -torch.inf)
+
+    monkeypatch.setattr(official, "add_decomposed_rel_pos", mask_padding)
+    assert block_difference(pair, 0) > SEEN
+
+
+def test_a_map_with_rows_and_columns_swapped_is_seen(pair):
+    x = normal(2, GRID, GRID, WIDTH)
+    ours = apply_block(0)({"params": pair.params["image_encoder"]["blocks_1"]}, x.swapaxes(1, 2)).swapaxes(1, 2)
+    assert difference(ours, pair.official.image_encoder.blocks[1](torch.from_numpy(x))) > SEEN
+
+
+def test_same_padding_is_not_the_official_one():
+    x, kernel = np.float32(normal(1, 65, 65, 3)), np.float32(normal(16, 16, 3, 5, seed=1))
+    ours = Conv(5, 16, stride=16, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    image, weight = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(kernel).permute(3, 2, 0, 1)
+    theirs = torch.nn.functional.conv2d(image, weight, stride=16).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)  # sums of 768 products of deviation 1
+    flax_default = nn.Conv(5, (16, 16), (16, 16), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    assert ours.shape == (1, 4, 4, 5)
+    assert flax_default.shape == (1, 5, 5, 5)
+
+
 def test_norm_keeps_its_digits_under_a_large_offset():
     # E[x^2] - E[x]^2, Flax's default, is off by 7e-3 here; the two passes of PyTorch by 1e-5.
     x = np.float32(100 + normal(64, 256))
     exact = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
     exact /= np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-6)
-    ours = LayerNorm().apply({"params": {"scale": np.ones(256, np.float32), "bias": np.zeros(256, np.float32)}}, x)
-    assert np.abs(np.asarray(ours, np.float64) - exact).max() < 5e-5
+    params = {"params": {"scale": np.ones(256, np.float32), "bias": np.zeros(256, np.float32)}}
+    assert np.abs(np.asarray(LayerNorm().apply(params, x), np.float64) - exact).max() < 5e-5
+    assert np.abs(np.asarray(nn.LayerNorm().apply(params, x), np.float64) - exact).max() > 1e-3

@@ -1,5 +1,7 @@
 """The mask decoder equals the official one in float64, and the comparison sees the usual mistakes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +103,16 @@ def iou_token_and_mask_token_swapped(decoder):
     decoder.mask_tokens.weight[0] = first
 
 
+def gelu_for_relu(head):
+    first, second, third = head.layers
+    gelu = torch.nn.functional.gelu
+    head.forward = lambda x: third(gelu(second(gelu(first(x)))))
+
+
+def gelu_in_hypernetworks(decoder):
+    gelu_for_relu(decoder.output_hypernetworks_mlps[2])
+
+
 def last_hypernetworks_swapped(decoder):
     networks = decoder.output_hypernetworks_mlps
     networks[2], networks[3] = networks[3], networks[2]
@@ -114,11 +126,39 @@ def last_hypernetworks_swapped(decoder):
         tanh_gelu,
         no_last_gelu,
         iou_token_and_mask_token_swapped,
+        gelu_in_hypernetworks,
         last_hypernetworks_swapped,
     ],
 )
 def test_mistakes_are_seen(pair, mistake):
     assert logits_difference(pair.faulty(lambda sam: mistake(sam.mask_decoder))) > SEEN
+
+
+def sigmoid(head):
+    head.sigmoid_output = True
+
+
+@pytest.mark.parametrize("mistake", [sigmoid, gelu_for_relu])
+def test_mistakes_in_predicted_iou_are_seen(pair, mistake):
+    faulty = pair.faulty(lambda sam: mistake(sam.mask_decoder.iou_prediction_head))
+    assert difference(run(pair, "all")[1], run_official(faulty)[1]) > SEEN
+
+
+def test_logits_are_not_clamped(pair):
+    # SAM 2's predictor keeps them within 32.
+    def enlarge(sam):
+        for network in sam.mask_decoder.output_hypernetworks_mlps:
+            network.layers[2].weight.mul_(100)
+            network.layers[2].bias.mul_(100)
+
+    decoder = dict(pair.params["mask_decoder"])
+    for index in range(4):
+        network = decoder[f"output_hypernetworks_mlps_{index}"]
+        last = jax.tree.map(lambda leaf: 100 * leaf, network["layers_2"])
+        decoder[f"output_hypernetworks_mlps_{index}"] = network | {"layers_2": last}
+    large = dataclasses.replace(pair.faulty(enlarge), params={"mask_decoder": decoder})
+    assert run_official(large)[0].abs().max() > 100
+    assert logits_difference(large) < TOLERANCE
 
 
 def test_leaving_out_a_token_is_seen(pair):

@@ -95,12 +95,94 @@ def test_a_mask_that_is_not_valid_is_no_mask(pair):
         pytest.param(lambda prompt: prompt.replace(coords=prompt.coords[..., ::-1]), id="y-before-x"),
         pytest.param(lambda prompt: prompt.replace(labels=prompt.labels ^ 1), id="labels-and-corners-swapped"),
         pytest.param(lambda prompt: prompt.replace(coords=jnp.round(prompt.coords)), id="whole-pixels"),
+        pytest.param(
+            lambda prompt: prompt.replace(coords=prompt.coords.astype(jnp.bfloat16).astype(float)), id="bfloat16"
+        ),
     ],
 )
 def test_mistakes_in_points_are_seen(pair, mistake):
     theirs, _ = pair.official.prompt_encoder(official_points(POINTS, LABELS), torch.from_numpy(BOX)[None], None)
     ours, _ = embed(pair, mistake(one_prompt(POINTS, LABELS, BOX, 5)))
     assert difference(ours[0], theirs) > SEEN
+
+
+def official_gelu_is_tanh(encoder):
+    encoder.mask_downscaling[2].approximate = "tanh"
+
+
+def eps_of_the_transformer(encoder):
+    encoder.mask_downscaling[1].eps = 1e-5
+
+
+@pytest.mark.parametrize("mistake", [official_gelu_is_tanh, eps_of_the_transformer])
+def test_mistakes_in_mask_embeddings_are_seen(pair, mistake):
+    masks = 8 * normal(1, 1, CONFIG.mask_size, CONFIG.mask_size)
+    faulty = pair.faulty(lambda sam: mistake(sam.prompt_encoder))
+    assert mask_difference(pair, masks, faulty.official, masks) > SEEN
+
+
+def test_masks_are_logits_not_probabilities(pair):
+    masks = 8 * normal(1, 1, CONFIG.mask_size, CONFIG.mask_size)
+    assert mask_difference(pair, masks, pair.official, 1 / (1 + np.exp(-masks))) > SEEN
+
+
+def test_a_mask_embedding_takes_the_place_of_that_of_no_mask(pair):
+    masks = 8 * normal(1, 1, CONFIG.mask_size, CONFIG.mask_size)
+    ours, theirs = mask_embeddings(pair, masks, pair.official, masks)
+    assert difference(ours, theirs) < TOLERANCE
+    assert difference(ours, theirs + pair.official.prompt_encoder.no_mask_embed.weight) > SEEN
+
+
+def mask_embeddings(pair, masks, official, official_masks):
+    tokens = (np.zeros((1, 1, 0, 2)), np.zeros((1, 1, 0), int), np.zeros((1, 1, 0), bool))
+    _, ours = embed(pair, Prompts(*tokens, masks, np.ones((1, 1), bool)))
+    _, theirs = official.prompt_encoder(None, None, torch.from_numpy(official_masks))
+    return ours[0], theirs.permute(0, 2, 3, 1)
+
+
+def mask_difference(pair, masks, official, official_masks):
+    return difference(*mask_embeddings(pair, masks, official, official_masks))
+
+
+def test_a_token_that_is_not_a_point_has_no_position(pair):
+    labels = np.array([1, -1, 0])
+    ours, _ = embed(pair, one_prompt(POINTS, labels, BOX, 5))
+    moved, _ = embed(pair, one_prompt(POINTS + np.array([[0], [9], [0]]), labels, BOX, 5))
+    np.testing.assert_array_equal(ours, moved)
+    encoding = pair.official.prompt_encoder.pe_layer.forward_with_coords(
+        torch.from_numpy(POINTS)[None] + 0.5, (CONFIG.image_size, CONFIG.image_size)
+    )
+    theirs, _ = pair.official.prompt_encoder(official_points(POINTS, labels), torch.from_numpy(BOX)[None], None)
+    theirs[:, 1] += encoding[:, 1]  # the embedding added to the encoding instead of taking its place
+    assert difference(ours[0], theirs) > SEEN
+
+
+def test_corners_of_a_box_are_not_sorted(pair):
+    inverted = BOX[[2, 3, 0, 1]]
+    ours, _ = embed(pair, one_prompt(*NO_POINTS, inverted, 2))
+    theirs, _ = pair.official.prompt_encoder(None, torch.from_numpy(BOX)[None], None)
+    assert difference(ours[0], theirs) > SEEN
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(lambda pe: torch.cat(pe.chunk(2, dim=1)[::-1], dim=1), id="cosines-first"),
+        pytest.param(lambda pe: pe.transpose(2, 3), id="y-before-x"),
+        pytest.param(lambda pe: torch.roll(pe, 1, dims=3), id="a-cell-beside"),
+    ],
+)
+def test_mistakes_in_the_dense_positional_encoding_are_seen(pair, mistake):
+    ours = ENCODER.apply({"params": pair.params["prompt_encoder"]}, method="get_dense_pe")
+    theirs = mistake(pair.official.prompt_encoder.get_dense_pe())
+    assert difference(ours[0], theirs.permute(0, 2, 3, 1)) > SEEN
+
+
+def test_the_dense_positional_encoding_is_that_of_the_middle_of_cells(pair):
+    ours = ENCODER.apply({"params": pair.params["prompt_encoder"]}, method="get_dense_pe")
+    corners = np.arange(CONFIG.grid_size) / CONFIG.grid_size
+    coords = torch.from_numpy(np.stack(np.meshgrid(corners, corners), axis=-1))
+    assert difference(ours[0, 0], pair.official.prompt_encoder.pe_layer._pe_encoding(coords)) > SEEN
 
 
 def test_the_gaussian_matrix_gets_no_gradient(pair):

@@ -90,6 +90,32 @@ def positions_in_values(transformer):
     attention.forward = lambda q, k, v: forward(q, k, k)
 
 
+def positions_in_values_of_tokens(transformer):
+    attention = transformer.layers[1].cross_attn_image_to_token
+    forward = attention.forward
+    attention.forward = lambda q, k, v: forward(q, k, k)
+
+
+def positions_in_values_of_self_attention(transformer):
+    attention = transformer.layers[1].self_attn
+    forward = attention.forward
+    attention.forward = lambda q, k, v: forward(q, k, k)
+
+
+def no_positions_for_output_tokens(transformer):
+    # As if only the prompt's tokens had a positional term, not the first five.
+    layer = transformer.layers[1]
+    forward = layer.forward
+    present = (torch.arange(TOKENS.shape[2]) >= 5)[:, None]
+    layer.forward = lambda queries, keys, query_pe, key_pe: forward(queries, keys, query_pe * present, key_pe)
+
+
+def positions_kept_in_the_image(transformer):
+    layer = transformer.layers[0]
+    forward = layer.forward
+    layer.forward = lambda queries, keys, query_pe, key_pe: forward(queries, keys + key_pe, query_pe, key_pe)
+
+
 def scale_of_the_encoder_width(transformer):
     attention = transformer.layers[1].cross_attn_token_to_image
     attention.q_proj.weight.div_(2**0.5)  # 1 / sqrt(32) for 1 / sqrt(16)
@@ -102,6 +128,10 @@ def scale_of_the_encoder_width(transformer):
         first_layer_like_the_second,
         gelu_for_relu,
         positions_in_values,
+        positions_in_values_of_tokens,
+        positions_in_values_of_self_attention,
+        no_positions_for_output_tokens,
+        positions_kept_in_the_image,
         scale_of_the_encoder_width,
     ],
 )
