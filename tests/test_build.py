@@ -100,6 +100,17 @@ def test_a_plugin_of_another_base_is_refused(folder, plugin_file, params):
     assert load_model(f"{folder}+{right}", image_size=64)[0].config.image_size == 64  # checked before it is resized
 
 
+def test_a_plugin_goes_on_its_own_base_alone(folder, params):
+    _, stable = with_plugin(assemble(TINY), params, PluginConfig(), jax.random.key(0))
+    file = folder.parent / "trained.safetensors"
+    save_plugin(file, stable["plugin"], config=PluginConfig(), metadata={"base": "tiny", "base_sha256": digest(params)})
+    load_model(f"{folder}+{file}")
+    params["mask_decoder"]["iou_token"] = params["mask_decoder"]["iou_token"] + 1
+    save_model(folder.parent / "other", params, config=TINY, source={})
+    with pytest.raises(InputError, match=r"trained\.safetensors: was trained on tiny .* the base given is tiny with"):
+        load_model(f"{folder.parent / 'other'}+{file}")
+
+
 def test_random_parameters_depend_on_the_key_alone():
     first, again = (init(TINY, jax.random.key(seed)) for seed in (0, 0))
     other = init(TINY, jax.random.key(1))

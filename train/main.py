@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> None:
     devices = parallel.choose_devices(config.devices)
     parallel.check_divides(config.batch_size, len(devices))
     kinds = parse_kinds(config.prompts)
-    sam, tree = base_model(config)
+    sam, tree, base_sha256 = base_model(config)
     trained, frozen = params.split(tree, config.trainable)
     neck_trains = check_trainable(config, sam, trained)
     training, held_out = pictures(config)
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> None:
         mask_size=sam.config.mask_size,
         seed=config.seed,
     )
-    run = Run(config, facts(sam, tree, training))
+    run = Run(config, facts(sam, base_sha256, training))
     print(
         f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
         f"{len(training)} pictures, {steps} steps of {config.batch_size} x {config.prompts_per_picture} prompts, "
@@ -137,13 +137,12 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params) -> bo
     return neck_trains
 
 
-def facts(sam: Sam, tree: params.Params, training: Pictures) -> dict[str, str]:
+def facts(sam: Sam, base_sha256: str, training: Pictures) -> dict[str, str]:
     """What a run depends on beside its options, so that it is not continued on another base or other pictures."""
     names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
-    base = {subtree: leaves for subtree, leaves in tree.items() if subtree != "plugin"}
     return {
         "base": dataclasses.replace(sam.config, plugin=None).name,
-        "base_sha256": params.digest(base),
+        "base_sha256": base_sha256,
         "pictures": f"{len(training)}, names {names[:16]}",
     }
 
@@ -170,12 +169,18 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
     return kinds
 
 
-def base_model(config: TrainConfig) -> tuple[Sam, params.Params]:
-    """The base, at the input size that is asked for, with a fresh plugin where one is."""
-    sam, tree = build.load_model(config.model, image_size=config.image_size)
+def base_model(config: TrainConfig) -> tuple[Sam, params.Params, str]:
+    """The base, at the input size that is asked for, with a fresh plugin where one is, and the base's SHA-256.
+
+    The SHA-256 is that of the base as it is stored, before its positions are resized: a plugin is put on that one.
+    """
+    sam, tree = build.load_model(config.model)
+    sha256 = params.digest({subtree: leaves for subtree, leaves in tree.items() if subtree != "plugin"})
+    if config.image_size is not None:
+        sam, tree = build.with_image_size(sam, tree, config.image_size)
     if config.plugin is not None:
         sam, tree = build.with_plugin(sam, tree, config.plugin, jax.random.key(config.seed))
-    return sam, jax.device_get(tree)
+    return sam, jax.device_get(tree), sha256
 
 
 def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
