@@ -105,7 +105,8 @@ def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
         target: tree whose leaves have `shape` and `dtype` (jax.ShapeDtypeStruct).
 
     Returns:
-        tree of contiguous numpy arrays, number for number those of the state dict; views of them where no axis turns.
+        tree of numpy arrays, number for number those of the state dict, and views of them: where these are views of a
+        file, a model of any size takes no memory yet.
 
     Raises:
         InputError: one line with every missing, unexpected, wrongly shaped, wrongly typed and unusable tensor.
@@ -137,7 +138,7 @@ def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
             faults["not exact in float32"].append(name)
         else:
             turned = array if rule.axes is None else array.transpose(rule.axes)
-            leaves[path] = np.asarray(turned.reshape(leaf.shape), leaf.dtype, order="C")
+            leaves[path] = turned.reshape(leaf.shape).astype(leaf.dtype, copy=False)
     if any(faults.values()):
         text = "; ".join(f"{kind} ({len(found)}): {_listed(kind, found)}" for kind, found in faults.items() if found)
         raise InputError(f"The tensors do not fit the model: {text}. Give a complete, sound checkpoint.")

@@ -102,7 +102,6 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
         )
     new_path(output)
     state, remarks = read_state(checkpoint)
-    tensors = len(state)
     try:
         config = recognise({name: array.shape for name, array in state.items()})
         if model not in (None, config.name):
@@ -114,12 +113,11 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     remarks += dropped(state)
     if config != MODELS[config.name]:
         remarks.append(f"for an input of {config.image_size} pixels")
-    del state  # or it would be held while the output is written
     source = {"file": checkpoint.name, "sha256": sha256(checkpoint), "remarks": remarks}
     save_model(output, params, config=config, source=source)
     return [
         ("model", config.name),
-        ("tensors", f"{tensors}"),
+        ("tensors", f"{len(state)}"),
         ("parameters", f"{count(params):,}"),
         ("source", f"{checkpoint.name}, SHA-256 {source['sha256']}"),
         *(("remark", remark) for remark in remarks),
