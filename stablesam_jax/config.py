@@ -1,7 +1,7 @@
 """Architecture: every number of every model and of the plugin, each written once."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from stablesam_jax.errors import InputError
 
@@ -81,18 +81,60 @@ class LiteConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginConfig:
-    """Stable-SAM's plugin: deformable sampling (DSP) and dynamic routing (DRP)."""
+    """Stable-SAM's plugin: deformable sampling (DSP, sec. 4.2) and dynamic routing (DRP, sec. 4.3).
 
-    attentions: tuple[int, ...] = (1,)  # token-to-image attentions: 0, 1 = decoder layers, 2 = final (figure 3: 1)
-    amplitude: Literal["project", "gate", "none"] = "project"  # x*: W x + b (figure 3b), x (1 + W x + b), or x itself
-    max_offset_cells: float = 8.0  # s_p of eq. 3 in cells of a 64-cell map, scaled with the map; the paper gives none
-    offset_kernel: int = 5  # cells; the depthwise convolution of the offset network (figure 3b)
-    router_width: int = 32  # hidden units of the router; the width that gives the paper's 0.08 M parameters
-    embedding_width: int = 256  # channels of keys and tokens
+    The paper leaves much open; every choice is a field, so that each can be measured.
+    """
+
+    attentions: tuple[int, ...] = (1,)
+    """Token-to-image attentions that read resampled features, one plugin for all: 0 and 1 are the decoder layers, 2 is
+    the final one. Figure 3 draws layer 2, that is 1; the text does not say."""
+    resample: Literal["deform", "cbam", "coordinate"] = "deform"
+    """What happens to the features: deformable sampling, or in its place the spatial attention of table 11, which only
+    re-weights them. The paper does not say which attention; there are CBAM's map and coordinate attention."""
+    amplitude: Literal["project", "gate", "none"] = "project"
+    """x* of deformable sampling: W x + b, as figure 3b draws it (the first convolution's output); x (1 + W x + b), as
+    the words "feature amplitudes" may be read; or x itself, offsets only."""
+    max_offset_cells: float = 8.0
+    """s_p of eq. 3, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 reach across. The
+    paper calls it pre-defined and gives no value."""
+    groups: int = 1
+    """Groups of channels with offsets of their own, as in deformable attention. The paper has one pair of offsets."""
+    offset_kernel: int = 5
+    """Side in cells of the depthwise convolution of the offset network (figure 3b)."""
+    padding: Literal["border", "zeros"] = "border"
+    """What lies outside the map: the border's value, since the text keeps p + delta p within the map, or zero."""
+    positions: Literal["grid", "resampled"] = "grid"
+    """Positional encoding of the keys: that of the original grid, added after mixing (eq. 4 names image features only),
+    or sampled and mixed as the features are. The paper does not say."""
+    router: bool = True
+    """Whether there is a DRP; without one, the rows "+ DSP" of table 5, alpha is (1, 0)."""
+    router_token: Literal["output", "mean"] = "output"
+    """t_o of eq. 5: the mask token of the single mask, also where several masks are asked for, or the mean of the four.
+    The text names the output mask token; one alpha serves all tokens of a prompt either way."""
+    router_width: int = 32
+    """Hidden units of the router; the paper gives none, this width gives its 0.08 M parameters."""
+    start: Literal["identity", "perturbed"] = "identity"
+    """Identity: SAM's masks are unchanged before training. Perturbed: small random numbers in the last layers of DSP
+    and DRP, so that every layer has a gradient from the first step. The paper does not say."""
+    embedding_width: int = 256
+    """Channels of keys and tokens."""
 
     def __post_init__(self):
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
             raise ValueError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
+        if self.groups < 1 or self.embedding_width % self.groups:
+            raise ValueError(f"groups must divide {self.embedding_width} channels; got {self.groups}.")
+        if self.offset_kernel < 1 or self.offset_kernel % 2 == 0:
+            raise ValueError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
+        if not 0 <= self.max_offset_cells < float("inf"):
+            raise ValueError(f"max_offset_cells must be a number of cells, 0 or more; got {self.max_offset_cells}.")
+        if self.resample != "deform" and self.positions == "resampled":
+            raise ValueError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
+        for field in dataclasses.fields(self):
+            known = get_args(field.type) if get_origin(field.type) is Literal else ()
+            if known and (value := getattr(self, field.name)) not in known:
+                raise ValueError(f"{field.name} is one of {', '.join(known)}; got {value!r}.")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "PluginConfig":

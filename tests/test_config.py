@@ -100,6 +100,24 @@ def test_the_plugin_is_by_default_that_of_the_papers_figure_3():
     assert config.attentions == (1,)
     assert config.amplitude == "project"
     assert config.offset_kernel == 5
+    assert (config.resample, config.groups, config.router) == ("deform", 1, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"groups": 3}, "groups must divide 256 channels; got 3"),
+        ({"groups": 0}, "groups must divide 256 channels; got 0"),
+        ({"offset_kernel": 4}, "offset_kernel must be odd"),
+        ({"max_offset_cells": -1.0}, "max_offset_cells must be a number of cells, 0 or more; got -1.0"),
+        ({"max_offset_cells": float("nan")}, "got nan"),
+        ({"resample": "cbam", "positions": "resampled"}, "'cbam' samples nothing: positions must be 'grid'"),
+        ({"amplitude": "twice"}, "amplitude is one of project, gate, none; got 'twice'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_is_refused_with_the_reason(fields, fault):
+    with pytest.raises(ValueError, match=fault):
+        PluginConfig(**fields)
 
 
 @pytest.mark.parametrize("attentions", [(0,), (0, 1), (2,), (0, 1, 2)])
