@@ -17,7 +17,7 @@ print(keep_compiled_programs(sys.argv[1]))
 
 @jax.jit
 def many_steps(x):
-    for _ in range(60):
+    for _ in range(200):
         x = jnp.sin(x @ x) + x.sum()
     return x
 
@@ -39,9 +39,11 @@ def run(folder):
     return folder, int(hits)
 
 
-def test_the_next_process_compiles_nothing(tmp_path):
+def test_the_next_process_reads_what_took_long_to_compile(tmp_path):
     assert run(tmp_path / "kept") == (str(tmp_path / "kept"), 0)
-    assert run(tmp_path / "kept") == (str(tmp_path / "kept"), 1)
+    folder, hits = run(tmp_path / "kept")
+    assert folder == str(tmp_path / "kept")
+    assert hits >= 1  # small programs are kept too where they took long, as on a busy machine
 
 
 @pytest.mark.parametrize(
