@@ -1,63 +1,60 @@
-"""A checkpoint folder of this package to a state dict for the official PyTorch packages.
+"""A checkpoint folder to a state dict for the official PyTorch packages, a plugin to one for eval/torch_plugin.py.
 
 python -m convert.flax_to_torch --checkpoint checkpoints/sam_vit_b --output sam_vit_b.pth
+python -m convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth
 """
 
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 import tyro
+from numpy.typing import ArrayLike
 
 from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import new_path, whole_file
-from stablesam_jax.config import LiteConfig
+from stablesam_jax.config import LiteConfig, PluginConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.params import count
+from stablesam_jax.params import Params, count, flatten
+from stablesam_jax.plugin_file import load_plugin
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a state dict that segment_anything or segment_anything_hq loads with strict=True."""
+    """Writes a state dict that segment_anything or segment_anything_hq loads with strict=True, or, of a plugin, one for
+    `stabilise` of eval/torch_plugin.py."""
 
     checkpoint: str
-    """Checkpoint folder, or the name of a shipped model."""
+    """Checkpoint folder, the name of a shipped model, or a plugin file."""
     output: pathlib.Path
-    """File to make, .pth, .pt or .safetensors; it must not exist."""
+    """File to make, .pth, .pt or, of a model, .safetensors; it must not exist."""
 
 
 def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
-    """Converts one folder; what `sam_to_flax` makes of the file is the folder again, to the bit.
+    """Converts one folder or plugin, to the bit: what `sam_to_flax` makes of a model's file is the folder again.
 
     Returns:
         what was done, as (item, value).
 
     Raises:
-        InputError: the folder cannot be used or has no official twin, or the output exists or cannot be written;
-            nothing is left of it then.
+        InputError: the folder or plugin cannot be used or has no PyTorch twin, or the output exists or cannot be
+            written; nothing is left of it then.
     """
     began = time.monotonic()
     if output.suffix not in SUFFIXES:
         raise InputError(f"{output}: no known kind of file. Give a name that ends in {', '.join(SUFFIXES)}.")
     new_path(output)
-    sam, params = load_model(checkpoint)
-    if sam.config.plugin is not None:
-        raise InputError(f"{checkpoint}: has a plugin, which no official package knows. Give its base alone.")
-    if isinstance(sam.config.encoder, LiteConfig):
-        raise InputError(
-            f"{checkpoint}: {sam.config.name} has an encoder that no official package has. Give a SAM with ViT or "
-            "TinyViT."
-        )
-    # Copies: leaves are read-only, and transposed ones would be written as they lie.
-    state = {name: torch.from_numpy(np.array(array, order="C")) for name, array in to_torch(params).items()}
+    is_plugin = pathlib.Path(checkpoint).is_file()
+    item, params, state = _plugin(checkpoint, output) if is_plugin else _model(checkpoint)
     with whole_file(output) as temporary:
         if output.suffix == ".safetensors":
             safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
@@ -65,12 +62,57 @@ def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
             with temporary.open("wb") as file:
                 torch.save(state, file)
     return [
-        ("model", sam.config.name),
-        ("tensors", f"{len(state)}"),
+        item,
+        ("tensors", f"{len(flatten(params))}"),
         ("parameters", f"{count(params):,}"),
         ("output", f"{output}, SHA-256 {sha256(output)}"),
         ("seconds", f"{time.monotonic() - began:.1f}"),
     ]
+
+
+def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A plugin as the state dict of `eval.torch_plugin.Plugin`.
+
+    Args:
+        params: the subtree `plugin`.
+        config: its configuration.
+        metadata: of the plugin file.
+
+    Returns:
+        leaves as tensors, with dots in their names and otherwise as they are, and configuration and metadata under
+        the name that PyTorch has for what is no tensor.
+    """
+    state: dict[str, Any] = {path.replace("/", "."): _tensor(leaf) for path, leaf in flatten(params).items()}
+    return state | {"_extra_state": {"config": dataclasses.asdict(config), "metadata": dict(metadata)}}
+
+
+def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
+    """What it is, its parameters, and its state dict."""
+    sam, params = load_model(checkpoint)
+    if sam.config.plugin is not None:
+        raise InputError(
+            f"{checkpoint}: has a plugin, which no official package knows. Give its base alone, and then the plugin "
+            "file alone."
+        )
+    if isinstance(sam.config.encoder, LiteConfig):
+        raise InputError(
+            f"{checkpoint}: {sam.config.name} has an encoder that no official package has. Give a SAM with ViT or "
+            "TinyViT."
+        )
+    return ("model", sam.config.name), params, {name: _tensor(array) for name, array in to_torch(params).items()}
+
+
+def _plugin(file: str, output: pathlib.Path) -> tuple[tuple[str, str], Params, dict[str, Any]]:
+    if output.suffix == ".safetensors":
+        raise InputError(f"{output}: {file} is a plugin, whose state also has what is no tensor. Give a name in .pth.")
+    params, config, metadata = load_plugin(file)
+    base = metadata.get("base", "a base that its file does not name")
+    return ("plugin", f"for {base}"), params, plugin_state(params, config, metadata)
+
+
+def _tensor(array: ArrayLike) -> torch.Tensor:
+    # A copy: leaves are read-only, and transposed ones would be written as they lie.
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

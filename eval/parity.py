@@ -42,17 +42,18 @@ from stablesam_jax.prompts import Prompt
 
 # 451 x 300 pixels: enlarged and padded.
 IMAGE = pathlib.Path(__file__).resolve().parents[1] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"
-COMPARED = tuple(name for name, config in MODELS.items() if config.plugin is None)  # the plugin has no official twin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares a model with its twin in segment_anything or segment_anything_hq. Give --random or --checkpoint."""
+    """Compares a model with its twin in segment_anything or segment_anything_hq, to which eval/torch_plugin.py adds the
+    plugin where there is one. Give --random or --checkpoint."""
 
     random: str | None = None
-    """Name of a model without plugin, to compare with random weights in every tensor."""
+    """Name of a model, to compare with random weights in every tensor."""
     checkpoint: str | None = None
-    """Weights: an official file, whose model is recognised, or a checkpoint folder, or the name of a shipped model."""
+    """Weights: an official file, whose model is recognised, or a checkpoint folder, or the name of a shipped model;
+    of the latter two also with +PLUGIN_FILE behind it."""
     image: pathlib.Path = IMAGE
     """Any picture."""
     image_size: int | None = None
@@ -102,14 +103,14 @@ def load(options: Options) -> tuple[SamConfig, Params]:
     """The model that the options name, and its weights.
 
     Raises:
-        InputError: not exactly one model is named, it has no official twin, or what is named cannot be used.
+        InputError: not exactly one model is named, or what is named cannot be used.
     """
     resized_checkpoint = options.checkpoint is not None and options.image_size is not None
     if (options.random is None) == (options.checkpoint is None) or resized_checkpoint:
         raise InputError("Give either --random MODEL, with or without --image-size, or --checkpoint.")
     if options.random is not None:
-        if options.random not in COMPARED:
-            raise InputError(f"--random {options.random}: no such model here; there are {', '.join(COMPARED)}.")
+        if options.random not in MODELS:
+            raise InputError(f"--random {options.random}: no such model here; there are {', '.join(MODELS)}.")
         config = MODELS[options.random]
         if options.image_size is not None:
             config = dataclasses.replace(config, image_size=options.image_size)
@@ -118,8 +119,6 @@ def load(options: Options) -> tuple[SamConfig, Params]:
     if pathlib.Path(options.checkpoint).is_file():
         return _read(pathlib.Path(options.checkpoint))
     sam, params = load_model(options.checkpoint)
-    if sam.config.plugin is not None:
-        raise InputError(f"{options.checkpoint}: no official model has a plugin; give the base without it.")
     return sam.config, jax.device_get(params)
 
 
@@ -134,7 +133,7 @@ def draw_params(config: SamConfig, seed: int) -> Params:
 
 
 def _draw(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers that keep the features of an encoder without a twin at their scale."""
+    """Numbers that keep the features of an encoder without a twin at their scale, and make no plugin an identity."""
     deviation = 1 / math.prod(shape[:-1]) ** 0.5 if path.endswith("kernel") else 0.2
     mean = 1.0 if path.endswith("scale") else 0.0
     return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
@@ -157,7 +156,7 @@ def print_table(rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> 
         relative = (row.deviation, row.largest, row.largest / row.deviation, row.largest_bound)
         numbers = (*relative, row.rms, row.rms / row.deviation, row.rms_bound)
         lines[row.quantity] = [row.quantity, *map(_figure, numbers), _verdict(row.ok)]
-    for quantity in sorted(lines, key=twins.QUANTITIES.index):
+    for quantity in twins.in_order(lines):
         table.add_row(*lines[quantity])
     console = rich.console.Console(width=120)
     console.print(table)

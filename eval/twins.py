@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import unittest.mock
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from convert.flax_to_torch import plugin_state
 from convert.rules import to_flax, to_torch
-from eval import torch_sam
+from eval import torch_plugin, torch_sam
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import LiteConfig, SamConfig, ViTConfig
+from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
-from stablesam_jax.params import Params
+from stablesam_jax.params import Params, flatten
 from stablesam_jax.preprocess import preprocess, to_model_frame, upscale_logits
 from stablesam_jax.prompts import Prompt
 
@@ -38,6 +40,7 @@ FULL_RES = "full-resolution logits"
 QUANTITIES = (
     INPUT, EMBEDDING, EARLY, HQ_FEATURES, SPARSE, DENSE, IMAGE_PE, DECODER, TOKENS, LOW_RES, IOU, FULL_RES
 )  # fmt: skip
+GRADIENT = "gradient of "  # and the path of a plugin's parameter: as many quantities, after all others
 Outputs = dict[str, np.ndarray]
 
 SLOTS = 8  # tokens that every prompt is padded to on our side, so that the comparison covers padding
@@ -46,6 +49,12 @@ SLOTS = 8  # tokens that every prompt is padded to on our side, so that the comp
 # What a user may ask for: arguments of `Sam.decode`, and of HQ-SAM one more.
 ANSWERS: tuple[dict[str, Any], ...] = ({"masks": "single"}, {"masks": "multi"})
 HQ_ANSWERS: tuple[dict[str, Any], ...] = (*ANSWERS, {"masks": "single", "hq_token_only": True})
+
+
+def in_order(outputs: Iterable[str]) -> list[str]:
+    """Names of quantities in the order of computation, gradients as they come."""
+    names = list(outputs)
+    return [name for name in QUANTITIES if name in names] + [name for name in names if name.startswith(GRADIENT)]
 
 
 class NoEncoder(torch.nn.Module):
@@ -63,7 +72,7 @@ def official_parts(config: SamConfig) -> tuple[str, ...]:
 
 
 def build_official(config: SamConfig) -> torch_sam.Official:
-    """The official model of a configuration; of sam_nano what `official_parts` names."""
+    """The official model of a configuration without its plugin; of sam_nano what `official_parts` names."""
     if not isinstance(config.encoder, LiteConfig):
         return torch_sam.build(config)
     early_width = 4 * config.encoder.stages[config.encoder.taps[0]].width
@@ -74,10 +83,12 @@ def build_official(config: SamConfig) -> torch_sam.Official:
 
 
 def load_official(config: SamConfig, params: Params) -> torch_sam.Official:
-    """The official model with our weights."""
+    """The official model with our weights, and with the plugin's PyTorch twin where we have one."""
     official = build_official(config)
     state = to_torch({part: params[part] for part in official_parts(config)})
     official.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, assign=True)
+    if config.plugin is not None:
+        torch_plugin.stabilise(official, plugin_state(params["plugin"], config.plugin, {}))
     return official
 
 
@@ -104,18 +115,22 @@ def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Pr
         dense embeddings (N, G, G, C), dense positional encoding (G, G, C), low-resolution logits (N, M, 4G, 4G) of all
         ANSWERS one after another, IoU predictions (N, M), full-resolution logits (N, M, H, W). "decoder alone" is the
         low-resolution logits. HQ-SAM: early features (G, G, any), HQ features (4G, 4G, C / 8), and logits of each token
-        (N, 5, 4G, 4G), the HQ token last.
+        (N, 5, 4G, 4G), the HQ token last. With a plugin: the gradient of each of its parameters, in its shape; the loss
+        is the mean square of the low-resolution logits.
     """
     variables = {"params": jax.device_put(params)}
     size_hw = picture.shape[:2]
     pixels = preprocess(picture, sam.config)
     batch = stack_prompts(prompts, size_hw, sam.config)
-    encode, decode = _programs(sam)
+    encode, decode, differentiate = _programs(sam)
     embedding = encode(variables, pixels[None])
     outputs = {INPUT: pixels, EMBEDDING: embedding.features[0]}
     if embedding.early is not None:
         outputs[EARLY] = embedding.early[0]
     outputs |= decode(variables, embedding, batch)
+    if sam.config.plugin is not None:
+        gradients = flatten(differentiate(variables["params"], embedding, batch))
+        outputs |= {GRADIENT + path: gradient for path, gradient in gradients.items()}
     outputs = {name: np.array(array, np.float32) for name, array in outputs.items()}
     outputs[SPARSE] = outputs[SPARSE][np.asarray(batch.valid[0])]
     full_res = upscale_logits(outputs[LOW_RES], size_hw, sam.config.image_size)
@@ -123,13 +138,16 @@ def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Pr
 
 
 @functools.cache
-def _programs(sam: Sam) -> tuple[Callable, Callable]:
-    """Compiled: pictures to an embedding, and an embedding and prompts to all that is decoded from them."""
+def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
+    """Compiled: pictures to an embedding, an embedding and prompts to all that is decoded, and to plugin gradients."""
+
+    def answer(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> list[Masks]:
+        # The compiler merges what the answers have in common.
+        return [sam.decode(embedding, batch, **kind) for kind in (HQ_ANSWERS if sam.config.hq else ANSWERS)]
 
     def decode(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> dict[str, jax.Array]:
-        # The compiler merges what the answers have in common.
         embedding = sam.fuse(embedding)
-        answers = [sam.decode(embedding, batch, **kind) for kind in (HQ_ANSWERS if sam.config.hq else ANSWERS)]
+        answers = answer(sam, embedding, batch)
         sparse, dense = sam.prompt_encoder(batch)
         outputs = {
             SPARSE: sparse[0],
@@ -146,7 +164,15 @@ def _programs(sam: Sam) -> tuple[Callable, Callable]:
             outputs[TOKENS] = jnp.concatenate([every.low_res_masks[0], every.hq_masks[0]], axis=1)
         return outputs
 
-    return jax.jit(functools.partial(sam.apply, method="encode")), jax.jit(functools.partial(sam.apply, method=decode))
+    def loss(plugin: Params, params: Params, embedding: ImageEmbedding, batch: Prompts) -> jax.Array:
+        answers = sam.apply({"params": params | {"plugin": plugin}}, embedding, batch, method=answer)
+        return jnp.mean(jnp.square(jnp.concatenate([answer.low_res_masks for answer in answers], axis=2)))
+
+    def differentiate(params: Params, embedding: ImageEmbedding, batch: Prompts) -> Params:
+        return {"plugin": jax.grad(loss)(params["plugin"], params, embedding, batch)}
+
+    encode = functools.partial(sam.apply, method="encode")
+    return jax.jit(encode), jax.jit(functools.partial(sam.apply, method=decode)), jax.jit(differentiate)
 
 
 @torch.no_grad()
@@ -193,6 +219,8 @@ def run_official(
     def to_model(coords: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(transform.apply_coords(coords, size_hw)).float().to(dtype)[None]
 
+    parameters = {name: leaf for name, leaf in official.named_parameters() if name.startswith("plugin.")}
+    gradients: list[tuple[torch.Tensor, ...]] = []
     for prompt in prompts:
         points = (to_model(prompt.points), torch.from_numpy(prompt.labels)[None]) if len(prompt.labels) else None
         boxes = None if prompt.box is None else to_model(prompt.box.reshape(2, 2)).reshape(1, 4)
@@ -200,14 +228,20 @@ def run_official(
         sparse, dense = official.prompt_encoder(points, boxes, masks)
         lists[SPARSE].append(sparse[0])
         lists[DENSE].append(dense.permute(0, 2, 3, 1))
-        logits, iou = _answers(official.mask_decoder, features, early, image_pe, sparse, dense)
-        lists[LOW_RES].append(logits)
-        lists[IOU].append(iou)
+        with torch.set_grad_enabled(len(parameters) > 0):
+            logits, iou = _answers(official.mask_decoder, features, early, image_pe, sparse, dense)
+            loss = logits.square().mean() / len(prompts)
+        if parameters:
+            gradients.append(torch.autograd.grad(loss, list(parameters.values())))
+        lists[LOW_RES].append(logits.detach())
+        lists[IOU].append(iou.detach())
         lists[DECODER].append(_answers(official.mask_decoder, our_features, our_early, image_pe, sparse, dense)[0])
         if early is not None:
             logits, _ = official.mask_decoder.predict_masks(features, image_pe, sparse, dense, fused)
             lists[TOKENS].append(logits)
     outputs |= {name: torch.cat(tensors) for name, tensors in lists.items()}
+    for name, *of_prompts in zip(parameters, *gradients, strict=True):
+        outputs[GRADIENT + name.replace(".", "/")] = torch.stack(of_prompts).sum(dim=0)
     outputs[IMAGE_PE] = image_pe[0].permute(1, 2, 0)
     outputs[FULL_RES] = official.postprocess_masks(outputs[LOW_RES], resized.shape[1:], size_hw)
     return {name: tensor.numpy() for name, tensor in outputs.items()}

@@ -1,16 +1,20 @@
 """What is converted back is the official file again, which the official classes load, or one line says why not."""
 
+import dataclasses
 import resource
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 from convert import flax_to_torch, sam_to_flax
 from convert.torch_file import read_state
-from eval import torch_sam
+from eval import torch_plugin, torch_sam
 from stablesam_jax.checkpoint import save_model
-from stablesam_jax.config import MODELS
+from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.params import unflatten
+from stablesam_jax.plugin_file import load_plugin, save_plugin
 from tests.reference import official, small
 
 
@@ -80,6 +84,44 @@ def test_a_shipped_model_and_a_plugin_are_answered_by_what_to_do(known, tmp_path
     assert "has a plugin, which no official package knows. Give its base" in refusal(
         capsys, tmp_path / "stable", output
     )
+
+
+@pytest.fixture
+def plugin_file(tmp_path):
+    """A plugin with numbers of its own in every leaf."""
+    _, params = small.stable_nano()
+    rng = np.random.default_rng(0)
+    plugin = jax.tree.map(lambda leaf: leaf + rng.standard_normal(leaf.shape, np.float32), params["plugin"])
+    save_plugin(tmp_path / "plugin.safetensors", plugin, config=PluginConfig(), metadata={"base": "sam_vit_b"})
+    return tmp_path / "plugin.safetensors"
+
+
+def test_a_plugin_makes_an_official_model_stable_and_its_numbers_are_equal_to_the_bit(plugin_file, tmp_path, capsys):
+    run(plugin_file, tmp_path / "plugin.pth")
+    printed = capsys.readouterr().out
+    assert "plugin     for sam_vit_b\n" in printed
+    assert "parameters 81,829\n" in printed
+    sam = torch_sam.build(dataclasses.replace(official.VIT, embedding_width=256))
+    torch_plugin.stabilise(sam, torch_plugin.load_plugin_state(tmp_path / "plugin.pth"))
+
+    state = sam.plugin.state_dict()
+    params, config, metadata = load_plugin(plugin_file)
+    extra = state.pop("_extra_state")
+    assert PluginConfig.from_json(extra["config"]) == config
+    assert extra["metadata"] == metadata
+    again = unflatten({name.replace(".", "/"): leaf.numpy() for name, leaf in state.items()})
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_a_plugin_beside_its_base_or_as_safetensors_is_answered_by_what_to_do(plugin_file, tmp_path, capsys):
+    assert "Give its base alone, and then the plugin file alone" in refusal(
+        capsys, f"sam_nano+{plugin_file}", tmp_path / "out.pth"
+    )
+    assert "is a plugin, whose state also has what is no tensor. Give a name in .pth" in refusal(
+        capsys, plugin_file, tmp_path / "out.safetensors"
+    )
+    (tmp_path / "text").write_text("no plugin")
+    assert "not a safetensors file" in refusal(capsys, tmp_path / "text", tmp_path / "out.pth")
 
 
 def test_nothing_is_overwritten_and_only_known_suffixes_are_written(folder, tmp_path, capsys):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import differences, parity, torch_sam, twins
-from stablesam_jax.build import assemble
+from eval import differences, parity, torch_plugin, torch_sam, twins
 from stablesam_jax.checkpoint import save_model
 from stablesam_jax.config import MODELS, SamConfig, ViTConfig
 from stablesam_jax.model import transformer
@@ -60,6 +59,29 @@ def test_sam_without_hq_is_the_official_one(run):
     assert found["model"] == "sam_vit_b"
     assert found["image"]["file"] == "chelsea.jpg"
     assert found["versions"]["jax"] == jax.__version__
+
+
+def test_stable_sam_has_the_logits_and_the_plugin_gradients_of_its_pytorch_twin(run):
+    status, found = run("--random", "stable_sam_vit_b", "--image-size", "256")
+    assert status == 0
+    gradients = {row["quantity"]: row for row in found["rows"] if row["quantity"].startswith(twins.GRADIENT)}
+    assert len(gradients) == 15
+    assert all(row["deviation"] > 0 and row["rms_bound"] > 0 for row in gradients.values())
+    assert f"{twins.GRADIENT}plugin/drp/scale" in gradients
+
+
+def test_a_thousandth_of_a_gradient_exceeds_the_bounds(run, monkeypatch):
+    sample = torch_plugin.sample
+    monkeypatch.setattr(
+        torch_plugin,
+        "sample",
+        lambda x, offsets, padding: sample(x, 0.999 * offsets + 0.001 * offsets.detach(), padding),
+    )
+    status, found = run("--random", "stable_sam_vit_b", "--image-size", "256")
+    assert status == 1
+    verdicts = {row["quantity"]: row["ok"] for row in found["rows"]}
+    assert verdicts[twins.LOW_RES]
+    assert not verdicts[f"{twins.GRADIENT}plugin/dsp/offset/kernel"]
 
 
 def test_nano_is_official_but_for_its_encoder(run):
@@ -119,13 +141,6 @@ def test_a_checkpoint_folder_is_compared(tmp_path, run):
     assert (status, found["image_size"]) == (0, CONFIG.image_size)
 
 
-def test_a_plugin_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(parity, "load_model", lambda _: (assemble(MODELS["stable_sam_nano"]), {}))
-    with pytest.raises(SystemExit):
-        parity.main(["--checkpoint", "stable_sam_nano"])
-    assert "no official model has a plugin; give the base" in capsys.readouterr().err
-
-
 def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
     torch.save({"mask_decoder.iou_token.weight": torch.zeros(1, 256)}, tmp_path / "part.pth")
     with pytest.raises(SystemExit):
@@ -141,7 +156,6 @@ def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
         (["--checkpoint", "sam.pth", "--image-size", "512"], "Give either --random MODEL"),
         (["--checkpoint", "none.pth"], "none.pth: neither a shipped model"),
         (["--random", "vit_b"], "--random vit_b: no such model here; there are sam_vit_b, sam_vit_l"),
-        (["--random", "stable_sam_vit_b"], "--random stable_sam_vit_b: no such model here"),
         (["--random", "sam_vit_b", "--image-size", "250"], "image size 250: must be a positive multiple of 16"),
         (["--random", "sam_vit_b", "--image", "none.png"], "none.png: cannot be read"),
         (["--random", "sam_vit_b", "--json", "none/parity.json"], "--json none/parity.json: there is no such folder"),

@@ -1,0 +1,207 @@
+"""The plugin for PyTorch is ours on the official models: logits, gradients, and what else its users rely on."""
+
+import ast
+import copy
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from convert.flax_to_torch import plugin_state
+from eval import torch_plugin, torch_sam  # torch_sam first: segment_anything may need its stand-ins
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import PluginConfig
+from stablesam_jax.params import flatten, unflatten
+from tests.reference.pictures import ramp
+from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.test_sam import draw, official_logits
+
+from segment_anything import SamPredictor  # isort: skip
+
+WIDTH = CONFIG.embedding_width
+GRADIENT_TOLERANCE = 1e-11  # sums over maps and prompts; float64 rounding is 2e-14 here
+WHOLE = {
+    "sam": dataclasses.replace(CONFIG, plugin=PluginConfig(embedding_width=WIDTH)),
+    "hq-sam, all attentions": dataclasses.replace(
+        HQ_CONFIG, plugin=PluginConfig(embedding_width=WIDTH, attentions=(0, 1, 2))
+    ),
+}
+
+
+@functools.cache
+def drawn(config):
+    """A plugin with numbers that change masks in every leaf."""
+    rng = np.random.default_rng(5)
+
+    def leaf(path, shape):
+        deviation = 1 / np.prod(shape[:-1]) ** 0.5 if path.endswith("kernel") else 0.2
+        return path.endswith("scale") + deviation * rng.standard_normal(shape)
+
+    return unflatten(
+        {path: leaf(path, found.shape) for path, found in flatten(shapes(assemble(config))["plugin"]).items()}
+    )
+
+
+def state_of(config, **metadata):
+    return plugin_state(drawn(config), config.plugin, metadata)
+
+
+def logits_and_gradients(config):
+    """Compiled: plugin, all parameters, embedding, prompts, cotangent -> all logits, plugin gradients."""
+
+    def run(plugin, params, embedding, prompts, cotangent):
+        def loss(plugin):
+            masks = assemble(config).apply(
+                {"params": params | {"plugin": plugin}}, embedding, prompts, method="decode", masks="all"
+            )
+            every = [masks.low_res_masks] if masks.hq_masks is None else [masks.low_res_masks, masks.hq_masks]
+            logits = jnp.concatenate(every, axis=2)
+            return jnp.sum(logits * cotangent), logits
+
+        (_, logits), gradients = jax.value_and_grad(loss, has_aux=True)(plugin)
+        return logits, gradients
+
+    return quick_jit(run)
+
+
+@pytest.mark.parametrize("config", WHOLE.values(), ids=WHOLE)
+def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_parameter(config):
+    pictures, prompts = draw(config)
+    picture, prompts = pictures[:1], jax.tree.map(lambda leaf: leaf[:1], prompts)
+    cotangent = normal(1, 3, 5 if config.hq else 4, config.mask_size, config.mask_size, seed=9)
+    encode = quick_jit(assemble(config).apply, static_argnames="method")
+    with float64_pair(config) as pair:
+        embedding = encode({"params": pair.params}, picture, method="encode")
+        plugin = jax.tree.map(jnp.asarray, drawn(config))
+        logits, gradients = logits_and_gradients(config)(plugin, pair.params, embedding, prompts, cotangent)
+        base, _ = official_logits(pair.official, picture[0], prompts, (0, 0))
+        stable = torch_plugin.stabilise(pair.official, state_of(config))
+        for index in np.ndindex(1, 3):
+            theirs, _ = official_logits(stable, picture[0], prompts, index)
+            assert difference(logits[index][None], theirs.detach()) < TOLERANCE
+            (theirs * torch.from_numpy(cotangent[index])).sum().backward()
+    assert difference(logits[0, 0][None], base) > 0.1  # the plugin is not trivial
+    for path, gradient in flatten(gradients).items():
+        theirs = stable.plugin.get_parameter(path.replace("/", ".")).grad
+        assert theirs.abs().max() > 0, path
+        assert difference(gradient, theirs) < GRADIENT_TOLERANCE, path
+
+
+@pytest.fixture
+def sam():
+    """A small SAM in float32."""
+    official = torch_sam.build(CONFIG)
+    torch_sam.randomise(official, seed=0)
+    return official
+
+
+STATE = state_of(WHOLE["sam"], base="sam_vit_b")
+
+
+def predicted(sam):
+    predictor = SamPredictor(sam)
+    predictor.set_image(ramp(30, 40))
+    return predictor.predict(box=np.array([8, 5, 30, 22]))[2]
+
+
+def test_sam_predictor_works_on_top_and_has_other_masks_than_without(sam):
+    before = predicted(sam)
+    assert torch_plugin.stabilise(sam, STATE) is sam
+    assert np.abs(predicted(sam) - before).max() > 1
+
+
+def test_a_plugin_that_is_the_identity_changes_nothing(sam):
+    state = {name: torch.zeros_like(leaf) for name, leaf in STATE.items() if name != "_extra_state"}
+    state |= {"dsp.project.kernel": torch.eye(WIDTH), "drp.scale": torch.ones(())}
+    before = predicted(sam)
+    torch_plugin.stabilise(sam, STATE | state)
+    # grid_sample takes positions in -1..1, where cells of the map lose two digits.
+    np.testing.assert_allclose(predicted(sam), before, rtol=0, atol=1e-4)
+
+
+def test_the_copy_of_a_model_has_a_plugin_of_its_own(sam):
+    torch_plugin.stabilise(sam, STATE)
+    before = predicted(sam)
+    other = copy.deepcopy(sam)
+    with torch.no_grad():
+        other.plugin.drp.scale.zero_()
+    assert np.abs(predicted(other) - before).max() > 1
+    np.testing.assert_array_equal(predicted(sam), before)
+
+
+def test_the_plugin_goes_where_its_model_goes_and_keeps_offsets_precise_in_half_the_digits(sam):
+    torch_plugin.stabilise(sam, STATE).to(torch.bfloat16)
+    keys = torch.from_numpy(normal(1, 20, 20, WIDTH)).bfloat16()
+    amplitudes, offsets = sam.plugin.dsp(keys)
+    assert (amplitudes.dtype, offsets.dtype) == (torch.bfloat16, torch.float32)
+    mixed, _ = sam.plugin(keys, keys, torch.ones(1, 6, WIDTH, dtype=torch.bfloat16))
+    assert mixed.dtype == torch.bfloat16
+
+
+def test_states_are_files_that_run_no_code_and_are_the_plugin_to_the_bit(sam, tmp_path):
+    torch.save(STATE, tmp_path / "plugin.pth")
+    torch_plugin.stabilise(sam, torch_plugin.load_plugin_state(tmp_path / "plugin.pth"))
+    torch.save(sam.plugin.state_dict(), tmp_path / "again.pth")
+    again = torch_plugin.load_plugin_state(tmp_path / "again.pth")
+    assert again.pop("_extra_state") == STATE["_extra_state"]
+    assert {f"plugin.{name}" for name in again} == {name for name, _ in sam.named_parameters() if "plugin" in name}
+    for path, leaf in flatten(drawn(WHOLE["sam"])).items():
+        np.testing.assert_array_equal(again[path.replace("/", ".")], leaf.astype(np.float32))
+
+
+def spoil_offsets(plugin):
+    plugin.dsp.offset.kernel.copy_(plugin.dsp.offset.kernel.flip(-1).clone())
+
+
+def spoil_amplitudes(plugin):
+    plugin.dsp.project.kernel.copy_(plugin.dsp.project.kernel.T.clone())
+
+
+def spoil_depthwise(plugin):
+    plugin.dsp.depthwise.kernel.copy_(plugin.dsp.depthwise.kernel.transpose(0, 1).clone())
+
+
+def spoil_alpha(plugin):
+    plugin.drp.logits.kernel.copy_(plugin.drp.logits.kernel.flip(-1).clone())
+
+
+@pytest.mark.parametrize("spoil", [spoil_offsets, spoil_amplitudes, spoil_depthwise, spoil_alpha])
+def test_a_wrong_axis_would_be_seen(sam, spoil):
+    torch_plugin.stabilise(sam, STATE)
+    before = predicted(sam)
+    with torch.no_grad():
+        spoil(sam.plugin)
+    assert np.abs(predicted(sam) - before).max() > SEEN * np.abs(before).max()
+
+
+def test_what_cannot_be_is_refused_with_the_reason(sam):
+    def refusal(state):
+        with pytest.raises(ValueError, match=r".") as caught:
+            torch_plugin.stabilise(sam, state)
+        return str(caught.value)
+
+    extra = STATE["_extra_state"]
+    assert "no state of a plugin" in refusal(sam.state_dict())
+    assert "does not know such a plugin" in refusal(
+        STATE | {"_extra_state": {"config": extra["config"] | {"colour": 1}, "metadata": {}}}
+    )
+    wide = dataclasses.replace(WHOLE["sam"], embedding_width=32, plugin=PluginConfig(embedding_width=32))
+    assert "The plugin is 32 channels wide, the mask decoder 64" in refusal(state_of(wide))
+    with pytest.raises(RuntimeError, match=r"drp\.scale"):
+        torch_plugin.stabilise(sam, {name: value for name, value in STATE.items() if name != "drp.scale"})
+    assert not hasattr(sam, "plugin")
+    torch_plugin.stabilise(sam, STATE)
+    assert "has a plugin already" in refusal(STATE)
+
+
+def test_the_file_needs_torch_alone():
+    with open(torch_plugin.__file__) as file:
+        nodes = list(ast.walk(ast.parse(file.read())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {name.partition(".")[0] for name in names} - sys.stdlib_module_names == {"torch"}
