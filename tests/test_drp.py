@@ -44,3 +44,9 @@ def test_the_softmax_of_bfloat16_tokens_is_float32():
     alpha = ROUTER.apply({"params": params}, jnp.zeros((1, 256), jnp.bfloat16))
     assert alpha.dtype == jnp.float32
     np.testing.assert_allclose(alpha, [[0.880797, 0.119203]], atol=1e-6)
+
+
+def test_a_perturbed_start_lets_tokens_differ_a_little():
+    alpha, _ = Router(PluginConfig(start="perturbed")).init_with_output(jax.random.key(0), normal(1, 5, 256))
+    assert jnp.ptp(alpha[:, 0]) > 0
+    np.testing.assert_allclose(alpha, np.full((5, 2), 0.5), atol=0.05)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, depthwise_same
+from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, depthwise_same, sampling_positions
 
 WIDTH = 16  # channels in these tests; nothing depends on 256
 
@@ -65,7 +65,7 @@ def test_at_the_start_nothing_moves_and_amplitudes_are_the_features(amplitude):
     features = normal(0, 2, 4, 6, WIDTH)
     (amplitudes, offsets), _ = jax.jit(network.init_with_output)(jax.random.key(1), features)
     np.testing.assert_array_equal(amplitudes, features)
-    np.testing.assert_array_equal(offsets, np.zeros((2, 4, 6, 2)))
+    np.testing.assert_array_equal(offsets, np.zeros((2, 4, 6, 1, 2)))
 
 
 def test_only_the_chosen_amplitude_has_parameters():
@@ -91,8 +91,8 @@ def test_offsets_reach_the_limit_scaled_with_the_map_in_x_y_order():
     network, params = started(PluginConfig(max_offset_cells=8.0), features)
     params["offset"]["bias"] = jnp.array([99.0, -99.0])
     _, offsets = network.apply({"params": params}, features)
-    np.testing.assert_array_equal(offsets[..., 0], np.full((1, 16, 32), 8 * 32 / 64))
-    np.testing.assert_array_equal(offsets[..., 1], np.full((1, 16, 32), -8 * 16 / 64))
+    np.testing.assert_array_equal(offsets[..., 0], np.full((1, 16, 32, 1), 8 * 32 / 64))
+    np.testing.assert_array_equal(offsets[..., 1], np.full((1, 16, 32, 1), -8 * 16 / 64))
 
 
 def test_offsets_of_bfloat16_features_are_float32():
@@ -105,8 +105,51 @@ def test_offsets_of_bfloat16_features_are_float32():
     np.testing.assert_allclose(offsets, network.apply({"params": params}, features)[1], atol=0.1)
 
 
+@pytest.mark.parametrize("weight", [1e3, 1e9, 1e15])
+def test_no_weights_move_an_offset_beyond_its_bound(weight):
+    features = normal(0, 2, 16, 32, WIDTH)
+    network, params = started(PluginConfig(max_offset_cells=8.0), features)
+    params = jax.tree.map(lambda leaf: leaf + weight * normal(2, *leaf.shape), params)
+    _, offsets = network.apply({"params": params}, features)
+    assert np.all(np.abs(offsets) <= np.array([4.0, 2.0]))  # 8 cells of 64, on a map of 32 x 16
+    assert np.all(np.abs(offsets).max(axis=(0, 1, 2, 3)) == [4.0, 2.0])
+
+
+def test_the_start_may_be_perturbed_by_less_than_a_cell():
+    features = normal(0, 2, 64, 64, WIDTH)
+    network, params = started(PluginConfig(start="perturbed"), features)
+    amplitudes, offsets = network.apply({"params": params}, features)
+    np.testing.assert_array_equal(amplitudes, features)
+    assert 0 < np.abs(offsets).max() < 1
+
+
+MAP = jnp.arange(12.0).reshape(1, 3, 4, 1)
+
+
+def moved(offset, features=MAP, padding="border"):
+    """Every cell of a 3 x 4 map moved by the same (groups, 2) offset."""
+    offsets = jnp.tile(jnp.array(offset)[None, None, None], (1, 3, 4, 1, 1))
+    return deformable_features(features, sampling_positions(offsets, padding), padding)[0]
+
+
 def test_an_offset_of_one_cell_reads_the_neighbour():
-    amplitudes = jnp.arange(12.0).reshape(1, 3, 4, 1)
-    right = jnp.tile(jnp.array([1.0, 0.0]), (1, 3, 4, 1))
-    moved = deformable_features(amplitudes, right)[0, :, :, 0]
-    assert moved.tolist() == [[1, 2, 3, 3], [5, 6, 7, 7], [9, 10, 11, 11]]
+    assert moved([[1.0, 0.0]])[..., 0].tolist() == [[1, 2, 3, 3], [5, 6, 7, 7], [9, 10, 11, 11]]
+    assert moved([[0.0, 1.0]])[..., 0].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11], [8, 9, 10, 11]]
+
+
+def test_what_comes_from_outside_the_map_is_the_border_or_zero_as_configured():
+    assert moved([[1.5, 0.0]], padding="border")[0, :, 0].tolist() == [1.5, 2.5, 3, 3]
+    assert moved([[1.5, 0.0]], padding="zeros")[0, :, 0].tolist() == [1.5, 2.5, 1.5, 0]
+
+
+def test_each_group_of_channels_goes_its_own_way():
+    both = moved([[1.0, 0.0], [0.0, 1.0]], jnp.concatenate([MAP, 100 + MAP], axis=-1))
+    np.testing.assert_array_equal(both[..., 0], moved([[1.0, 0.0]])[..., 0])
+    np.testing.assert_array_equal(both[..., 1], 100 + moved([[0.0, 1.0]])[..., 0])
+
+
+@pytest.mark.parametrize(("padding", "last"), [("border", 3.0), ("zeros", 5.0)])
+def test_positions_are_cells_plus_offsets_kept_in_the_map_unless_zeros_lie_outside(padding, last):
+    positions = sampling_positions(jnp.tile(jnp.array([2.0, -0.5]), (1, 3, 4, 1, 1)), padding)
+    assert positions[0, 1, 0, 0].tolist() == [2.0, 0.5]
+    assert positions[0, 0, 3, 0].tolist() == [last, 0.0 if padding == "border" else -0.5]

@@ -1,5 +1,6 @@
 """The whole plugin: identity at the start, 81,829 parameters, and a twin in PyTorch."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -22,81 +23,154 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+# What differs from the default, for every field that a plugin's arithmetic depends on.
+VARIANTS = {
+    "default": {},
+    "gate": {"amplitude": "gate"},
+    "offsets only": {"amplitude": "none"},
+    "four groups": {"groups": 4},
+    "zeros outside": {"padding": "zeros"},
+    "positions resampled": {"positions": "resampled"},
+    "mean token": {"router_token": "mean"},
+    "no router": {"router": False},
+    "no router, resampled": {"router": False, "positions": "resampled"},
+    "cbam": {"resample": "cbam"},
+    "coordinate": {"resample": "coordinate"},
+}
+DIFFERENT = ("default", "positions resampled", "no router", "cbam", "coordinate")  # in more than a detail
+
+
+def small(variant: str, **fields) -> PluginConfig:
+    return dataclasses.replace(SMALL, **VARIANTS[variant] | fields)
+
+
 def inputs(config: PluginConfig, *, key_prompts: int = 3, dtype=jnp.float32):
     keys = normal(0, 2, key_prompts, 6, 9, config.embedding_width).astype(dtype)
+    key_pe = normal(5, 1, 1, 6, 9, config.embedding_width).astype(dtype)
     tokens = normal(1, 2, 3, 7, config.embedding_width).astype(dtype)
-    return keys, tokens
+    return keys, key_pe, tokens
+
+
+# Much is compiled here and little computed: LLVM's optimisation takes half of the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def started(config: PluginConfig):
+    """First parameters."""
+    return jit(Plugin(config).init)(jax.random.key(2), *inputs(config))
 
 
 @functools.cache
 def trained(config: PluginConfig):
     """Parameters with noise on every leaf, those that start at zero too."""
-    start = jax.jit(Plugin(config).init)(jax.random.key(2), *inputs(config))
-    return jax.tree.map(lambda leaf: leaf + 0.3 * normal(3, *leaf.shape), start)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * normal(3, *leaf.shape), started(config))
 
 
-apply = jax.jit(Plugin(SMALL).apply)
+@functools.cache
+def run(config: PluginConfig):
+    """(variables, keys, key_pe, tokens) -> keys, key_pe."""
+    return jit(Plugin(config).apply)
 
 
-def torch_twin(params: dict[str, torch.Tensor], keys, tokens, amplitude: str, max_offset_cells: float):
-    """One prompt: (H, W, C), (T, C) -> (H, W, C), written from the paper with PyTorch's own layers."""
+apply = run(SMALL)
+
+
+def torch_twin(config: PluginConfig, params: dict[str, torch.Tensor], keys, key_pe, tokens):
+    """One prompt: (H, W, C), (H, W, C), (T, C) -> keys and key_pe; the papers' words in PyTorch's own layers."""
     F = torch.nn.functional
+
+    def dense(x, name):
+        return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
 
     def layer_norm(x, name):
         return F.layer_norm(x, x.shape[-1:], params[f"{name}/scale"], params[f"{name}/bias"], eps=1e-6)
 
+    def mix(resampled, original):
+        return alpha[0] * resampled + alpha[1] * original
+
+    alpha = torch.tensor([1.0, 0.0])
+    if config.router:
+        token = tokens[1] if config.router_token == "output" else tokens[1:5].mean(0)
+        hidden = F.gelu(layer_norm(dense(token, "drp/hidden"), "drp/norm"))
+        alpha = torch.softmax(dense(hidden, "drp/logits"), dim=-1) * params["drp/scale"]
+
+    if config.resample == "cbam":
+        pooled = torch.stack([keys.mean(-1), keys.amax(-1)])
+        kernel = params["spatial/kernel"].permute(3, 2, 0, 1)
+        factors = 2 * torch.sigmoid(F.conv2d(pooled[None], kernel, params["spatial/bias"].view(1), padding=3))
+        return mix(keys * factors[0, 0, :, :, None], keys), key_pe
+    if config.resample == "coordinate":
+        lines = torch.cat([keys.mean(1), keys.mean(0)])
+        hidden = F.hardswish(layer_norm(dense(lines, "spatial/hidden"), "spatial/norm"))
+        rows, columns = hidden.split([len(keys), keys.shape[1]])
+        rows, columns = (2 * torch.sigmoid(dense(x, f"spatial/{n}")) for x, n in ((rows, "rows"), (columns, "columns")))
+        return mix(keys * rows[:, None] * columns[None], keys), key_pe
+
     height, width, channels = keys.shape
-    if amplitude == "project":
-        x_star = keys @ params["dsp/project/kernel"] + params["dsp/project/bias"]
-    elif amplitude == "gate":
-        x_star = keys * (1 + keys @ params["dsp/gate/kernel"] + params["dsp/gate/bias"])
-    else:
-        x_star = keys
+    x_star = keys
+    if config.amplitude == "project":
+        x_star = dense(keys, "dsp/project")
+    elif config.amplitude == "gate":
+        x_star = keys * (1 + dense(keys, "dsp/gate"))
     kernel = params["dsp/depthwise/kernel"].permute(2, 0, 1)[:, None]
     hidden = F.conv2d(x_star.permute(2, 0, 1), kernel, params["dsp/depthwise/bias"], padding=2, groups=channels)
     hidden = F.gelu(layer_norm(hidden.permute(1, 2, 0), "dsp/norm"))
     size = torch.tensor([width, height])
-    direction = torch.tanh(hidden @ params["dsp/offset/kernel"] + params["dsp/offset/bias"])
-    offsets = max_offset_cells / 64 * size * direction
+    direction = torch.tanh(dense(hidden, "dsp/offset"))
     grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
-    positions = (grid + offsets) * 2 / (size - 1) - 1
-    moved = F.grid_sample(x_star.permute(2, 0, 1)[None], positions[None], "bilinear", "border", align_corners=True)
 
-    hidden = tokens[1] @ params["drp/hidden/kernel"] + params["drp/hidden/bias"]
-    logits = F.gelu(layer_norm(hidden, "drp/norm")) @ params["drp/logits/kernel"] + params["drp/logits/bias"]
-    alpha = torch.softmax(logits, dim=-1) * params["drp/scale"]
-    return alpha[0] * moved[0].permute(1, 2, 0) + alpha[1] * keys
+    def moved(maps):
+        groups = []
+        for index, group in enumerate(maps.chunk(config.groups, dim=-1)):
+            offsets = config.max_offset_cells / 64 * size * direction[..., 2 * index : 2 * index + 2]
+            positions = ((grid + offsets) * 2 / (size - 1) - 1)[None]
+            maps = group.permute(2, 0, 1)[None]
+            groups.append(F.grid_sample(maps, positions, "bilinear", config.padding, align_corners=True))
+        return torch.cat(groups, dim=1)[0].permute(1, 2, 0)
+
+    if config.positions == "resampled":
+        return mix(moved(x_star), keys), mix(moved(key_pe), key_pe)
+    return mix(moved(x_star), keys), key_pe
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def mixed_and_gradients(config: PluginConfig, params, keys, tokens, cotangent):
-    mixed, pull_back = jax.vjp(lambda p, k, t: Plugin(config).apply({"params": p}, k, t), params, keys, tokens)
-    return mixed, pull_back(cotangent)
+@functools.partial(jit, static_argnums=0)
+def mixed_and_gradients(config: PluginConfig, params, arguments, cotangents):
+    mixed, pull_back = jax.vjp(lambda p, a: Plugin(config).apply({"params": p}, *a), params, arguments)
+    cotangents = tuple(c[:, :1] if m.shape[1] == 1 else c for m, c in zip(mixed, cotangents, strict=True))
+    cotangents = tuple(c[:1] if m.shape[0] == 1 else c for m, c in zip(mixed, cotangents, strict=True))
+    return mixed, cotangents, pull_back(cotangents)
 
 
-@pytest.mark.parametrize("amplitude", ["project", "gate", "none"])
-def test_equals_its_torch_twin_in_values_and_in_every_gradient(amplitude):
-    config = PluginConfig(embedding_width=16, router_width=4, max_offset_cells=16.0, amplitude=amplitude)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equals_its_torch_twin_in_values_and_in_every_gradient(variant):
+    config = small(variant)
     params = trained(config)["params"]
     with jax.enable_x64(True):
-        keys, tokens = inputs(config, dtype=jnp.float64)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
-        cotangent = normal(4, *keys.shape).astype(jnp.float64)
-        mixed, (gradients, key_gradient, token_gradient) = mixed_and_gradients(config, params, keys, tokens, cotangent)
-    ours = flax.traverse_util.flatten_dict(gradients, sep="/") | {"keys": key_gradient, "tokens": token_gradient}
+        arguments = inputs(config, dtype=jnp.float64)
+        cotangents = tuple(normal(seed, *arguments[0].shape).astype(jnp.float64) for seed in (4, 6))
+        mixed, cotangents, (gradients, input_gradients) = mixed_and_gradients(config, params, arguments, cotangents)
+    names = ("keys", "key_pe", "tokens")
+    ours = flax.traverse_util.flatten_dict(gradients, sep="/") | dict(zip(names, input_gradients, strict=True))
 
-    flat = flax.traverse_util.flatten_dict(params, sep="/") | {"keys": keys, "tokens": tokens}
+    flat = flax.traverse_util.flatten_dict(params, sep="/") | dict(zip(names, arguments, strict=True))
     leaves = {name: torch.tensor(np.asarray(leaf), requires_grad=True) for name, leaf in flat.items()}
-    twin = torch.stack(
-        [
-            torch.stack([torch_twin(leaves, k, t, amplitude, 16.0) for k, t in zip(ks, ts, strict=True)])
-            for ks, ts in zip(leaves["keys"], leaves["tokens"], strict=True)
-        ]
-    )
-    twin.backward(torch.tensor(np.asarray(cotangent)))
+    pairs = [
+        torch_twin(config, leaves, k, leaves["key_pe"][0, 0], t)
+        for ks, ts in zip(leaves["keys"], leaves["tokens"], strict=True)
+        for k, t in zip(ks, ts, strict=True)
+    ]
+    twin_keys, twin_pe = (torch.stack(part).view(2, 3, *part[0].shape) for part in zip(*pairs, strict=True))
+    twin_pe = twin_pe if config.positions == "resampled" else leaves["key_pe"]
+    torch.autograd.backward((twin_keys, twin_pe), [torch.tensor(np.asarray(c)) for c in cotangents])
 
-    np.testing.assert_allclose(mixed, twin.detach(), rtol=1e-9, atol=1e-12)
+    for ours_part, twin in zip(mixed, (twin_keys, twin_pe), strict=True):
+        np.testing.assert_allclose(ours_part, twin.detach(), rtol=1e-9, atol=1e-12)
     for name, gradient in ours.items():
+        if name == "tokens" and not config.router:
+            assert not np.any(np.asarray(gradient))
+            continue
         expected = leaves[name].grad.numpy()
         assert np.abs(expected).max() > 0, name
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * np.abs(expected).max(), err_msg=name)
@@ -126,36 +200,95 @@ def test_has_the_papers_008_m_parameters():
     assert sum(counts.values()) == 81_829
 
 
+DSP = 65_792 + 6_656 + 512 + 514  # project, depthwise, norm, offset
+DRP = 8_224 + 64 + 66 + 1  # hidden, norm, logits, scale
+
+
 @pytest.mark.parametrize(
-    ("amplitude", "dtype"),
-    [("project", jnp.float32), ("project", jnp.bfloat16), ("gate", jnp.float32), ("none", jnp.float32)],
+    ("fields", "expected"),
+    [
+        ({}, DSP + DRP),
+        ({"amplitude": "gate"}, DSP + DRP),
+        ({"amplitude": "none"}, DSP - 65_792 + DRP),
+        ({"groups": 4}, DSP + 3 * 514 + DRP),
+        ({"offset_kernel": 3}, DSP - 16 * 256 + DRP),
+        ({"router": False}, DSP),
+        ({"router_width": 16}, DSP + 4_112 + 32 + 34 + 1),
+        ({"resample": "cbam"}, 7 * 7 * 2 + 1 + DRP),
+        ({"resample": "coordinate"}, 256 * 8 + 8 + 16 + 2 * (8 * 256 + 256) + DRP),
+        ({"resample": "cbam", "router": False}, 99),
+        ({"attentions": (0, 1, 2)}, DSP + DRP),
+        ({"padding": "zeros", "positions": "resampled", "router_token": "mean", "start": "perturbed"}, DSP + DRP),
+    ],
+    ids=str,
 )
-def test_starts_as_the_identity_to_the_bit(amplitude, dtype):
-    config = PluginConfig(amplitude=amplitude)
-    keys, tokens = inputs(config, dtype=dtype)
-    params = jax.jit(Plugin(config).init)(jax.random.key(2), keys, tokens)
-    mixed = jax.jit(Plugin(config).apply)(params, keys, tokens)
-    assert mixed.dtype == dtype
+def test_variants_have_as_many_parameters_as_their_description_says(fields, expected):
+    config = PluginConfig(**fields)
+    params = jax.eval_shape(Plugin(config).init, jax.random.key(0), *inputs(config))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [(variant, jnp.float32) for variant in VARIANTS] + [(variant, jnp.bfloat16) for variant in DIFFERENT],
+)
+def test_starts_as_the_identity_to_the_bit(variant, dtype):
+    config = small(variant)
+    keys, key_pe, tokens = inputs(config, dtype=dtype)
+    mixed, mixed_pe = run(config)(started(config), keys, key_pe, tokens)
+    assert (mixed.dtype, mixed_pe.dtype) == (dtype, dtype)
     np.testing.assert_array_equal(mixed, keys)
+    np.testing.assert_array_equal(mixed_pe, jnp.broadcast_to(key_pe, mixed_pe.shape))
+
+
+@pytest.mark.parametrize("variant", ["default", "cbam", "coordinate"])
+def test_a_perturbed_start_is_near_the_identity_and_every_tensor_has_a_gradient(variant):
+    config = small(variant, start="perturbed")
+    keys, key_pe, tokens = inputs(config)
+    params = started(config)["params"]
+
+    def loss(params):
+        mixed, _ = Plugin(config).apply({"params": params}, keys, key_pe, tokens)
+        return jnp.sum(normal(4, *keys.shape) * mixed), mixed
+
+    gradients, mixed = jit(jax.grad(loss, has_aux=True))(params)
+    change = np.sqrt(np.mean(np.square(mixed - keys)))
+    assert 0 < change < 0.1  # of features of deviation 1
+    for name, gradient in flax.traverse_util.flatten_dict(gradients, sep="/").items():
+        assert np.any(gradient != 0), name
+
+
+@pytest.mark.parametrize("variant", [*DIFFERENT, "four groups"])
+def test_bfloat16_is_near_float32(variant):
+    config = small(variant)
+    keys, key_pe, tokens = inputs(config)
+    wide, _ = run(config)(trained(config), keys, key_pe, tokens)
+    half, half_pe = run(config)(trained(config), *(x.astype(jnp.bfloat16) for x in (keys, key_pe, tokens)))
+    assert (half.dtype, half_pe.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    error = np.sqrt(np.mean(np.square(half.astype(jnp.float32) - wide))) / np.std(wide)
+    assert error < 0.05  # 8 bits, through the offset network and over features as rough as noise
 
 
 def test_parameters_are_float32_whatever_the_compute_dtype():
-    keys, tokens = inputs(SMALL, dtype=jnp.bfloat16)
-    params = jax.eval_shape(Plugin(SMALL).init, jax.random.key(2), keys, tokens)
+    arguments = inputs(SMALL, dtype=jnp.bfloat16)
+    params = jax.eval_shape(Plugin(SMALL).init, jax.random.key(2), *arguments)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-def test_three_adam_steps_change_every_tensor():
+@pytest.mark.parametrize("variant", ["default", "gate", "no router", "cbam", "coordinate"])  # other tensors
+def test_three_adam_steps_change_every_tensor(variant):
     # One step is not enough: at the identity the router and what precedes the zero layers have no gradient.
-    keys, tokens = inputs(SMALL)
+    config = small(variant)
+    keys, key_pe, tokens = inputs(config)
     target = normal(4, *keys.shape)
-    start = jax.jit(Plugin(SMALL).init)(jax.random.key(2), keys, tokens)["params"]
+    start = started(config)["params"]
     optimizer = optax.adam(1e-3)
 
-    @jax.jit
+    @jit
     def step(params, state):
         def loss(params):
-            return jnp.mean(jnp.square(Plugin(SMALL).apply({"params": params}, keys, tokens) - target))
+            mixed, _ = Plugin(config).apply({"params": params}, keys, key_pe, tokens)
+            return jnp.mean(jnp.square(mixed - target))
 
         gradients = jax.grad(loss)(params)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
@@ -171,53 +304,78 @@ def test_three_adam_steps_change_every_tensor():
         assert np.any(np.asarray(leaf) != flat_start[name]), name
 
 
-def test_keys_shared_by_prompts_equal_repeated_keys():
-    params = trained(SMALL)
-    keys, tokens = inputs(SMALL, key_prompts=1)
-    shared = apply(params, keys, tokens)
-    repeated = apply(params, jnp.repeat(keys, 3, axis=1), tokens)
-    assert shared.shape == (2, 3, 6, 9, 16)
-    np.testing.assert_allclose(shared, repeated, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("variant", DIFFERENT)
+def test_keys_shared_by_prompts_equal_repeated_keys(variant):
+    config = small(variant)
+    keys, key_pe, tokens = inputs(config, key_prompts=1)
+    shared = run(config)(trained(config), keys, key_pe, tokens)
+    repeated = run(config)(trained(config), jnp.repeat(keys, 3, axis=1), key_pe, tokens)
+    assert shared[0].shape[1] == (3 if config.router else 1)
+    for ours, theirs in zip(shared, repeated, strict=True):
+        np.testing.assert_allclose(jnp.broadcast_to(ours, theirs.shape), theirs, rtol=0, atol=1e-5)
 
 
-def test_only_the_output_mask_token_routes():
-    params = trained(SMALL)
-    keys, tokens = inputs(SMALL)
-    mixed = apply(params, keys, tokens)
-    others = jnp.array([0, 2, 3, 4, 5, 6])
-    np.testing.assert_array_equal(apply(params, keys, tokens.at[:, :, others].set(0.0)), mixed)
-    assert jnp.any(apply(params, keys, tokens.at[:, :, 1].set(0.0)) != mixed)
+@pytest.mark.parametrize(("router_token", "read"), [("output", {1}), ("mean", {1, 2, 3, 4})])
+def test_only_the_mask_tokens_route(router_token, read):
+    config = dataclasses.replace(SMALL, router_token=router_token)
+    keys, key_pe, tokens = inputs(config)
+    mixed, _ = run(config)(trained(config), keys, key_pe, tokens)
+    for token in range(7):
+        other, _ = run(config)(trained(config), keys, key_pe, tokens.at[:, :, token].set(0.0))
+        assert bool(jnp.any(other != mixed)) == (token in read)
 
 
 class TwoAttentions(nn.Module):
     """A decoder that asks the same plugin twice."""
 
+    config: PluginConfig
+
     @nn.compact
-    def __call__(self, keys, tokens):
-        plugin = Plugin(SMALL, name="plugin")
-        return plugin(plugin(keys, tokens), tokens)
+    def __call__(self, keys, key_pe, tokens):
+        plugin = Plugin(self.config, name="plugin")
+        return plugin(*plugin(keys, key_pe, tokens), tokens)
 
 
 def test_two_attentions_share_one_plugin():
     params = trained(SMALL)["params"]
-    keys, tokens = inputs(SMALL)
-    twice = jax.jit(TwoAttentions().apply)({"params": {"plugin": params}}, keys, tokens)
-    once = apply({"params": params}, keys, tokens)
-    np.testing.assert_allclose(twice, apply({"params": params}, once, tokens), rtol=1e-5, atol=1e-4)
-    fresh = jax.eval_shape(TwoAttentions().init, jax.random.key(0), keys, tokens)["params"]
+    keys, key_pe, tokens = inputs(SMALL)
+    twice, _ = jit(TwoAttentions(SMALL).apply)({"params": {"plugin": params}}, keys, key_pe, tokens)
+    once = apply({"params": params}, keys, key_pe, tokens)
+    np.testing.assert_allclose(twice, apply({"params": params}, *once, tokens)[0], rtol=1e-5, atol=1e-4)
+    fresh = jax.eval_shape(TwoAttentions(SMALL).init, jax.random.key(0), keys, key_pe, tokens)["params"]
     assert jax.tree.map(jnp.shape, fresh) == {"plugin": jax.tree.map(jnp.shape, params)}
 
 
-def test_offsets_and_alpha_are_available_by_name_one_entry_per_call():
-    keys, tokens = inputs(SMALL, key_prompts=1)
-    params = {"params": {"plugin": trained(SMALL)["params"]}}
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("default", {"offsets": ((2, 1, 6, 9, 2), (2, 3, 6, 9, 2)), "positions": ((2, 1, 6, 9, 2), (2, 3, 6, 9, 2))}),
+        (
+            "four groups",
+            {
+                "offsets": 4 * ((2, 1, 6, 9, 2),) + 4 * ((2, 3, 6, 9, 2),),
+                "positions": 4 * ((2, 1, 6, 9, 2),) + 4 * ((2, 3, 6, 9, 2),),
+            },
+        ),
+        ("no router", {"offsets": 2 * ((2, 1, 6, 9, 2),), "positions": 2 * ((2, 1, 6, 9, 2),)}),
+        ("cbam", {"factors": ((2, 1, 6, 9, 1), (2, 3, 6, 9, 1))}),
+        ("coordinate", {"factors": ((2, 1, 6, 9, 16), (2, 3, 6, 9, 16))}),
+    ],
+)
+def test_what_it_did_is_available_by_name_one_entry_per_call_and_group(variant, expected):
+    config = small(variant)
+    arguments = inputs(config, key_prompts=1)
+    params = {"params": {"plugin": trained(config)["params"]}}
     _, seen = jax.eval_shape(
-        lambda *arguments: TwoAttentions().apply(*arguments, mutable="intermediates"), params, keys, tokens
+        lambda *arguments: TwoAttentions(config).apply(*arguments, mutable="intermediates"), params, *arguments
     )
-    assert jax.tree.map(jnp.shape, seen["intermediates"]["plugin"]) == {
-        "offsets": ((2, 1, 6, 9, 2), (2, 3, 6, 9, 2)),
-        "alpha": ((2, 3, 2), (2, 3, 2)),
-    }
+    assert jax.tree.map(jnp.shape, seen["intermediates"]["plugin"]) == expected | {"alpha": 2 * ((2, 3, 2),)}
+
+
+def test_without_a_router_alpha_is_one_and_nothing():
+    config = small("no router")
+    _, seen = Plugin(config).apply(trained(config), *inputs(config), mutable="intermediates")
+    np.testing.assert_array_equal(seen["intermediates"]["alpha"][0], np.tile([1.0, 0.0], (2, 3, 1)))
 
 
 @pytest.mark.parametrize(
@@ -231,4 +389,6 @@ def test_offsets_and_alpha_are_available_by_name_one_entry_per_call():
 )
 def test_shapes_that_do_not_fit_are_refused_with_the_reason(keys, tokens, fault):
     with pytest.raises(ValueError, match=fault):
-        jax.eval_shape(Plugin(SMALL).init, jax.random.key(0), jnp.zeros(keys), jnp.zeros(tokens))
+        jax.eval_shape(
+            Plugin(SMALL).init, jax.random.key(0), jnp.zeros(keys), jnp.zeros((1, 1, 6, 9, 16)), jnp.zeros(tokens)
+        )

@@ -130,8 +130,8 @@ class Shift(nn.Module):
     """A plugin that adds one number to the keys."""
 
     @nn.compact
-    def __call__(self, keys, tokens):
-        return keys + self.param("shift", nn.initializers.zeros, ())
+    def __call__(self, keys, key_pe, tokens):
+        return keys + self.param("shift", nn.initializers.zeros, ()), key_pe
 
 
 @pytest.mark.parametrize("attentions", [(1,), (0, 2)], ids=str)

@@ -166,14 +166,14 @@ def test_features_shared_by_all_prompts_need_not_be_repeated(pair):
 def test_a_hook_serves_its_own_attention(pair, index):
     seen = []
 
-    def double(keys, tokens):
-        seen.append((keys.shape, tokens.shape))
-        return 2 * keys
+    def double(keys, key_pe, tokens):
+        seen.append((keys.shape, key_pe.shape, tokens.shape))
+        return 2 * keys, key_pe
 
     hooks = [None, None, None]
     hooks[index] = double
     tokens, _ = run(pair, hooks=tuple(hooks))
-    assert seen == [((1, 2, GRID, GRID, WIDTH), (1, 2, 7, WIDTH))]
+    assert seen == [((1, 2, GRID, GRID, WIDTH), (1, 1, GRID, GRID, WIDTH), (1, 2, 7, WIDTH))]
 
     attention = [layer.cross_attn_token_to_image for layer in pair.official.mask_decoder.transformer.layers]
     attention.append(pair.official.mask_decoder.transformer.final_attn_token_to_image)

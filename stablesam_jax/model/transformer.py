@@ -3,8 +3,8 @@
 Tokens and image features attend to each other. Leading axes are (B, N); image features that are the same for all
 prompts have N = 1 and are broadcast by the products, never repeated.
 
-A hook `resample(keys, tokens) -> keys` may replace the image side of each of the three token-to-image attentions: that
-is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
+A hook `resample(keys, key_pe, tokens) -> (keys, key_pe)` may replace the image side of each of the three token-to-image
+attentions: that is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ HEADS = 8
 MLP_WIDTH = 2048
 CROSS_WIDTH_DIVISOR = 2  # attention_downsample_rate: cross attention works at half the width
 
-# (B, 1 or N, G, G, C) keys and (B, N, T, C) tokens -> keys for the prompts, without positional encoding.
-Resample = Callable[[jax.Array, jax.Array], jax.Array]
+# (B, 1 or N, G, G, C) keys, their (1, 1, G, G, C) positional encoding, (B, N, T, C) tokens -> the first two, for the
+# prompts; each of them may have all leading axes or 1.
+Resample = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Hooks = tuple[Resample | None, Resample | None, Resample | None]  # layer 0, layer 1, final attention
 NO_HOOKS: Hooks = (None, None, None)
 
@@ -31,7 +32,12 @@ class Attention(nn.Module):
     width: int
     inner_width: int
 
-    @nn.compact
+    def setup(self):
+        self.q_proj = Dense(self.inner_width)
+        self.k_proj = Dense(self.inner_width)
+        self.v_proj = Dense(self.inner_width)
+        self.out_proj = Dense(self.width)
+
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
         """Attends; axes 0 and 1 of q, k, v broadcast.
 
@@ -44,17 +50,19 @@ class Attention(nn.Module):
         Returns:
             (B, N, Tq, C).
         """
+        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), self._heads(self.v_proj(v)))
+        return self.out_proj(attended.reshape(*attended.shape[:-2], self.inner_width))
 
-        def project(x: jax.Array, name: str) -> jax.Array:
-            x = Dense(self.inner_width, name=name)(x)
-            return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
-
-        q, k, v = project(q, "q_proj"), project(k, "k_proj"), project(v, "v_proj")
+    def weights(self, q: jax.Array, k: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
+        """What each query gives each key: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
+        q, k = self._heads(self.q_proj(q)), self._heads(self.k_proj(k))
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
         if key_valid is not None:
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", softmax(logits), v)
-        return Dense(self.width, name="out_proj")(attended.reshape(*attended.shape[:-2], self.inner_width))
+        return softmax(logits)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -110,10 +118,22 @@ def attend_to_image(
     key_pe: jax.Array,
     resample: Resample | None,
 ) -> jax.Array:
-    """Token-to-image attention, over resampled features where a hook is given; positions stay at the original grid."""
+    """Token-to-image attention, over resampled features where a hook is given.
+
+    By name on demand (`mutable="attention"`, a collection of its own since they are large), where a hook is given:
+    `before` and `after`, (B, N, HEADS, T, G, G) in the attention's scope, the weights that the same queries give the
+    keys without and with the hook.
+    """
+    q = queries + query_pe
     if resample is not None:
-        keys = resample(keys, queries)
-    return attention(queries + query_pe, flatten(keys + key_pe), flatten(keys))
+        before = flatten(keys + key_pe)
+        grid = keys.shape[2:4]
+        keys, key_pe = resample(keys, key_pe, queries)
+        if attention.is_mutable_collection("attention") and not attention.is_initializing():
+            for name, k in (("before", before), ("after", flatten(keys + key_pe))):
+                weights = attention.weights(q, k)
+                attention.sow("attention", name, weights.reshape(*weights.shape[:-1], *grid))
+    return attention(q, flatten(keys + key_pe), flatten(keys))
 
 
 class TwoWayTransformer(nn.Module):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.plugin.sampling import bilinear_sample
+from stablesam_jax.plugin.common import LayerNorm, across, last_kernel, wide
+from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 
 # SAM's map has 64 cells a side; `max_offset_cells` is given for it.
 REFERENCE_GRID = 64
@@ -16,7 +17,7 @@ class OffsetNetwork(nn.Module):
     """Offsets and amplitudes of the image features (eq. 3 and figure 3b).
 
     Conv 1x1 -> [depthwise conv -> LayerNorm -> GELU] -> Conv 1x1 -> tanh. At the start amplitudes are the features
-    themselves and offsets are zero. A 1x1 convolution is a Dense layer over the last axis.
+    themselves and offsets are zero, or near it. A 1x1 convolution is a Dense layer over the last axis.
     """
 
     config: PluginConfig
@@ -30,12 +31,11 @@ class OffsetNetwork(nn.Module):
         Returns:
             amplitudes: (..., H, W, C), x* of eq. 4, in the compute dtype. Figure 3b draws x* as the output of the
                 first convolution; the text calls it "updated features". `config.amplitude` names the readings.
-            offsets: (..., H, W, 2), delta p of eq. 3, (x, y) in cells, float32 or wider, each within
+            offsets: (..., H, W, groups, 2), delta p of eq. 3, (x, y) in cells, float32 or wider, each within
                 max_offset_cells * (W, H) / 64.
         """
         *_, height, width, channels = features.shape
         dtype = features.dtype
-        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         match self.config.amplitude:
             case "project":
                 amplitudes = nn.Dense(channels, dtype=dtype, kernel_init=_identity, name="project")(features)
@@ -45,30 +45,50 @@ class OffsetNetwork(nn.Module):
             case "none":
                 amplitudes = features
         hidden = _Depthwise(self.config.offset_kernel, name="depthwise")(amplitudes)
-        norm = nn.LayerNorm(
-            epsilon=1e-6, use_fast_variance=False, force_float32_reductions=False, param_dtype=wide, name="norm"
-        )
-        hidden = nn.gelu(norm(hidden.astype(wide)), approximate=False)
-        direction = nn.Dense(2, dtype=dtype, kernel_init=nn.initializers.zeros, name="offset")(hidden)
-        limit = jnp.array([width, height], wide) * (self.config.max_offset_cells / REFERENCE_GRID)
-        limit = limit.reshape((1,) * (features.ndim - 1) + (2,))
-        return amplitudes, limit * jnp.tanh(direction.astype(wide))
+        hidden = nn.gelu(LayerNorm(name="norm")(hidden), approximate=False).astype(dtype)
+        groups = self.config.groups
+        last = nn.Dense(2 * groups, dtype=dtype, kernel_init=last_kernel(self.config.start), name="offset")
+        direction = wide(last(hidden)).reshape(*features.shape[:-1], groups, 2)
+        limit = jnp.array([width, height], direction.dtype) * (self.config.max_offset_cells / REFERENCE_GRID)
+        return amplitudes, across(limit, direction) * jnp.tanh(direction)
 
 
-def deformable_features(amplitudes: jax.Array, offsets: jax.Array) -> jax.Array:
+def sampling_positions(offsets: jax.Array, padding: Padding) -> jax.Array:
+    """Where features are read: p + delta p for every cell p.
+
+    Args:
+        offsets: (..., H, W, groups, 2), (x, y) in cells.
+        padding: "border" keeps positions in the map.
+
+    Returns:
+        (..., H, W, groups, 2), (x, y) in cells.
+    """
+    height, width = offsets.shape[-4:-2]
+    x, y = jnp.meshgrid(jnp.arange(width, dtype=offsets.dtype), jnp.arange(height, dtype=offsets.dtype))
+    positions = jnp.stack([x, y], axis=-1).reshape((1,) * (offsets.ndim - 4) + (height, width, 1, 2)) + offsets
+    if padding == "zeros":
+        return positions
+    last = jnp.array([width - 1, height - 1], offsets.dtype)
+    return jnp.clip(positions, 0, across(last, offsets))
+
+
+def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Padding) -> jax.Array:
     """x* read at p + delta p for every cell p (eq. 4).
 
     Args:
-        amplitudes: (..., H, W, C).
-        offsets: (..., H, W, 2), (x, y) in cells.
+        amplitudes: (..., H, W, C); neighbouring channels form a group.
+        positions: (..., H, W, groups, 2), (x, y) in cells. Leading axes equal those of amplitudes or are 1 on either
+            side.
+        padding: what lies outside the map.
 
     Returns:
         (..., H, W, C): as many features as before, at the same grid.
     """
-    height, width = offsets.shape[-3:-1]
-    x, y = jnp.meshgrid(jnp.arange(width, dtype=offsets.dtype), jnp.arange(height, dtype=offsets.dtype))
-    grid = jnp.stack([x, y], axis=-1).reshape((1,) * (offsets.ndim - 3) + (height, width, 2))
-    return bilinear_sample(amplitudes, grid + offsets)
+    groups = jnp.split(amplitudes, positions.shape[-2], axis=-1)
+    sampled = [
+        bilinear_sample(channels, positions[..., group, :], padding=padding) for group, channels in enumerate(groups)
+    ]
+    return sampled[0] if len(sampled) == 1 else jnp.concatenate(sampled, axis=-1)
 
 
 @jax.custom_vjp
@@ -123,8 +143,7 @@ class _Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (self.size, self.size, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        bias = bias.astype(features.dtype).reshape((1,) * (features.ndim - 1) + (channels,))
-        return depthwise_same(features, kernel.astype(features.dtype)) + bias
+        return depthwise_same(features, kernel.astype(features.dtype)) + across(bias, features)
 
 
 def _identity(key: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:

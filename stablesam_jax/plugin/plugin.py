@@ -2,53 +2,96 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.plugin.common import wide
 from stablesam_jax.plugin.drp import Router
-from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features
+from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
+from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
 
-# Tokens of the mask decoder: the IoU token, then four mask tokens. Token 1 makes the single output mask.
-OUTPUT_MASK_TOKEN = 1
+# Tokens of the mask decoder: the IoU token, then four mask tokens, of which the first makes the single output mask.
+MASK_TOKENS = slice(1, 5)
+OUTPUT_MASK_TOKEN = MASK_TOKENS.start
 
 
 class Plugin(nn.Module):
-    """Replaces the image side of a token-to-image attention (eq. 6); 81,829 parameters in all.
+    """Replaces the image side of a token-to-image attention (eq. 6); 81,829 parameters in all by default.
 
     Its parameters are the top-level subtree `plugin`. Called before several attentions, it is one plugin with one set
-    of parameters. At the start it is the identity, to the bit wherever a matrix product with the identity is exact:
-    on the CPU in every dtype, on accelerators in bfloat16, or in float32 at the highest matmul precision.
+    of parameters. With `start="identity"` it is the identity at the start, to the bit wherever a matrix product with
+    the identity is exact: on the CPU in every dtype, on accelerators in bfloat16, or in float32 at the highest matmul
+    precision.
 
-    By name on demand (`mutable="intermediates"`), one entry per call: `offsets` (B, N, H, W, 2), (x, y) in cells, with
-    N = 1 where keys have it; `alpha` (B, N, 2).
+    By name on demand (`mutable="intermediates"`), N = 1 where keys have it:
+        alpha: (B, N, 2), one entry per call.
+        offsets, positions: (B, N, H, W, 2), delta p and p + delta p, (x, y) in cells, one entry per call and group.
+        factors: (B, N, H, W, 1 or C), one entry per call; of spatial attention instead of offsets.
+    Weights of the attention that follows: see `model.transformer.attend_to_image`.
     """
 
     config: PluginConfig
 
     def setup(self):
-        self.dsp = OffsetNetwork(self.config)
-        self.drp = Router(self.config)
+        self.spatial: nn.Module
+        match self.config.resample:
+            case "deform":
+                self.dsp = OffsetNetwork(self.config)
+            case "cbam":
+                self.spatial = ChannelPooledAttention(self.config)
+            case "coordinate":
+                self.spatial = CoordinateAttention(self.config)
+        if self.config.router:
+            self.drp = Router(self.config)
 
-    def __call__(self, keys: jax.Array, tokens: jax.Array) -> jax.Array:
+    def __call__(self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
         Args:
             keys: (B, N, H, W, C), x, the image side of the attention without its positional encoding. N may be 1 where
                 all prompts of a picture share their features: then everything but the mixing is done once.
+            key_pe: (1, 1, H, W, C), positional encoding of the keys, in their dtype.
             tokens: (B, N, T, C) after the layer's self-attention, in the dtype of keys.
 
         Returns:
-            (B, N, H, W, C), N that of tokens, in the dtype of keys.
+            keys (B, N, H, W, C), in their dtype, N that of tokens or, without a router, that of keys; and key_pe as it
+            was or, with `positions="resampled"`, mixed as the keys are.
 
         Raises:
             ValueError: keys and tokens do not fit each other or the configuration.
         """
         _check(keys.shape, tokens.shape, self.config.embedding_width)
-        amplitudes, offsets = self.dsp(keys)
-        alpha = self.drp(tokens[:, :, OUTPUT_MASK_TOKEN])
-        self.sow("intermediates", "offsets", offsets)
+        alpha = self._alpha(tokens)
         self.sow("intermediates", "alpha", alpha)
         weights = alpha.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
-        return weights[..., 0] * deformable_features(amplitudes, offsets) + weights[..., 1] * keys
+
+        def mix(resampled: jax.Array, original: jax.Array) -> jax.Array:
+            if not self.config.router:
+                return resampled
+            return weights[..., 0] * resampled + weights[..., 1] * original
+
+        if self.config.resample != "deform":
+            factors = self.spatial(keys)
+            self.sow("intermediates", "factors", factors)
+            return mix((wide(keys) * factors).astype(keys.dtype), keys), key_pe
+
+        padding = self.config.padding
+        amplitudes, offsets = self.dsp(keys)
+        positions = sampling_positions(offsets, padding)
+        for group in range(self.config.groups):
+            self.sow("intermediates", "offsets", offsets[..., group, :])
+            self.sow("intermediates", "positions", positions[..., group, :])
+        mixed = mix(deformable_features(amplitudes, positions, padding), keys)
+        if self.config.positions == "resampled":
+            key_pe = mix(deformable_features(key_pe, positions, padding), key_pe)
+        return mixed, key_pe
+
+    def _alpha(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, T, C) -> (B, N, 2), float32 or wider."""
+        if not self.config.router:
+            return jnp.broadcast_to(jnp.array([1.0, 0.0], jnp.float32)[None, None], (*tokens.shape[:2], 2))
+        mask_tokens = tokens[:, :, MASK_TOKENS]
+        return self.drp(mask_tokens.mean(axis=2) if self.config.router_token == "mean" else mask_tokens[:, :, 0])
 
 
 def _check(keys: tuple[int, ...], tokens: tuple[int, ...], width: int) -> None:

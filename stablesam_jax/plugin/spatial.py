@@ -1,0 +1,63 @@
+"""Spatial attention in the place of deformable sampling (table 11): features stay where they are and are re-weighted.
+
+The paper names no method. Here are the two best known: the spatial map of CBAM (Woo et al. 2018) and coordinate
+attention (Hou et al. 2021). Both deviate from their sources in two points: factors are 2 sigmoid(.), hence one at the
+start, so that SAM's features are unchanged; and where the sources have batch normalisation, which has a state, CBAM's
+map has a bias and coordinate attention a LayerNorm.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stablesam_jax.config import PluginConfig
+from stablesam_jax.plugin.common import LayerNorm, last_kernel, wide
+
+CBAM_KERNEL = 7  # cells (Woo et al., sec. 3.2)
+REDUCTION, LEAST_WIDTH = 32, 8  # of the hidden layer (Hou et al., sec. 3.2)
+
+
+class ChannelPooledAttention(nn.Module):
+    """CBAM's spatial attention: mean and maximum over channels -> 7x7 convolution -> one factor for each cell."""
+
+    config: PluginConfig
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """(..., H, W, C) features -> (..., H, W, 1) factors in 0..2, float32 or wider."""
+        values = wide(features)
+        pooled = jnp.stack([values.mean(axis=-1), values.max(axis=-1)], axis=-1)  # (..., H, W, 2)
+        shape = (CBAM_KERNEL, CBAM_KERNEL, 2, 1)
+        kernel = self.param("kernel", last_kernel(self.config.start), shape)
+        bias = self.param("bias", nn.initializers.zeros, ())
+        logits = jax.lax.conv_general_dilated(
+            pooled.reshape(-1, *pooled.shape[-3:]),
+            kernel.astype(pooled.dtype),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return 2 * nn.sigmoid(logits.reshape(*pooled.shape[:-1], 1) + bias.astype(logits.dtype))
+
+
+class CoordinateAttention(nn.Module):
+    """Means along rows and along columns -> a shared layer -> a factor for each row and one for each column."""
+
+    config: PluginConfig
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """(..., H, W, C) features -> (..., H, W, C) factors in 0..4, float32 or wider."""
+        *_, height, _, channels = features.shape
+        dtype = features.dtype
+        values = wide(features)
+        pooled = jnp.concatenate([values.mean(axis=-2), values.mean(axis=-3)], axis=-2)  # (..., H + W, C)
+        hidden = nn.Dense(max(LEAST_WIDTH, channels // REDUCTION), dtype=dtype, name="hidden")(pooled.astype(dtype))
+        hidden = nn.hard_swish(LayerNorm(name="norm")(hidden)).astype(dtype)
+
+        def factors(part: jax.Array, name: str) -> jax.Array:
+            last = nn.Dense(channels, dtype=dtype, kernel_init=last_kernel(self.config.start), name=name)
+            return 2 * nn.sigmoid(wide(last(part)))
+
+        rows, columns = factors(hidden[..., :height, :], "rows"), factors(hidden[..., height:, :], "columns")
+        return rows[..., :, None, :] * columns[..., None, :, :]
