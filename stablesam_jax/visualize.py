@@ -1,17 +1,35 @@
-"""Figures of masks; the only file that imports matplotlib."""
+"""Figures of masks, prompts, and what the plugin did; the only file that imports matplotlib.
+
+Every function returns a Figure, neither shown nor saved: `figure.savefig("name.png", dpi=100)` fits a README. In all of
+them the object is green, a prompt magenta, a mask blue and what the plugin does orange: lightness tells these apart
+where hue does not.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from stablesam_jax.explain import Explanation
+from stablesam_jax.metrics import stability
 from stablesam_jax.prompts import Prompt
 
+WIDTH = 8.3  # inches
+TEXT = 9  # points
+TITLE = 0.24  # inches above a picture
 HEAT = "magma"  # share of the masks that hold a pixel, 0 to 1
-TARGET_COLOUR, PROMPT_COLOUR = "#27e0a3", "#ffb000"
+TARGET_COLOUR, PROMPT_COLOUR, MASK_COLOUR, PLUGIN_COLOUR = "#27e0a3", "#e5007d", "#1e88e5", "#f07800"
+UNION_COLOUR = "#202020"
+# Several masks on one picture: Okabe and Ito's palette, neighbours differing in lightness.
+MASK_COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
+LARGEST_CIRCLE = 1.3  # cells, radius of the greatest attention weight
+MOST_ARROWS = 32  # along the longer side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,43 +51,267 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
 
     Args:
         rows: at least one; all with the same systems.
-
-    Returns:
-        A figure, not shown or saved.
     """
     systems = list(rows[0].masks)
     columns = 1 + len(systems)
-    heights = [row.picture.shape[0] / row.picture.shape[1] for row in rows]
+    heights = [_ratio(row.picture) for row in rows]
     figure = Figure(figsize=(3.2 * columns, 3.2 * sum(heights) + 0.35 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for row, line in zip(rows, axes, strict=True):
-        line[0].imshow(row.picture)
+        _show(line[0], row.picture, f"{len(row.prompts)} prompts: {row.kind}")
         for prompt in row.prompts:
-            if prompt.box is not None:
-                x0, y0, x1, y1 = prompt.box
-                box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=PROMPT_COLOUR, linewidth=0.8)
-                line[0].add_patch(box)
-            line[0].plot(*prompt.points.T, "o", color=PROMPT_COLOUR, markersize=3, markeredgecolor="black")
-        line[0].set_title(f"{len(row.prompts)} prompts: {row.kind}", fontsize=9)
+            _draw_prompt(line[0], prompt, size=0.5)
         for axis, system in zip(line[1:], systems, strict=True):
-            axis.imshow(row.masks[system].mean(axis=0), cmap=HEAT, vmin=0, vmax=1)
-            axis.set_title(f"{system}: {row.captions[system]}", fontsize=9)
+            _show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
         for axis in line:
-            _outline(axis, row.target)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_xlim(-0.5, row.picture.shape[1] - 0.5)
-            axis.set_ylim(row.picture.shape[0] - 0.5, -0.5)
-    figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=9)
+            _outline(axis, row.target, TARGET_COLOUR)
+    figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=TEXT)
     return figure
 
 
-def _outline(axis: Axes, mask: np.ndarray) -> None:
+def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:
+    """Masks on their picture, with their prompts: dots on the object, crosses beside it, boxes.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        prompts: N, in pixels of the picture. Several have the colours of their masks.
+        masks: (N, H, W) bool.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH * _ratio(picture)), layout="constrained")
+    axis = figure.subplots()
+    colours = [MASK_COLOURS[index % len(MASK_COLOURS)] for index in range(len(masks))]
+    shown = picture / np.float32(255)
+    for mask, colour in zip(masks, colours, strict=True):
+        shown = _tinted(shown, 0.5 * mask, colour)
+    _show(axis, shown)
+    for mask, prompt, colour in zip(masks, prompts, colours, strict=True):
+        _outline(axis, mask, colour)
+        _draw_prompt(axis, prompt, PROMPT_COLOUR if len(masks) == 1 else colour)
+    return figure
+
+
+def attention_figure(
+    picture: np.ndarray, explanation: Explanation, index: int = 0, target: np.ndarray | None = None
+) -> Figure:
+    """The paper's orange circles: what the output mask token attends to, without the plugin and with it.
+
+    A circle for each cell, where its features are read: at its centre without the plugin, at the sampled position with
+    it. The radius is the attention weight, on the same scale in both.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        explanation: from `explain`.
+        index: of the prompt.
+        target: (H, W) bool, the object where it is known: outlined, and the share of the attention on it is said.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH / 2 * _ratio(picture) + TITLE), layout="constrained")
+    panels = {
+        "Without the plugin": (explanation.cells, explanation.before[index]),
+        "With it": (explanation.positions[index], explanation.after[index]),
+    }
+    cell = explanation.cells[0, 1, 0] - explanation.cells[0, 0, 0]
+    scale = LARGEST_CIRCLE * cell / max(weights.max() for _, weights in panels.values())
+    for axis, (title, (places, weights)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        if target is not None:
+            title += f": {_share_on(target, places, weights):.0%} of the attention on the object"
+        _show(axis, _muted(picture), title)
+        if target is not None:
+            _outline(axis, target, TARGET_COLOUR)
+        diameters = 2 * scale * weights.ravel()
+        circles = EllipseCollection(
+            diameters,
+            diameters,
+            np.zeros_like(diameters),
+            units="xy",
+            offsets=places.reshape(-1, 2),
+            offset_transform=axis.transData,
+            facecolors=PLUGIN_COLOUR,
+            edgecolors="black",
+            linewidths=0.6 * np.sqrt(weights.ravel() / weights.max()),  # thousands of empty ones leave no specks
+            alpha=0.8,
+        )
+        axis.add_collection(circles)
+        _draw_prompt(axis, explanation.prompts[index])
+    return figure
+
+
+def offsets_figure(
+    picture: np.ndarray, explanation: Explanation, index: int = 0, target: np.ndarray | None = None
+) -> Figure:
+    """Where the plugin reads instead: an arrow from the centre of a cell to its sampled position.
+
+    Large maps show every second or third cell of each row and column.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        explanation: from `explain`.
+        index: of the prompt.
+        target: (H, W) bool, the object where it is known: outlined.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH * _ratio(picture)), layout="constrained")
+    axis = figure.subplots()
+    _show(axis, _muted(picture))
+    if target is not None:
+        _outline(axis, target, TARGET_COLOUR)
+    step = math.ceil(max(explanation.cells.shape) / MOST_ARROWS)
+    start, end = explanation.cells[::step, ::step], explanation.positions[index, ::step, ::step]
+    axis.quiver(
+        *np.moveaxis(start, -1, 0),
+        *np.moveaxis(end - start, -1, 0),
+        color=PLUGIN_COLOUR,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.0022,
+        headwidth=4.5,
+        headlength=5,
+        headaxislength=4.5,
+        minlength=0,
+    )
+    _draw_prompt(axis, explanation.prompts[index])
+    return figure
+
+
+def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:
+    """The masks of several prompts for one object, their union, and how far they fill it: mSF (eq. 1).
+
+    Args:
+        picture: (H, W, 3) uint8.
+        prompts: N, in pixels of the picture.
+        masks: (N, H, W) bool.
+    """
+    union: np.ndarray = np.any(masks, axis=0)
+    area = max(1, int(np.count_nonzero(union)))
+    columns = round(math.sqrt(1.25 * len(masks)))
+    rows = math.ceil(len(masks) / columns)
+    # Two pictures on the left are as high as the rows of small ones on the right.
+    ratio, share = _ratio(picture), rows / columns
+    left = (share * WIDTH * ratio + (rows - 2) * TITLE) / (ratio * (2 + share))
+    left = min(max(left, 0.25 * WIDTH), 0.5 * WIDTH)
+    height = max(2 * (left * ratio + TITLE), rows * ((WIDTH - left) / columns * ratio + TITLE))
+    figure = Figure(figsize=(WIDTH, height + 1.5 * TITLE), layout="constrained")
+    figure.suptitle(
+        f"mSF {stability(masks):.2f}: how much of the union (dark outline) a mask (blue) fills, on average",
+        fontsize=TEXT + 1,
+    )
+    beside, grid = figure.subfigures(1, 2, squeeze=False, width_ratios=[left, WIDTH - left])[0]
+    upper, lower = beside.subplots(2, 1)
+    _show(upper, picture, f"{len(prompts)} prompts")
+    for prompt in prompts:
+        _draw_prompt(upper, prompt, size=0.5)
+    muted = _muted(picture)
+    _show(lower, _tinted(muted, 0.9 * masks.mean(axis=0), MASK_COLOUR), "all masks, and their union")
+    _outline(lower, union, UNION_COLOUR)
+    _zoom(lower, union)
+    panels = grid.subplots(rows, columns, squeeze=False).ravel()
+    for axis, mask in zip(panels, masks, strict=False):
+        filled = np.count_nonzero(mask) / area
+        _show(axis, _tinted(muted, 0.7 * mask, MASK_COLOUR), f"{filled:.2f}")
+        _outline(axis, union, UNION_COLOUR)
+        _zoom(axis, union)
+    for axis in panels[len(masks) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def alpha_figure(picture: np.ndarray, explanations: Mapping[str, Explanation]) -> Figure:
+    """How the plugin mixes for each prompt: a row for each kind of prompt, a dot for each prompt of it.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        explanations: kind -> from `explain`.
+    """
+    height = max(1.1, 0.25 * WIDTH * _ratio(picture))
+    figure = Figure(figsize=(WIDTH, len(explanations) * (height + TITLE) + 0.5), layout="constrained")
+    axes = figure.subplots(len(explanations), 2, squeeze=False, width_ratios=[1, 3])
+    most = max(1.0, *(float(explanation.alpha.sum(axis=1).max()) for explanation in explanations.values()))
+    for (left, right), (kind, explanation) in zip(axes, explanations.items(), strict=True):
+        _show(left, picture, kind)
+        for prompt in explanation.prompts:
+            _draw_prompt(left, prompt, size=0.5)
+        deformed = explanation.alpha[:, 0]
+        right.axvline(deformed.mean(), color="black", linewidth=0.8)
+        right.plot(
+            deformed,
+            np.arange(len(deformed)),
+            "o",
+            color=PLUGIN_COLOUR,
+            markersize=4,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+            clip_on=False,
+        )
+        right.set_title(f"{deformed.min():.3f} to {deformed.max():.3f}, mean {deformed.mean():.3f}", fontsize=TEXT)
+        right.set(xlim=(0, most), ylim=(len(deformed), -1), yticks=[])
+        right.tick_params(labelsize=TEXT - 1, labelbottom=False)
+        right.grid(axis="x", linewidth=0.4)
+        right.spines[["left", "right", "top"]].set_visible(False)
+    right.tick_params(labelbottom=True)
+    right.set_xlabel("α₁, weight of the features read at the sampled positions", fontsize=TEXT)
+    return figure
+
+
+def _ratio(picture: np.ndarray) -> float:
+    return picture.shape[0] / picture.shape[1]
+
+
+def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
+    """A picture, or shares of 0 to 1 as heat, without ticks and frame; nothing drawn over it changes its limits."""
+    axis.imshow(picture, cmap=HEAT, vmin=0, vmax=1)
+    axis.set_title(title, fontsize=TEXT)
+    axis.set(xticks=[], yticks=[], autoscale_on=False)
+    axis.spines[:].set_visible(False)
+
+
+def _zoom(axis: Axes, mask: np.ndarray) -> None:
+    """Shows the surroundings of a mask alone, in the picture's own proportions."""
+    if not mask.any():
+        return
+    size = np.array(mask.shape)
+    place = np.argwhere(mask)
+    first, last = place.min(axis=0), place.max(axis=0) + 1
+    shown = size * min(1, 1.1 * ((last - first) / size).max())
+    top, left = np.clip((first + last - shown) / 2, 0, size - shown) - 0.5
+    axis.set(xlim=(left, left + shown[1]), ylim=(top + shown[0], top))
+
+
+def _muted(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W, 3) float32, light grey, so that colours over it are seen."""
+    grey = picture @ np.array([0.299, 0.587, 0.114], np.float32) / 255
+    return np.repeat((0.4 + 0.55 * grey)[..., None], 3, axis=-1)
+
+
+def _tinted(picture: np.ndarray, opacity: np.ndarray, colour: str) -> np.ndarray:
+    """(H, W, 3) float32 and (H, W) of 0 to 1 -> the picture under so much of a colour."""
+    opacity = opacity[..., None].astype(np.float32)
+    return (1 - opacity) * picture + opacity * np.array(to_rgb(colour), np.float32)
+
+
+def _share_on(target: np.ndarray, places: np.ndarray, weights: np.ndarray) -> float:
+    """Of the weights (h, w) at places (h, w, 2), the share that lies on the object."""
+    height, width = target.shape
+    x, y = np.rint(places).astype(int).reshape(-1, 2).T
+    on = target[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+    return float(weights.ravel()[on].sum() / weights.sum())
+
+
+def _draw_prompt(axis: Axes, prompt: Prompt, colour: str = PROMPT_COLOUR, *, size: float = 1.0) -> None:
+    """Box and points: a dot on the object, a cross beside it, nothing for a point that is none."""
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6 * size))
+    for label, marker in ((1, "o"), (0, "X")):
+        points = prompt.points[prompt.labels == label]
+        if len(points):
+            axis.plot(
+                *points.T, marker, color=colour, markersize=8 * size, markeredgecolor="white", markeredgewidth=size
+            )
+
+
+def _outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
     """Draws the edge of a mask, along the picture's border too; nothing where the mask is empty."""
     if not mask.any():
         return  # matplotlib 3.10 warns of a contour of nothing
     height, width = mask.shape
     framed = np.pad(mask, 1).astype(np.float32)
-    axis.contour(
-        np.arange(-1, width + 1), np.arange(-1, height + 1), framed, levels=[0.5], colors=TARGET_COLOUR, linewidths=0.9
-    )
+    axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), framed, [0.5], colors=colour, linewidths=0.9)
