@@ -85,6 +85,26 @@ def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params |
     return stable, params | {"plugin": jax.device_put(plugin)}
 
 
+def with_hq(sam: Sam, params: Params, rng: jax.Array) -> tuple[Sam, Params]:
+    """Puts HQ-SAM's token and fusion of features into a Sam, to be trained.
+
+    Args:
+        sam: model without them.
+        params: its parameters.
+        rng: key to draw those of HQ-SAM with.
+
+    Returns:
+        model and parameters, all of `params` as they were.
+
+    Raises:
+        InputError: the model has HQ-SAM's parts already.
+    """
+    if sam.config.hq:
+        raise InputError("The model has HQ-SAM's parts already; give one without them.")
+    hq = assemble(dataclasses.replace(sam.config, hq=True))
+    return hq, unflatten(flatten(params) | _drawing(hq.config, without=sam.config)(rng))
+
+
 def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Params]:
     """The model for another side of its input.
 
@@ -114,7 +134,7 @@ def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Par
 
 def init(config: SamConfig, rng: jax.Array) -> Params:
     """Random parameters of a model, float32."""
-    return _drawing(config)(rng)
+    return unflatten(_drawing(config)(rng))
 
 
 def shapes(sam: Sam) -> Params:
@@ -145,14 +165,17 @@ def _plugin_shapes(config: SamConfig, plugin: PluginConfig) -> Params:
 
 
 @functools.cache
-def _drawing(config: SamConfig) -> Callable[[jax.Array], Params]:
-    """Key -> parameters. No picture is encoded: the compiler drops that part.
+def _drawing(config: SamConfig, *, without: SamConfig | None = None) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Key -> leaves by path, but for those of a part. No picture is encoded: the compiler drops what is not returned.
 
     It takes seconds to compile hundreds of generators; without LLVM's optimisation half as many.
     """
 
-    def draw(rng: jax.Array) -> Params:
-        return assemble(config).init(rng, *_inputs(config))["params"]
+    own = {} if without is None else flatten(shapes(assemble(without)))
+
+    def draw(rng: jax.Array) -> dict[str, jax.Array]:
+        drawn = flatten(assemble(config).init(rng, *_inputs(config))["params"])
+        return {path: leaf for path, leaf in drawn.items() if path not in own}
 
     return jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax import build as build_module
-from stablesam_jax.build import assemble, init, load_model, shapes, with_plugin
+from stablesam_jax.build import assemble, init, load_model, shapes, with_hq, with_plugin
 from stablesam_jax.checkpoint import describe, save_model
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
@@ -109,6 +109,19 @@ def test_a_plugin_goes_on_its_own_base_alone(folder, params):
     save_model(folder.parent / "other", params, config=TINY, source={})
     with pytest.raises(InputError, match=r"trained\.safetensors: was trained on tiny .* the base given is tiny with"):
         load_model(f"{folder.parent / 'other'}+{file}")
+
+
+def test_hq_parts_are_added_by_the_key_alone_and_move_nothing(params):
+    (sam, first), (_, again), (_, other) = (with_hq(assemble(TINY), params, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert sam.config == dataclasses.replace(TINY, hq=True)
+    assert describe(first) == describe(shapes(sam))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    own, fresh, others = flatten(params), flatten(first), flatten(other)
+    assert all(fresh[path] is own[path] for path in own)
+    assert {path.split("/")[0] for path in fresh.keys() - own.keys()} == {"mask_decoder"}
+    assert not np.array_equal(fresh["mask_decoder/hf_token"], others["mask_decoder/hf_token"])
+    with pytest.raises(InputError, match="has HQ-SAM's parts already"):
+        with_hq(sam, first, jax.random.key(0))
 
 
 def test_random_parameters_depend_on_the_key_alone():

@@ -247,6 +247,10 @@ def test_every_kind_prompts_every_object(kind, shape):
         assert valid.any() or prompt.mask is not None
 
 
+def test_hq_sams_points_are_always_ten():
+    assert {len(draw_prompt(rng(seed), "10-points", disc(), mask_size=16).points) for seed in range(20)} == {10}
+
+
 def test_tokens_are_padded_as_the_prompt_encoder_asks():
     views = make_views(views=1, scale_range=(1.0, 1.0))
     sample = make_sample(views, batch_config(prompts_per_picture=200), 0, 0, with_picture=False)

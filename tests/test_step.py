@@ -1,5 +1,8 @@
 """A step moves what trains and nothing else, and depends on seed and position alone."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +10,13 @@ import optax
 import pytest
 
 from stablesam_jax import parallel, params
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.data.pipeline import BatchConfig, ViewConfig, Views, make_sample
 from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.model.sam import ImageEmbedding
 from tests.reference import small
 from train import step as step_module
+from train.presets import PLUGIN_ONLY, PRESETS
 from train.step import State, encoder_halves, make_update, normalise, sample_keys
 
 STEPS, PICTURES = 3, 4
@@ -20,16 +25,11 @@ OPTIMIZER = optax.adam(1e-3)
 
 
 @pytest.fixture(scope="module")
-def freeze():
-    """Pictures to features, compiled."""
-    sam, tree = small.stable_nano()
-    frozen_half, _ = encoder_halves(sam, neck_trains=False)
-    return jax.jit(lambda pictures: frozen_half(tree, pictures))
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory, freeze):
-    """Three batches of four pictures with two prompts each; features stand for the pictures."""
+def samples(tmp_path_factory):
+    """Three batches of four pictures with two prompts each; features, with early ones, stand for the pictures."""
+    sam, tree = small.system(hq=True, plugin=None)
+    freeze, _ = encoder_halves(sam, neck_trains=False)
+    freeze = jax.jit(functools.partial(freeze, tree))
     views = Views(
         PairsFolder(small.save_pairs(tmp_path_factory.mktemp("data") / "pairs", PICTURES)),
         ViewConfig(size=small.SIZE, scale_range=(0.8, 1.2), views=1, seed=0),
@@ -47,10 +47,9 @@ def samples(tmp_path_factory, freeze):
     return batches
 
 
-def compiled(devices):
+def compiled(devices, sam, tree, trainable):
     """A function of (batches, seed) -> trained parameters, measured, frozen parameters, after all batches."""
-    sam, tree = small.stable_nano()
-    trained, frozen = params.split(tree, ["plugin/.*"])
+    trained, frozen = params.split(tree, trainable)
     chosen = jax.local_devices()[:devices]
     update = parallel.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False), chosen, donate=(0,))
 
@@ -60,7 +59,9 @@ def compiled(devices):
         history = []
         for batch in batches:
             everyone = parallel.replicate((state, np.uint32(seed)), chosen)
-            state, measured = update(everyone[0], everywhere, parallel.shard(batch, devices), everyone[1])
+            features = batch["features"] if sam.config.hq else ImageEmbedding(batch["features"].features)
+            shards = parallel.shard(batch | {"features": features}, devices)
+            state, measured = update(everyone[0], everywhere, shards, everyone[1])
             state = parallel.unreplicate(state)
             history.append(jax.device_get(measured))
         assert int(state.step) == len(batches)
@@ -73,7 +74,7 @@ def compiled(devices):
 
 @pytest.fixture(scope="module")
 def on_one():
-    return compiled(1)
+    return compiled(1, *small.stable_nano(), PLUGIN_ONLY)
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +84,52 @@ def one(on_one, samples):
 
 @pytest.fixture(scope="module")
 def two(samples):
-    return compiled(2)(samples)
+    return compiled(2, *small.stable_nano(), PLUGIN_ONLY)(samples)
 
 
 def leaves(tree):
     return {path: np.asarray(leaf) for path, leaf in params.flatten(tree).items()}
 
 
+def changed(tree, run):
+    """Paths whose bits a run has changed."""
+    before, after = leaves(tree), leaves(params.merge(run[2], run[0]))
+    assert before.keys() == after.keys()
+    assert np.isfinite(run[1]).all()
+    return {path for path in before if before[path].tobytes() != after[path].tobytes()}
+
+
 def test_three_steps_change_every_tensor_of_the_plugin_and_no_other_bit(one):
     _, tree = small.stable_nano()
-    before, after = leaves(tree), leaves(params.merge(one[2], one[0]))
-    assert before.keys() == after.keys()
-    changed = {path for path in before if before[path].tobytes() != after[path].tobytes()}
-    assert changed == {path for path in before if path.startswith("plugin/")}
-    assert np.isfinite(one[1]).all()
+    assert changed(tree, one) == {path for path in leaves(tree) if path.startswith("plugin/")}
+
+
+# Presets by what they train: dsp-rts is dsp with other prompts. Of the encoder they see the features alone.
+SYSTEMS = {
+    name: (PRESETS[name][1].hq, PRESETS[name][1].plugin, PRESETS[name][1].trainable)
+    for name in PRESETS.keys() - {"quickstart", "stable-sam", "dsp-rts", "pretrain-nano"}
+}
+# HQ-SAM as it is, and what makes SAM's own mask beside it, to see that the loss is on the HQ token's mask alone.
+SYSTEMS["plugin on HQ-SAM"] = (True, PluginConfig(), (*PLUGIN_ONLY, "mask_decoder/output_hypernetworks_mlps_0/.*"))
+# What the mask that the loss is on does not hang on: chosen with the whole decoder, it rests all the same.
+UNREACHED = {
+    "dt-sam": "mask_decoder/(output_hypernetworks_mlps_[123]|iou_prediction_head)/.*",
+    "finetune-decoder": "mask_decoder/(output_hypernetworks_mlps_[123]|iou_prediction_head)/.*",
+    "plugin on HQ-SAM": "mask_decoder/output_hypernetworks_mlps_0/.*",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_three_steps_change_what_a_system_trains_and_no_other_bit(name, samples):
+    hq, plugin, trainable = SYSTEMS[name]
+    sam, tree = small.system(hq=hq, plugin=plugin)
+    chosen = leaves(params.split(tree, trainable)[0]).keys()
+    unreached = {path for path in chosen if re.fullmatch(UNREACHED.get(name, ""), path)}
+    assert bool(unreached) == (name in UNREACHED)
+    halves = [jax.tree.map(lambda leaf: leaf[:2], batch) for batch in samples]
+    with small.quick_compilation():
+        run = compiled(1, sam, tree, trainable)(halves)
+    assert changed(tree, run) == chosen - unreached
 
 
 def test_two_devices_and_one_agree(one, two):

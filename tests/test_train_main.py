@@ -19,11 +19,12 @@ from PIL import Image
 
 from stablesam_jax import checkpoint, params
 from stablesam_jax.build import load_model
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
-from train.presets import NECK_AND_DECODER, TrainConfig
+from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, TrainConfig
 from train.run import Progress
 
 STEPS = 3
@@ -248,6 +249,56 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
     assert metadata["source"]["base_sha256"] == params.digest(small.nano()[1])
 
 
+# systems that train more than a plugin
+
+
+@pytest.fixture(scope="module")
+def stable_hq(config):
+    """A run of the plugin and HQ-SAM's parts on a plain base, and what it would have been compared with."""
+    compared = {}
+    run = dataclasses.replace(
+        config,
+        output=config.output.with_name("stable-hq"),
+        steps=1,
+        hq=True,
+        plugin=PluginConfig(attentions=(0, 2)),
+        trainable=PLUGIN_ONLY + HQ_PARTS,
+        devices=1,
+    )
+    with pytest.MonkeyPatch.context() as patch, small.quick_compilation():
+        patch.setattr(train_main, "report", lambda _, __, systems, ___: compared.update(systems))
+        train(run)
+    return run, compared
+
+
+def test_a_plugin_and_hq_parts_that_train_on_a_plain_base_give_one_model(stable_hq, config):
+    folder = stable_hq[0].output
+    assert not (folder / "plugin.safetensors").exists()
+    sam, loaded = load_model(folder / "model")
+    assert sam.config.name == "stable_hq_sam_nano"
+    assert (sam.config.plugin, sam.config.image_size) == (stable_hq[0].plugin, small.SIZE)
+    before, after = params.flatten(small.nano()[1]), params.flatten(jax.device_get(loaded))
+    added = after.keys() - before.keys()
+    assert {path.split("/")[0] for path in added} == {"plugin", "mask_decoder"}
+    assert all(before[path].tobytes() == after[path].tobytes() for path in before)
+    _, metadata = checkpoint.load_tree(folder / "model")
+    assert metadata["source"]["base"] == "sam_nano"
+    assert metadata["source"]["base_sha256"] == params.digest(small.nano()[1])
+    assert str(config.output.parent) not in json.dumps(metadata)
+
+
+def test_it_is_compared_with_its_base_not_with_random_numbers(stable_hq):
+    before, after = stable_hq[1]["before"], stable_hq[1]["after"]
+    assert (before.config.hq, after.config.hq) == (False, True)
+    assert params.digest(jax.device_get(before.params)) == params.digest(small.nano()[1])
+
+
+def test_the_cache_of_an_hq_run_holds_early_features_and_is_its_own(stable_hq, unbroken, config):
+    folders = [path.parent for path in config.cache.glob("*/identity.json")]
+    kinds = {len(list(path.glob("features_*"))): json.loads((path / "identity.json").read_text()) for path in folders}
+    assert {count: "early" in identity for count, identity in kinds.items()} == {1: False, 2: True}
+
+
 # bad input
 
 
@@ -264,7 +315,11 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
         ({"prompts": ("gt-box=0",)}, "--prompts: give at least one kind a weight above 0"),
         ({"prompts": ()}, "--prompts: give at least one kind"),
         ({"trainable": ("plugins/.*",)}, r"'plugins/\.\*': matches no parameter; paths begin with image_encoder"),
-        ({"trainable": ("plugin/.*", "mask_decoder/iou_token")}, "mask_decoder/... would train beside a plugin"),
+        (
+            {"hq": True, "plugin": None, "trainable": MASK_TOKEN},
+            "compress_vit_feat_0/bias has random numbers and would not",
+        ),
+        ({"hq": True, "plugin": None, "trainable": HQ_PARTS, "objective": "pretrain"}, "does not reach HQ-SAM's parts"),
         (
             {"plugin": None, "trainable": ("image_encoder/.*",)},
             "image_encoder/backbone would train, but --cache holds features of a frozen encoder",
@@ -283,8 +338,10 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
 )
 def test_bad_options_are_one_line_and_nothing_is_written(config, change, words, tmp_path, monkeypatch):
     if not change.keys() & {"model", "image_size"}:  # nothing is read or compiled twenty times
-        monkeypatch.setattr(train_main.build, "load_model", lambda *_, **__: small.nano())
-        monkeypatch.setattr(train_main.build, "with_plugin", lambda *_: small.stable_nano())
+        plain, stable, hq = small.nano(), small.stable_nano(), small.system(hq=True, plugin=None)
+        monkeypatch.setattr(train_main.build, "load_model", lambda *_, **__: plain)
+        monkeypatch.setattr(train_main.build, "with_plugin", lambda *_: stable)
+        monkeypatch.setattr(train_main.build, "with_hq", lambda *_: hq)
     output = tmp_path / "run"
     with pytest.raises(InputError, match=words) as error:
         train(dataclasses.replace(config, output=output, **change))

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import math
+import pathlib
 import signal
 import sys
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from eval.loop import Protocol, Segmenter
 from eval.report import show, table
 from stablesam_jax import build, checkpoint, parallel, params, plugin_file
 from stablesam_jax.compilation_cache import keep_compiled_programs
-from stablesam_jax.config import MODELS, LiteConfig
+from stablesam_jax.config import LiteConfig, SamConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.embeddings import FeatureCache
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views, batches
@@ -40,9 +42,10 @@ def train(config: TrainConfig) -> None:
     devices = parallel.choose_devices(config.devices)
     parallel.check_divides(config.batch_size, len(devices))
     kinds = parse_kinds(config.prompts)
-    sam, tree, base_sha256 = base_model(config)
+    base = load_base(config)
+    sam, tree = add_parts(config, base)
     trained, frozen = params.split(tree, config.trainable)
-    neck_trains = check_trainable(config, sam, trained)
+    neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
     training, held_out = pictures(config)
     view_config = ViewConfig(
         size=sam.config.image_size, scale_range=config.scale_range, views=config.views, seed=config.seed
@@ -56,7 +59,7 @@ def train(config: TrainConfig) -> None:
         mask_size=sam.config.mask_size,
         seed=config.seed,
     )
-    run = Run(config, facts(sam, base_sha256, training))
+    run = Run(config, facts(base, training))
     print(
         f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
         f"{len(training)} pictures, {steps} steps of {config.batch_size} x {config.prompts_per_picture} prompts, "
@@ -96,8 +99,10 @@ def train(config: TrainConfig) -> None:
 
     trained = parallel.unreplicate(state.trained)
     result = params.merge(frozen, trained)
-    save_result(config, run, result)
-    report(config, run, {"before": Segmenter(sam, tree), "after": Segmenter(sam, result)}, held_out)
+    save_result(run, sam.config, result, plugin_alone=config.plugin is not None and trained.keys() == {"plugin"})
+    # A fresh plugin is the identity, or near it, and shares its compiled programs; fresh HQ parts are noise.
+    before = Segmenter(base.sam, base.tree) if sam.config.hq != base.sam.config.hq else Segmenter(sam, tree)
+    report(config, run, {"before": before, "after": Segmenter(sam, result)}, held_out)
 
 
 def check_numbers(config: TrainConfig) -> None:
@@ -115,18 +120,20 @@ def check_numbers(config: TrainConfig) -> None:
         raise InputError("; ".join(faults) + ".")
 
 
-def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params) -> bool:
+def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resting: list[str]) -> bool:
     """Whether the encoder is cut before its neck, which trains then.
 
     Raises:
-        InputError: something trains that would not be saved, or that a cache holds still.
+        InputError: something rests that has random numbers, or trains that the loss does not reach or a cache holds
+            still.
     """
-    others = ", ".join(f"{subtree}/..." for subtree in trained if subtree != "plugin")
-    if config.plugin is not None and others:
+    if resting:
         raise InputError(
-            f"--trainable: {others} would train beside a plugin, whose file holds the plugin alone; "
-            "train plugin/.*, or take a preset without a plugin, as pt-sam."
+            f"--trainable: {resting[0]} has random numbers and would not train; "
+            "train HQ-SAM's parts too, as presets hq-sam and stable-hq-sam do, or give --model an HQ-SAM."
         )
+    if config.hq and config.objective == "pretrain":
+        raise InputError("--objective pretrain is SAM's loss and does not reach HQ-SAM's parts; say --no-hq.")
     neck_trains = isinstance(sam.config.encoder, LiteConfig) and "neck" in trained.get("image_encoder", {})
     moving = trained.get("image_encoder", {}).keys() - ({"neck"} if neck_trains else set())
     if config.cache is not None and moving:
@@ -135,16 +142,6 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params) -> bo
             "say --cache None."
         )
     return neck_trains
-
-
-def facts(sam: Sam, base_sha256: str, training: Pictures) -> dict[str, str]:
-    """What a run depends on beside its options, so that it is not continued on another base or other pictures."""
-    names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
-    return {
-        "base": dataclasses.replace(sam.config, plugin=None).name,
-        "base_sha256": base_sha256,
-        "pictures": f"{len(training)}, names {names[:16]}",
-    }
 
 
 def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
@@ -169,18 +166,49 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
     return kinds
 
 
-def base_model(config: TrainConfig) -> tuple[Sam, params.Params, str]:
-    """The base, at the input size that is asked for, with a fresh plugin where one is, and the base's SHA-256.
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What a run starts from."""
 
-    The SHA-256 is that of the base as it is stored, before its positions are resized: a plugin is put on that one.
-    """
+    sam: Sam  # at the input size that is asked for
+    tree: params.Params
+    sha256: str  # as it is stored, before its positions are resized: what a plugin is put on
+
+
+def load_base(config: TrainConfig) -> Base:
+    """The model that is named."""
     sam, tree = build.load_model(config.model)
-    sha256 = params.digest({subtree: leaves for subtree, leaves in tree.items() if subtree != "plugin"})
+    sha256 = params.digest(tree)
     if config.image_size is not None:
         sam, tree = build.with_image_size(sam, tree, config.image_size)
+    return Base(sam, jax.device_get(tree), sha256)
+
+
+def add_parts(config: TrainConfig, base: Base) -> tuple[Sam, params.Params]:
+    """The system that trains: the base with HQ-SAM's parts where it has none, and with a plugin, where asked for."""
+    sam, tree = base.sam, base.tree
+    rng = jax.random.key(config.seed)
+    if config.hq and not sam.config.hq:
+        sam, tree = build.with_hq(sam, tree, jax.random.fold_in(rng, 1))
     if config.plugin is not None:
-        sam, tree = build.with_plugin(sam, tree, config.plugin, jax.random.key(config.seed))
-    return sam, jax.device_get(tree), sha256
+        sam, tree = build.with_plugin(sam, tree, config.plugin, rng)
+    return sam, jax.device_get(tree)
+
+
+def resting_parts(base: params.Params, frozen: params.Params) -> list[str]:
+    """Paths of what was added to the base and does not train, but for a plugin, which may start as the identity."""
+    added = params.flatten(frozen).keys() - params.flatten(base).keys()
+    return sorted(path for path in added if not path.startswith("plugin/"))
+
+
+def facts(base: Base, training: Pictures) -> dict[str, str]:
+    """What a run depends on beside its options, so that it is not continued on another base or other pictures."""
+    names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
+    return {
+        "base": base.sam.config.name,
+        "base_sha256": base.sha256,
+        "pictures": f"{len(training)}, names {names[:16]}",
+    }
 
 
 def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
@@ -209,11 +237,13 @@ def fill_cache(
     if config.cache is None:
         return None
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
-    identity = {
+    identity: dict[str, Any] = {
         "encoder": params.digest(frozen["image_encoder"]),
         "views": dataclasses.asdict(views.config),
         "pictures": fingerprint(config, views),
     }
+    if sam.config.hq:
+        identity["early"] = True  # one array more than SAM's own features
     tree = {"image_encoder": frozen["image_encoder"]}
     encode = jax.jit(lambda batch: freeze(tree, batch))
     cache = FeatureCache(config.cache, views, identity=identity, encode=encode)
@@ -266,20 +296,28 @@ class stop_signals:
             signal.signal(number, handler)
 
 
-def save_result(config: TrainConfig, run: Run, result: params.Params) -> None:
-    """Writes the plugin as one file, or the whole model where there is no plugin; what is there already is kept."""
-    path = run.folder / ("model" if config.plugin is None else "plugin.safetensors")
+def save_result(run: Run, model: SamConfig, result: params.Params, *, plugin_alone: bool) -> None:
+    """Writes what `build.load_model` reads; what is there already is kept.
+
+    Args:
+        run: gets the file or folder.
+        model: configuration of what has trained.
+        result: its parameters.
+        plugin_alone: the plugin is all that was added to the base and has trained: one file, `BASE+FILE` is the model.
+            Otherwise the whole model is written, base included.
+    """
+    path = run.folder / ("plugin.safetensors" if plugin_alone else "model")
     if path.exists():
         print(f"kept: {path}", flush=True)
         return
     # A file that is passed on names the data and the base, not where they lay.
-    recipe = run.settings | {"data_dir": [folder.resolve().name for folder in config.data_dir]}
+    recipe = run.settings | {"data_dir": [pathlib.Path(folder).resolve().name for folder in run.settings["data_dir"]]}
     del recipe["model"]
-    if config.plugin is None:
-        model = MODELS[run.settings["base"]]
-        checkpoint.save_model(path, result, config=model, source=recipe, dtype=np.dtype(config.store))
+    if plugin_alone:
+        assert model.plugin is not None
+        plugin_file.save_plugin(path, result["plugin"], config=model.plugin, metadata=recipe)
     else:
-        plugin_file.save_plugin(path, result["plugin"], config=config.plugin, metadata=recipe)
+        checkpoint.save_model(path, result, config=model, source=recipe, dtype=np.dtype(run.settings["store"]))
     print(f"written: {path}", flush=True)
 
 
@@ -308,7 +346,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]):
         print("presets, each with its own defaults (PRESET --help); without one, the first:")
-        print("\n".join(f"  {name:14} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
+        print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
     if not arguments or arguments[0].startswith("-"):
         arguments = ["quickstart", *arguments]
     config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")

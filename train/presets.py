@@ -2,16 +2,22 @@
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 from stablesam_jax.config import PluginConfig
 from train.step import Objective
 
 # Robust training (sec. 4.4, 9): the direct extension of HQ-SAM's uniform choice; the paper gives no weights.
 ROBUST_PROMPTS = ("gt-box=1", "noisy-box=1", "points=1", "coarse-mask=1")
+# "Without RTS" in the paper's tables: what HQ-SAM trains with, good prompts only (train/train.py).
+HQ_SAM_PROMPTS = ("gt-box=1", "10-points=1", "coarse-mask=1")
 GOOD_PROMPTS = ("gt-box=1", "jittered-box=3", "points=4", "refine=1")
 
+# What trains. The model is chosen apart from it: any base, with or without a plugin and HQ-SAM's parts.
 PLUGIN_ONLY = ("plugin/.*",)
+# Without effect on the single mask, hence as they were: the other three masks' MLPs and the IoU head.
+MASK_DECODER = ("mask_decoder/.*",)
+HQ_PARTS = ("mask_decoder/(hf_|compress_vit_feat_|embedding_encoder_|embedding_maskfeature_).*",)
 # All four mask tokens lie in one array, so 140,832 parameters where the paper's PT-SAM has one token and 140,064.
 MASK_TOKEN = ("mask_decoder/mask_tokens", "mask_decoder/output_hypernetworks_mlps_0/.*")
 NECK_AND_DECODER = ("image_encoder/neck/.*", "prompt_encoder/.*", "mask_decoder/.*")
@@ -22,7 +28,7 @@ class TrainConfig:
     """A training run."""
 
     model: str = "sam_nano"
-    """Base model: a shipped name, or a folder written by convert or by pre-training."""
+    """Base model: a shipped name, or a folder written by convert or by training."""
     image_size: int | None = None
     """Side of the model's input in pixels, for sam_nano: smaller trains faster. Default: the model's own."""
     data_dir: tuple[pathlib.Path, ...] = ()
@@ -48,9 +54,11 @@ class TrainConfig:
     scale_range: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: longest side as a share of the model's input."""
     objective: Objective = "stable"
-    """Loss: the paper's on the single mask, or SAM's own for pre-training."""
+    """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone; or SAM's own for pre-training."""
+    hq: bool = False
+    """HQ-SAM's parts are added to a base that has none, with random numbers."""
     plugin: PluginConfig | None = dataclasses.field(default_factory=PluginConfig)
-    """The plugin that is added to the base; None trains the base's own parts."""
+    """The plugin that is added to the base; None adds none."""
     trainable: tuple[str, ...] = PLUGIN_ONLY
     """Patterns over parameter paths; all else stays as it is, to the bit."""
     store: Literal["float32", "float16"] = "float32"
@@ -71,6 +79,12 @@ class TrainConfig:
 
 _CACHE = pathlib.Path(".cache/features")
 
+
+def _system(name: str, **what_differs: Any) -> TrainConfig:
+    """The recipe of `stable-sam` for another system: same budget, prompts and loss unless said."""
+    return TrainConfig(output=pathlib.Path("runs") / name, views=8, **what_differs)
+
+
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "quickstart": (
         "the plugin on sam_nano and the embedded scenes: minutes on two cores",
@@ -86,9 +100,45 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "stable-sam": ("the paper's recipe (sec. 9): one epoch, 32 prompts a step, Adam 1e-3", TrainConfig(views=8)),
+    "stable-hq-sam": (
+        "HQ-SAM + Ours (Table 6): plugin and HQ-SAM's parts; the plugin alone is stable-sam on an HQ-SAM",
+        _system("stable-hq-sam", hq=True, trainable=PLUGIN_ONLY + HQ_PARTS),
+    ),
+    "stable-pt-sam": (
+        "not in the paper: the plugin and what pt-sam trains, 222,661 parameters",
+        _system("stable-pt-sam", trainable=PLUGIN_ONLY + MASK_TOKEN),
+    ),
+    "finetune-decoder": (
+        "a warning (Table 11): the plugin and the whole mask decoder",
+        _system("finetune-decoder", trainable=PLUGIN_ONLY + MASK_DECODER),
+    ),
+    "spatial-cbam": (
+        "a rival (Table 11): CBAM's spatial attention in the place of deformable sampling, router kept",
+        _system("spatial-cbam", plugin=PluginConfig(resample="cbam")),
+    ),
+    "spatial-coordinate": (
+        "the same with coordinate attention; the paper does not say which attention it tried",
+        _system("spatial-coordinate", plugin=PluginConfig(resample="coordinate")),
+    ),
+    "dsp": (
+        "an ablation (Table 5): deformable sampling without the router, HQ-SAM's good prompts only",
+        _system("dsp", plugin=PluginConfig(router=False), prompts=HQ_SAM_PROMPTS),
+    ),
+    "dsp-rts": (
+        "an ablation (Table 5): the same with robust prompts",
+        _system("dsp-rts", plugin=PluginConfig(router=False)),
+    ),
     "pt-sam": (
-        "the rival of Table 2: no plugin; the mask tokens and the first one's MLP, 140,832 parameters",
-        TrainConfig(output=pathlib.Path("runs/pt-sam"), plugin=None, trainable=MASK_TOKEN, views=8),
+        "a rival (Table 2): no plugin; the mask tokens and the first one's MLP, 140,832 parameters",
+        _system("pt-sam", plugin=None, trainable=MASK_TOKEN),
+    ),
+    "dt-sam": (
+        "a rival (Table 2): no plugin; the whole mask decoder, 4,058,340 parameters",
+        _system("dt-sam", plugin=None, trainable=MASK_DECODER),
+    ),
+    "hq-sam": (
+        "a rival (Table 2): no plugin; HQ-SAM's token, its MLP and the fusion of early features",
+        _system("hq-sam", hq=True, plugin=None, trainable=HQ_PARTS),
     ),
     "pretrain-nano": (
         "the base itself: neck, prompt encoder and decoder over a frozen ImageNet encoder, good prompts only",

@@ -32,7 +32,7 @@ class Measured:
     """Means over a batch."""
 
     loss: jax.Array  # ()
-    iou: jax.Array  # (), of the single low-resolution mask with its target
+    iou: jax.Array  # (), of the single low-resolution mask, or the HQ token's where that trains, with its target
 
 
 def normalise(pictures: jax.Array, config: SamConfig) -> jax.Array:
@@ -77,7 +77,9 @@ def make_update(
     Args:
         sam: the model.
         optimizer: of the trained leaves.
-        objective: "stable": point-sampled cross entropy and dice on the single mask (sec. 9). "pretrain": SAM's loss.
+        objective: "stable": point-sampled cross entropy and dice on the single mask (sec. 9); where the model has
+            HQ-SAM's parts on the HQ token's mask alone, as HQ-SAM trains (train/train.py), though it answers with the
+            sum of both. "pretrain": SAM's loss on SAM's four masks.
         neck_trains: see `encoder_halves`.
 
     Returns:
@@ -97,8 +99,14 @@ def make_update(
             masks=batch["masks"],
             masks_valid=batch["masks_valid"],
         )
-        choice = "all" if objective == "pretrain" else "single"
-        masks = sam.apply({"params": params}, embed(params, features), prompts, masks=choice, method="decode")
+        masks = sam.apply(
+            {"params": params},
+            embed(params, features),
+            prompts,
+            masks="all" if objective == "pretrain" else "single",
+            hq_token_only=sam.config.hq,
+            method="decode",
+        )
         logits = masks.low_res_masks
         targets = average_pool(batch["targets"].astype(jnp.float32), logits.shape[-1])
         if objective == "pretrain":

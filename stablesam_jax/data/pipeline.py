@@ -87,6 +87,8 @@ def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_s
         return prompts.Prompt(box=prompts.noisy_box(rng, prompts.gt_box(mask), size_hw=mask.shape, iou_range=accepted))
     if kind == "points":
         return _points(rng, mask, int(rng.choice(prompts.POINT_COUNTS)))
+    if kind == "10-points":
+        return _points(rng, mask, 10)
     if kind == "coarse-mask":
         coarse = prompts.coarse_mask(rng, mask, size=mask_size)
         return prompts.Prompt(mask=coarse.astype(np.float32) * np.float32(COARSE_MASK_LOGIT))
@@ -103,6 +105,7 @@ TRAINING_KINDS = {
     "jittered-box": "that box as SAM's own training jitters it: still a good prompt",
     "noisy-box": "noise of scale 0.4, IoU >= 0.5 (sec. 4.4, 9)",
     "points": "1, 3, 5 or 10 points on the object, each count as likely (sec. 9)",
+    "10-points": "10 points on the object: HQ-SAM's only count",
     "coarse-mask": "HQ-SAM's coarse mask alone",
     "refine": "one point and the smooth logits of a coarse mask, as in SAM's second iteration",
 }

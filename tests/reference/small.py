@@ -1,9 +1,11 @@
 """A small sam_nano with random parameters of sensible size, drawn without compiling anything, and small pictures."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -18,19 +20,44 @@ SIZE = 64  # pixels; 4 x 4 cells, low-resolution masks of 16 x 16
 CONFIG = dataclasses.replace(MODELS["sam_nano"], image_size=SIZE)
 
 
-@functools.cache
 def nano() -> tuple[Sam, Params]:
     """The model and its parameters, without a plugin."""
-    rng = np.random.default_rng(0)
-    sam = Sam(CONFIG)
-    return sam, unflatten({path: _draw(rng, path, leaf.shape) for path, leaf in flatten(build.shapes(sam)).items()})
+    return _base(hq=False)
+
+
+def stable_nano() -> tuple[Sam, Params]:
+    """The same with a fresh plugin."""
+    return system(hq=False, plugin=PluginConfig())
 
 
 @functools.cache
-def stable_nano() -> tuple[Sam, Params]:
-    """The same with a fresh plugin."""
-    sam, params = build.with_plugin(*nano(), PluginConfig(), jax.random.key(0))
+def system(*, hq: bool, plugin: PluginConfig | None) -> tuple[Sam, Params]:
+    """The same with the parts of HQ-SAM, likewise random, and with a fresh plugin."""
+    sam, params = _base(hq=hq)
+    if plugin is not None:
+        sam, params = build.with_plugin(sam, params, plugin, jax.random.key(0))
     return sam, jax.device_get(params)
+
+
+@functools.cache
+def _base(*, hq: bool) -> tuple[Sam, Params]:
+    rng = np.random.default_rng(0)
+    sam = build.assemble(dataclasses.replace(CONFIG, hq=hq))
+    own = flatten(nano()[1]) if hq else {}
+    shapes = flatten(build.shapes(sam))
+    drawn = {path: _draw(rng, path, leaf.shape) for path, leaf in shapes.items() if path not in own}
+    return sam, unflatten(own | drawn)
+
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """What is compiled inside is not optimised, which takes most of the time of a program that runs three times."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def save_nano(folder: pathlib.Path) -> pathlib.Path:
