@@ -90,12 +90,15 @@ class Plugin(nn.Module):
         super().__init__()
         try:
             self.config = Config(**{**config, "attentions": tuple(config["attentions"])})
-            if self.config.resample != "deform":
-                raise TypeError(f"resample {self.config.resample!r}")
         except (KeyError, TypeError) as error:
             raise ValueError(f"This file does not know such a plugin ({error}). Take a newer one.") from None
         self.metadata = dict(metadata)
-        self.dsp = OffsetNetwork(self.config)
+        if self.config.resample == "deform":
+            self.dsp = OffsetNetwork(self.config)
+        elif self.config.resample == "cbam":
+            self.spatial = ChannelPooledAttention()
+        else:
+            self.spatial = CoordinateAttention(self.config.embedding_width)
         if self.config.router:
             self.drp = Router(self.config)
         self._forget()
@@ -114,11 +117,13 @@ class Plugin(nn.Module):
             keys and key_pe for the attention, (N, H, W, C) each.
         """
         alpha = self._alpha(tokens).to(keys.dtype)[:, None, None, :, None]
+
+        def mix(resampled: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+            return alpha[..., 0, :] * resampled + alpha[..., 1, :] * original
+
+        if self.config.resample != "deform":
+            return mix((keys * self.spatial(keys)).to(keys.dtype), keys), key_pe
         amplitudes, offsets = self.dsp(keys)
-
-        def mix(deformable: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-            return alpha[..., 0, :] * deformable + alpha[..., 1, :] * original
-
         mixed = mix(sample(amplitudes, offsets, self.config.padding), keys)
         if self.config.positions == "resampled":
             key_pe = mix(sample(key_pe, offsets, self.config.padding), key_pe)
@@ -196,8 +201,7 @@ class OffsetNetwork(nn.Module):
         elif self.config.amplitude == "gate":
             amplitudes = features * (1 + self.gate(features))
         hidden = F.gelu(self.norm(self.depthwise(amplitudes)))
-        direction = self.offset(hidden).unflatten(-1, (self.config.groups, 2))
-        direction = direction.to(torch.promote_types(direction.dtype, torch.float32))  # half types lose the position
+        direction = wide(self.offset(hidden)).unflatten(-1, (self.config.groups, 2))
         height, width = features.shape[1:3]
         limit = direction.new_tensor([width, height]) * (self.config.max_offset_cells / REFERENCE_GRID)
         return amplitudes, limit * torch.tanh(direction)
@@ -226,6 +230,42 @@ def sample(features: torch.Tensor, offsets: torch.Tensor, padding: str) -> torch
     return sampled.view(number, channels, height, width).permute(0, 2, 3, 1).to(features.dtype)
 
 
+class ChannelPooledAttention(nn.Module):
+    """The spatial map of CBAM, which table 11 sets in the place of deformable sampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(7, 7, 2, 1))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, C) -> factors (N, H, W, 1)."""
+        pooled = torch.stack([features.mean(dim=-1), features.amax(dim=-1)], dim=1)
+        logits = F.conv2d(pooled, self.kernel.permute(3, 2, 0, 1), self.bias[None], padding="same")
+        return 2 * torch.sigmoid(wide(logits)).permute(0, 2, 3, 1)
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention, likewise: a factor for each row and one for each column."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        hidden_width = max(8, width // 32)
+        self.hidden = Dense(width, hidden_width)
+        self.norm = LayerNorm(hidden_width)
+        self.rows = Dense(hidden_width, width)
+        self.columns = Dense(hidden_width, width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, C) -> factors (N, H, W, C)."""
+
+        def factors(last: nn.Module, means: torch.Tensor) -> torch.Tensor:
+            return 2 * torch.sigmoid(wide(last(F.hardswish(self.norm(self.hidden(means))))))
+
+        rows, columns = factors(self.rows, features.mean(dim=2)), factors(self.columns, features.mean(dim=1))
+        return rows[:, :, None] * columns[:, None]
+
+
 class Router(nn.Module):
     """Mixing weights from the output mask token (eq. 5): softmax(MLP(t_o)) * s."""
 
@@ -240,6 +280,11 @@ class Router(nn.Module):
         """(N, C) -> (N, 2): alpha_1 of the deformable, alpha_2 of the original features."""
         hidden = F.gelu(self.norm(self.hidden(token)))
         return torch.softmax(self.logits(hidden), dim=-1) * self.scale
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """At least float32: half types lose positions and small factors."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Dense(nn.Module):

@@ -12,6 +12,8 @@ import optax
 import pytest
 import torch
 
+from convert.flax_to_torch import plugin_state
+from eval import torch_plugin
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.plugin import Plugin
 
@@ -76,64 +78,6 @@ def run(config: PluginConfig):
 apply = run(SMALL)
 
 
-def torch_twin(config: PluginConfig, params: dict[str, torch.Tensor], keys, key_pe, tokens):
-    """One prompt: (H, W, C), (H, W, C), (T, C) -> keys and key_pe; the papers' words in PyTorch's own layers."""
-    F = torch.nn.functional
-
-    def dense(x, name):
-        return x @ params[f"{name}/kernel"] + params[f"{name}/bias"]
-
-    def layer_norm(x, name):
-        return F.layer_norm(x, x.shape[-1:], params[f"{name}/scale"], params[f"{name}/bias"], eps=1e-6)
-
-    def mix(resampled, original):
-        return alpha[0] * resampled + alpha[1] * original
-
-    alpha = torch.tensor([1.0, 0.0])
-    if config.router:
-        token = tokens[1] if config.router_token == "output" else tokens[1:5].mean(0)
-        hidden = F.gelu(layer_norm(dense(token, "drp/hidden"), "drp/norm"))
-        alpha = torch.softmax(dense(hidden, "drp/logits"), dim=-1) * params["drp/scale"]
-
-    if config.resample == "cbam":
-        pooled = torch.stack([keys.mean(-1), keys.amax(-1)])
-        kernel = params["spatial/kernel"].permute(3, 2, 0, 1)
-        factors = 2 * torch.sigmoid(F.conv2d(pooled[None], kernel, params["spatial/bias"].view(1), padding=3))
-        return mix(keys * factors[0, 0, :, :, None], keys), key_pe
-    if config.resample == "coordinate":
-        lines = torch.cat([keys.mean(1), keys.mean(0)])
-        hidden = F.hardswish(layer_norm(dense(lines, "spatial/hidden"), "spatial/norm"))
-        rows, columns = hidden.split([len(keys), keys.shape[1]])
-        rows, columns = (2 * torch.sigmoid(dense(x, f"spatial/{n}")) for x, n in ((rows, "rows"), (columns, "columns")))
-        return mix(keys * rows[:, None] * columns[None], keys), key_pe
-
-    height, width, channels = keys.shape
-    x_star = keys
-    if config.amplitude == "project":
-        x_star = dense(keys, "dsp/project")
-    elif config.amplitude == "gate":
-        x_star = keys * (1 + dense(keys, "dsp/gate"))
-    kernel = params["dsp/depthwise/kernel"].permute(2, 0, 1)[:, None]
-    hidden = F.conv2d(x_star.permute(2, 0, 1), kernel, params["dsp/depthwise/bias"], padding=2, groups=channels)
-    hidden = F.gelu(layer_norm(hidden.permute(1, 2, 0), "dsp/norm"))
-    size = torch.tensor([width, height])
-    direction = torch.tanh(dense(hidden, "dsp/offset"))
-    grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
-
-    def moved(maps):
-        groups = []
-        for index, group in enumerate(maps.chunk(config.groups, dim=-1)):
-            offsets = config.max_offset_cells / 64 * size * direction[..., 2 * index : 2 * index + 2]
-            positions = ((grid + offsets) * 2 / (size - 1) - 1)[None]
-            maps = group.permute(2, 0, 1)[None]
-            groups.append(F.grid_sample(maps, positions, "bilinear", config.padding, align_corners=True))
-        return torch.cat(groups, dim=1)[0].permute(1, 2, 0)
-
-    if config.positions == "resampled":
-        return mix(moved(x_star), keys), mix(moved(key_pe), key_pe)
-    return mix(moved(x_star), keys), key_pe
-
-
 @functools.partial(jit, static_argnums=0)
 def mixed_and_gradients(config: PluginConfig, params, arguments, cotangents):
     mixed, pull_back = jax.vjp(lambda p, a: Plugin(config).apply({"params": p}, *a), params, arguments)
@@ -154,15 +98,16 @@ def test_equals_its_torch_twin_in_values_and_in_every_gradient(variant):
     names = ("keys", "key_pe", "tokens")
     ours = flax.traverse_util.flatten_dict(gradients, sep="/") | dict(zip(names, input_gradients, strict=True))
 
-    flat = flax.traverse_util.flatten_dict(params, sep="/") | dict(zip(names, arguments, strict=True))
-    leaves = {name: torch.tensor(np.asarray(leaf), requires_grad=True) for name, leaf in flat.items()}
-    pairs = [
-        torch_twin(config, leaves, k, leaves["key_pe"][0, 0], t)
-        for ks, ts in zip(leaves["keys"], leaves["tokens"], strict=True)
-        for k, t in zip(ks, ts, strict=True)
-    ]
-    twin_keys, twin_pe = (torch.stack(part).view(2, 3, *part[0].shape) for part in zip(*pairs, strict=True))
+    module = torch_plugin.Plugin(dataclasses.asdict(config), {}).double()
+    module.load_state_dict(plugin_state(params, config, {}))
+    leaves = {
+        name: torch.tensor(np.asarray(leaf), requires_grad=True) for name, leaf in zip(names, arguments, strict=True)
+    }
+    key_pe = leaves["key_pe"][0].expand(6, -1, -1, -1)
+    twin_keys, twin_pe = module(leaves["keys"].flatten(0, 1), key_pe, leaves["tokens"].flatten(0, 1))
+    twin_keys, twin_pe = twin_keys.unflatten(0, (2, 3)), twin_pe.unflatten(0, (2, 3))
     twin_pe = twin_pe if config.positions == "resampled" else leaves["key_pe"]
+    leaves |= {name.replace(".", "/"): leaf for name, leaf in module.named_parameters()}
     torch.autograd.backward((twin_keys, twin_pe), [torch.tensor(np.asarray(c)) for c in cotangents])
 
     for ours_part, twin in zip(mixed, (twin_keys, twin_pe), strict=True):

@@ -1,4 +1,7 @@
-"""The plugin for PyTorch is ours on the official models: logits, gradients, and what else its users rely on."""
+"""The plugin for PyTorch is ours on the official models: logits, gradients, and what else its users rely on.
+
+Its variants, without a model around them, are compared in test_plugin.py.
+"""
 
 import ast
 import copy
@@ -27,8 +30,8 @@ WIDTH = CONFIG.embedding_width
 GRADIENT_TOLERANCE = 1e-11  # sums over maps and prompts; float64 rounding is 2e-14 here
 WHOLE = {
     "sam": dataclasses.replace(CONFIG, plugin=PluginConfig(embedding_width=WIDTH)),
-    "hq-sam, all attentions": dataclasses.replace(
-        HQ_CONFIG, plugin=PluginConfig(embedding_width=WIDTH, attentions=(0, 1, 2))
+    "hq-sam, all attentions, positions resampled": dataclasses.replace(
+        HQ_CONFIG, plugin=PluginConfig(embedding_width=WIDTH, attentions=(0, 1, 2), positions="resampled")
     ),
 }
 
@@ -38,13 +41,12 @@ def drawn(config):
     """A plugin with numbers that change masks in every leaf."""
     rng = np.random.default_rng(5)
 
-    def leaf(path, shape):
+    def draw_leaf(path, shape):
         deviation = 1 / np.prod(shape[:-1]) ** 0.5 if path.endswith("kernel") else 0.2
         return path.endswith("scale") + deviation * rng.standard_normal(shape)
 
-    return unflatten(
-        {path: leaf(path, found.shape) for path, found in flatten(shapes(assemble(config))["plugin"]).items()}
-    )
+    leaves = flatten(shapes(assemble(config))["plugin"])
+    return unflatten({path: draw_leaf(path, leaf.shape) for path, leaf in leaves.items()})
 
 
 def state_of(config, **metadata):
