@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+EPS = 1e-6  # of LayerNorm, as in SAM's image encoder
 PERTURBATION = 0.01  # deviation of last layers that do not start at zero; moves offsets by under a cell of 64
 
 
@@ -26,12 +27,20 @@ def across(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis in float32 at least, and leaves it there."""
+    """Normalises the last axis in float32 at least, and leaves it there.
+
+    Means are products with a vector: XLA on the CPU would compute what comes before a sum once more for each of the
+    two sums and for the result, but never for a product. Behind a depthwise convolution this is a quarter of the time.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C), float32 or wider."""
         x = wide(x)
-        norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, force_float32_reductions=False, param_dtype=x.dtype)
-        nn.share_scope(self, norm)
-        return norm(x)
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        average = jnp.full((channels, 1), 1 / channels, x.dtype)
+        centred = x - jnp.matmul(x, average, precision="highest")
+        variance = jnp.matmul(jnp.square(centred), average, precision="highest")
+        return centred * jax.lax.rsqrt(variance + EPS) * across(scale, x) + across(bias, x)
