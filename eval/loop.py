@@ -53,10 +53,14 @@ class Segmenter:
     """A system, compiled: squeezed pictures to embeddings, prompts to masks of the picture's own size."""
 
     def __init__(self, sam: Sam, params: Params):
-        """Prepares the two programs; they are compiled when first used, once for all parameters of a model."""
+        """Prepares the two programs; they are compiled when first used, once for all parameters of a model.
+
+        Of HQ-SAM the HQ token's mask counts, as in its own evaluation (train/train.py), though its predictor answers
+        with the sum of that and SAM's.
+        """
         self.config = sam.config
         self.params = jax.device_put(params)
-        self._encode, self._decode = compiled.encoder(sam), compiled.decoder(sam)
+        self._encode, self._decode = compiled.encoder(sam), compiled.decoder(sam, hq_token_only=sam.config.hq)
 
     def encode(self, picture: np.ndarray) -> ImageEmbedding:
         """(H, W, 3) uint8 -> image embedding of the squeezed picture, B = 1."""

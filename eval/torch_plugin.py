@@ -21,6 +21,7 @@ from torch.nn import functional as F
 CONFIG_KEY = "_extra_state"  # PyTorch's name in a state dict for what is no tensor: here {"config", "metadata"}
 REFERENCE_GRID = 64  # cells of SAM's map, for which max_offset_cells is given
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first makes the single mask
+HQ_TOKEN = 5  # HQ-SAM's own, whose mask it is trained on
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -78,6 +79,7 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
             "Give the base that it was trained on."
         )
     plugin.to(decoder.iou_token.weight).load_state_dict(state)
+    plugin.output_token = HQ_TOKEN if hasattr(decoder, "hf_token") else MASK_TOKENS.start
     plugin.hook(decoder.transformer)
     sam.plugin = plugin
     return sam
@@ -101,6 +103,7 @@ class Plugin(nn.Module):
             self.spatial = CoordinateAttention(self.config.embedding_width)
         if self.config.router:
             self.drp = Router(self.config)
+        self.output_token = MASK_TOKENS.start  # the router's; `stabilise` knows the model
         self._forget()
 
     def forward(
@@ -133,8 +136,9 @@ class Plugin(nn.Module):
         """(N, T, C) -> (N, 2), or (1, 2)."""
         if not self.config.router:
             return tokens.new_tensor([[1, 0]])
-        mask_tokens = tokens[:, MASK_TOKENS]
-        return self.drp(mask_tokens.mean(dim=1) if self.config.router_token == "mean" else mask_tokens[:, 0])
+        if self.config.router_token == "mean":
+            return self.drp(tokens[:, MASK_TOKENS].mean(dim=1))
+        return self.drp(tokens[:, self.output_token])
 
     def hook(self, transformer: nn.Module) -> None:
         """Sits down before the token-to-image attentions of a TwoWayTransformer that the configuration names.

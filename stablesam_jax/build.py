@@ -59,7 +59,7 @@ def load_model(
 
 def assemble(config: SamConfig) -> Sam:
     """The model of a configuration."""
-    return Sam(config, plugin=None if config.plugin is None else Plugin(config.plugin))
+    return Sam(config, plugin=None if config.plugin is None else Plugin(config.plugin, config.output_token))
 
 
 def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params | jax.Array) -> tuple[Sam, Params]:

@@ -7,6 +7,10 @@ from stablesam_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 
+# The mask decoder's own tokens: the IoU token, the mask tokens, of which the first makes the single mask, and HQ-SAM's.
+MASK_TOKENS = slice(1, 5)
+HQ_TOKEN = MASK_TOKENS.stop
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig:
@@ -110,8 +114,9 @@ class PluginConfig:
     router: bool = True
     """Whether there is a DRP; without one, the rows "+ DSP" of table 5, alpha is (1, 0)."""
     router_token: Literal["output", "mean"] = "output"
-    """t_o of eq. 5: the mask token of the single mask, also where several masks are asked for, or the mean of the four.
-    The text names the output mask token; one alpha serves all tokens of a prompt either way."""
+    """t_o of eq. 5: the token of the single mask, also where several masks are asked for, or the mean of the four mask
+    tokens. On an HQ-SAM, which is trained on the HQ token's mask alone, "output" is the HQ token. The text names the
+    output mask token, and nothing of HQ-SAM; one alpha serves all tokens of a prompt either way."""
     router_width: int = 32
     """Hidden units of the router; the paper gives none, this width gives its 0.08 M parameters."""
     start: Literal["identity", "perturbed"] = "identity"
@@ -168,6 +173,11 @@ class SamConfig:
     def grid_size(self) -> int:
         """G, the side of the image embedding in cells."""
         return self.image_size // self.encoder.patch_size
+
+    @property
+    def output_token(self) -> int:
+        """Index of the token of the single mask among the decoder's own; of HQ-SAM of the mask that it trains."""
+        return HQ_TOKEN if self.hq else MASK_TOKENS.start
 
     @property
     def mask_size(self) -> int:

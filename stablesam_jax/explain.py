@@ -16,7 +16,6 @@ from stablesam_jax.model.common import wide
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
-from stablesam_jax.plugin.plugin import OUTPUT_MASK_TOKEN
 from stablesam_jax.predictor import Predictor
 from stablesam_jax.preprocess import resized_size
 from stablesam_jax.prompts import Prompt
@@ -34,8 +33,8 @@ ATTENTIONS = (
 class Explanation:
     """One token-to-image attention of N prompts, on the h x w cells of the image embedding that show the picture.
 
-    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the output
-    mask token, the mean over heads; over all cells it sums to 1, over those that show the picture to less where the
+    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the token of
+    the single mask, of HQ-SAM that of the HQ token, the mean over heads; over all cells it sums to 1, over those that show the picture to less where the
     model also looks at the padding.
     """
 
@@ -127,7 +126,7 @@ def _looking(sam: Sam, group: int) -> Callable[[Params, ImageEmbedding, Prompts]
                 operator.getitem, ATTENTIONS[attention], state["attention"]["mask_decoder"]["transformer"]
             )
             before, after = (
-                wide(x[0][0, :, :, OUTPUT_MASK_TOKEN]).mean(axis=1) for x in (weights["before"], weights["after"])
+                wide(x[0][0, :, :, sam.config.output_token]).mean(axis=1) for x in (weights["before"], weights["after"])
             )
             seen[attention] = _Seen(jnp.broadcast_to(read[0], (len(after), *cells.shape)), alpha[0], before, after)
         return seen

@@ -31,8 +31,8 @@ def predictor(*, picture=(small.SIZE, small.SIZE), **fields):
     return made
 
 
-def decoder(monkeypatch, sam, params, predictor):
-    """Attention of the output mask token as the decoder's own softmax gave it, each (N, G, G); what was sown."""
+def decoder(monkeypatch, sam, params, predictor, token=1):
+    """Attention of a token, by default the single mask's, as the decoder's own softmax gave it, each (N, G, G); what was sown."""
 
     @jax.jit
     def run(params, embedding, prompts):
@@ -40,7 +40,7 @@ def decoder(monkeypatch, sam, params, predictor):
         monkeypatch.setattr(transformer, "softmax", lambda logits: seen.append(softmax(logits)) or seen[-1])
         _, state = sam.apply({"params": params}, embedding, prompts, method="decode", mutable=["intermediates"])
         to_image = [
-            weights[0, :, :, 1].mean(axis=1).reshape(-1, 4, 4) for weights in seen if weights.shape[-1] == CELLS
+            weights[0, :, :, token].mean(axis=1).reshape(-1, 4, 4) for weights in seen if weights.shape[-1] == CELLS
         ]
         return to_image, state.get("intermediates", {}).get("plugin")
 
@@ -69,6 +69,16 @@ def test_attention_offsets_and_alpha_are_those_of_the_decoder(monkeypatch):
         np.testing.assert_allclose(found.positions, np.broadcast_to(moved, (3, 4, 4, 2)), atol=1e-4)
         assert np.abs(found.positions - cells).max() > 1
         assert np.abs(found.before - found.after).max() > 1e-4
+
+
+def test_of_hq_sam_it_is_the_attention_of_the_hq_token(monkeypatch):
+    ours = Predictor(*small.system(hq=True, plugin=PluginConfig()))
+    ours.set_image(SQUARE)
+    after, _ = decoder(monkeypatch, ours.sam, ours.params, ours, token=5)
+    found = explain(ours, box=BOXES)
+    np.testing.assert_allclose(found.after, after[1], atol=1e-6)
+    other, _ = decoder(monkeypatch, ours.sam, ours.params, ours, token=1)
+    assert np.abs(found.after - other[1]).max() > 1e-4
 
 
 def test_an_untrained_plugin_reads_the_cells_themselves_and_changes_no_attention():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -204,6 +205,17 @@ def test_longer_tokens_beside_a_prompt_change_no_mask(segmenter, embedding, prom
     many = Prompt(points=np.full((3, 2), 20, np.float32), labels=np.ones(3, np.int32))
     padded = segmenter.low_res_masks(embedding, [prompts[0], many], (48, 40))[0]
     np.testing.assert_allclose(padded, segmenter.low_res_masks(embedding, prompts[:1], (48, 40))[0], atol=1e-5)
+
+
+def test_of_hq_sam_the_hq_tokens_mask_counts_and_not_its_sum_with_sams(prompts):
+    sam, tree = small.system(hq=True, plugin=None)
+    hq = Segmenter(sam, tree)
+    embedding = hq.encode(np.random.default_rng(1).integers(0, 256, (48, 40, 3), np.uint8))
+    masks = hq.low_res_masks(embedding, prompts[:2], (48, 40))
+    for mlp, counts in (("output_hypernetworks_mlps_0", False), ("hf_mlp", True)):
+        without = jax.tree.map(np.zeros_like, tree["mask_decoder"][mlp])
+        hq.params = tree | {"mask_decoder": tree["mask_decoder"] | {mlp: without}}
+        assert (np.abs(hq.low_res_masks(embedding, prompts[:2], (48, 40)) - masks).max() > 1e-3) == counts
 
 
 def test_two_parameter_trees_of_a_model_share_one_program(segmenter):

@@ -18,7 +18,7 @@ from convert.flax_to_torch import plugin_state
 from eval import torch_plugin
 from eval.parity import IMAGE
 from stablesam_jax.build import assemble, load_model, with_plugin
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.plugin import Plugin
@@ -268,13 +268,17 @@ def test_keys_shared_by_prompts_equal_repeated_keys(variant):
         np.testing.assert_allclose(jnp.broadcast_to(ours, theirs.shape), theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("router_token", "read"), [("output", {1}), ("mean", {1, 2, 3, 4})])
-def test_only_the_mask_tokens_route(router_token, read):
+@pytest.mark.parametrize(
+    ("router_token", "model", "read"),
+    [("output", "sam_nano", {1}), ("output", "hq_sam_nano", {5}), ("mean", "hq_sam_nano", {1, 2, 3, 4})],
+)
+def test_the_token_of_the_mask_that_is_trained_routes_of_hq_sam_the_hq_token(router_token, model, read):
     config = dataclasses.replace(SMALL, router_token=router_token)
+    mix = jit(dataclasses.replace(assemble(MODELS[f"stable_{model}"]).plugin, config=config).apply)
     keys, key_pe, tokens = inputs(config)
-    mixed, _ = run(config)(trained(config), keys, key_pe, tokens)
+    mixed, _ = mix(trained(config), keys, key_pe, tokens)
     for token in range(7):
-        other, _ = run(config)(trained(config), keys, key_pe, tokens.at[:, :, token].set(0.0))
+        other, _ = mix(trained(config), keys, key_pe, tokens.at[:, :, token].set(0.0))
         assert bool(jnp.any(other != mixed)) == (token in read)
 
 

@@ -7,11 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
 from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits, wide
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
 
-MASK_TOKENS = 4  # token 0 makes the single mask, tokens 1 to 3 the three of multimask_output
+MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 
 # "single": mask 0. "multi": masks 1, 2, 3; of HQ-SAM the one of them that is predicted to be best. "all": the four.
 # Only those asked for are computed.
@@ -76,7 +77,7 @@ class MaskDecoder(nn.Module):
         batch, prompts, _, width = sparse_prompt_embeddings.shape
         output_tokens = [
             self.param("iou_token", nn.initializers.normal(1.0), (1, width)),
-            self.param("mask_tokens", nn.initializers.normal(1.0), (MASK_TOKENS, width)),
+            self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width)),
         ]
         if self.hq:
             output_tokens.append(self.hq_branch.token)
@@ -95,15 +96,15 @@ class MaskDecoder(nn.Module):
         chosen = _CHOSEN["all" if self.is_initializing() else masks]
         hypernetworks = [HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}") for index in chosen]
         weights = jnp.stack(
-            [network(tokens[:, :, 1 + index]) for index, network in zip(chosen, hypernetworks, strict=True)], axis=2
+            [network(tokens[:, :, MASK_TOKENS.start + index]) for index, network in zip(chosen, hypernetworks, strict=True)], axis=2
         )
-        iou_predictions = HeadMLP(width, MASK_TOKENS, name="iou_prediction_head")(wide(tokens[:, :, 0]))
+        iou_predictions = HeadMLP(width, MASKS, name="iou_prediction_head")(wide(tokens[:, :, 0]))
         iou_predictions = iou_predictions[:, :, chosen.start : chosen.stop]
         if not self.hq:
             return Masks(mask_logits(weights, upscaled), iou_predictions)
 
         assert hq_features is not None
-        hq_masks = self.hq_branch.logits(tokens[:, :, 1 + MASK_TOKENS], upscaled, hq_features)[:, :, None]
+        hq_masks = self.hq_branch.logits(tokens[:, :, HQ_TOKEN], upscaled, hq_features)[:, :, None]
         if masks == "all":
             return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
         if masks == "multi":

@@ -7,15 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import MASK_TOKENS, PluginConfig
 from stablesam_jax.plugin.common import wide
 from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
-
-# Tokens of the mask decoder: the IoU token, then four mask tokens, of which the first makes the single output mask.
-MASK_TOKENS = slice(1, 5)
-OUTPUT_MASK_TOKEN = MASK_TOKENS.start
 
 
 class Plugin(nn.Module):
@@ -34,6 +30,7 @@ class Plugin(nn.Module):
     """
 
     config: PluginConfig
+    output_token: int = MASK_TOKENS.start  # index of t_o among the tokens, see `SamConfig.output_token`
 
     def setup(self):
         self.spatial: nn.Module
@@ -98,8 +95,9 @@ class Plugin(nn.Module):
         """(B, N, T, C) -> (B, N, 2), float32 or wider."""
         if not self.config.router:
             return jnp.broadcast_to(jnp.array([1.0, 0.0], jnp.float32)[None, None], (*tokens.shape[:2], 2))
-        mask_tokens = tokens[:, :, MASK_TOKENS]
-        return self.drp(mask_tokens.mean(axis=2) if self.config.router_token == "mean" else mask_tokens[:, :, 0])
+        if self.config.router_token == "mean":
+            return self.drp(tokens[:, :, MASK_TOKENS].mean(axis=2))
+        return self.drp(tokens[:, :, self.output_token])
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
