@@ -32,7 +32,8 @@ parity: $(STAMP)
 	mkdir -p runs/parity
 	status=0; \
 	for model in sam_vit_b sam_vit_l sam_vit_h mobile_sam sam_nano \
-		hq_sam_vit_b hq_sam_vit_l hq_sam_vit_h hq_sam_vit_tiny hq_sam_nano; do \
+		hq_sam_vit_b hq_sam_vit_l hq_sam_vit_h hq_sam_vit_tiny hq_sam_nano \
+		stable_sam_vit_b stable_hq_sam_vit_b; do \
 		echo "$$model, random weights"; \
 		$(BIN)/python -m eval.parity --random $$model --json runs/parity/$$model.json || status=1; \
 	done; \
