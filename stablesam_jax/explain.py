@@ -33,9 +33,9 @@ ATTENTIONS = (
 class Explanation:
     """One token-to-image attention of N prompts, on the h x w cells of the image embedding that show the picture.
 
-    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the token of
-    the single mask, of HQ-SAM that of the HQ token, the mean over heads; over all cells it sums to 1, over those that show the picture to less where the
-    model also looks at the padding.
+    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the single
+    mask's token, of HQ-SAM that of the HQ token, the mean over heads; over all cells it sums to 1, over those that show
+    the picture to less where the model also looks at the padding.
     """
 
     prompts: tuple[Prompt, ...]  # in pixels of the picture

@@ -32,7 +32,7 @@ def predictor(*, picture=(small.SIZE, small.SIZE), **fields):
 
 
 def decoder(monkeypatch, sam, params, predictor, token=1):
-    """Attention of a token, by default the single mask's, as the decoder's own softmax gave it, each (N, G, G); what was sown."""
+    """Attention of a token as the decoder's own softmax gave it, each (N, G, G); what was sown."""
 
     @jax.jit
     def run(params, embedding, prompts):

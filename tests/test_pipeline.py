@@ -1,15 +1,28 @@
 """Batches are a function of (seed, step), and every prompt in them fits its target."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 
-import grain
 import numpy as np
 import pytest
 
 from stablesam_jax import prompts
 from stablesam_jax.data import pipeline
 from stablesam_jax.data.collage import ASSETS
-from stablesam_jax.data.pipeline import TOKENS, BatchConfig, ViewConfig, Views, batches, draw_prompt, make_sample
+from stablesam_jax.data.pipeline import (
+    TOKENS,
+    BatchConfig,
+    Feeding,
+    ViewConfig,
+    Views,
+    batches,
+    draw_prompt,
+    make_sample,
+)
 from stablesam_jax.data.readers import LabelledPicture, PairsFolder
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, NOT_A_POINT, POSITIVE, TOP_LEFT, sparse_tokens
@@ -34,8 +47,8 @@ class Painted:
         return LabelledPicture(self.names[index], np.full((48, 64, 3), 20 * index, np.uint8), masks)
 
 
-def make_views(pictures=None, *, views=2, seed=0, scale_range=(0.6, 1.6)):
-    config = ViewConfig(size=SIZE, scale_range=scale_range, views=views, seed=seed)
+def make_views(pictures=None, *, views=2, seed=0, scale_range=(0.6, 1.6), occlusion=0.0):
+    config = ViewConfig(size=SIZE, scale_range=scale_range, views=views, occlusion=occlusion, seed=seed)
     return Views(Painted(5) if pictures is None else pictures, config)
 
 
@@ -44,8 +57,8 @@ def batch_config(**changes):
     return BatchConfig(**(options | changes))
 
 
-def take(count, views, config, *, start_step=0, with_pictures=True):
-    stream = batches(views, config, start_step=start_step, with_pictures=with_pictures)
+def take(count, views, config, *, with_pictures=True, **feeding):
+    stream = batches(views, config, Feeding(**feeding), with_pictures=with_pictures)
     return list(itertools.islice(stream, count))
 
 
@@ -76,15 +89,43 @@ def test_a_stream_from_a_step_on_equals_the_rest_of_the_stream_from_the_start():
             assert_equal(batch, expected)
 
 
-def test_a_batch_does_not_depend_on_the_number_of_threads(monkeypatch):
-    views, config = make_views(), batch_config()
-    with_two = take(5, views, config)
-    options = grain.ReadOptions
-    for threads in (0, 7):
-        alone = options(num_threads=threads, prefetch_buffer_size=3 if threads else 0)
-        monkeypatch.setattr(grain, "ReadOptions", lambda alone=alone, **_: alone)
-        for batch, expected in zip(take(5, views, config), with_two, strict=True):
-            assert_equal(batch, expected)
+@pytest.mark.parametrize("threads", [0, 7])
+def test_a_batch_does_not_depend_on_the_number_of_threads(threads):
+    views, config = make_views(occlusion=0.5), batch_config()
+    for batch, expected in zip(take(5, views, config, threads=threads), take(5, views, config, threads=2), strict=True):
+        assert_equal(batch, expected)
+
+
+def test_worker_processes_make_the_same_batches_and_resume_at_any_step():
+    script = """
+import numpy as np
+from tests.test_pipeline import assert_equal, batch_config, make_views, take
+if __name__ == "__main__":
+    views, config = make_views(occlusion=0.5), batch_config()
+    expected = take(8, views, config)
+    for workers in (1, 2):
+        for batch, other in zip(take(5, views, config, start_step=3, workers=workers), expected[3:], strict=True):
+            assert_equal(batch, other)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder) / "feed.py"  # a worker imports the main program anew
+        program.write_text(script)
+        subprocess.run([sys.executable, program], check=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=300)
+
+
+@pytest.mark.parametrize("start", [0, 137])
+def test_the_batches_of_two_hosts_are_together_those_of_one(start):
+    views, config = make_views(occlusion=0.5), batch_config(pictures=4)
+    alone = take(2, views, config, start_step=start)
+    shares = [take(2, views, config, start_step=start, host=host, hosts=2) for host in range(2)]
+    for expected, *parts in zip(alone, *shares, strict=True):
+        joined = {key: np.stack([part[key] for part in parts], axis=1) for key in expected}
+        assert_equal({key: array.reshape(4, *array.shape[2:]) for key, array in joined.items()}, expected)
+
+
+def test_hosts_that_do_not_divide_a_batch_are_refused():
+    with pytest.raises(InputError, match=r"^batch size 3: must be a multiple of the 2 hosts\.$"):
+        take(1, make_views(), batch_config(), hosts=2)
 
 
 def test_a_batch_is_its_samples_one_above_the_other():
@@ -305,6 +346,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"occlusion": 1.5}, r"^occlusion 1.5: must be a share, from 0 to 1\.$"),
         ({"views": 0}, r"^views 0: must be at least 1 and below 2\^32\.$"),
         ({"seed": -1}, r"^seed -1: must be at least 0"),
         ({"seed": 2**32}, r"^seed 4294967296: must be at least 0 and below"),

@@ -188,8 +188,8 @@ def test_a_second_interrupt_ends_the_program():
 def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_the_checkpoints(config, monkeypatch, capsys):
     batches = train_main.batches
 
-    def spoilt(*arguments, start_step, **options):
-        for step, batch in enumerate(batches(*arguments, start_step=start_step, **options), start_step + 1):
+    def spoilt(views, config, feeding, **options):
+        for step, batch in enumerate(batches(views, config, feeding, **options), feeding.start_step + 1):
             yield batch | ({"coords": np.full_like(batch["coords"], np.nan)} if step == 2 else {})
 
     monkeypatch.setattr(train_main, "batches", spoilt)

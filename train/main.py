@@ -22,7 +22,7 @@ from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import LiteConfig, SamConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.embeddings import FeatureCache
-from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views, batches
+from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, Feeding, ViewConfig, Views, batches
 from stablesam_jax.data.readers import Pictures, Selection, open_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.sam import Sam
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> None:
     everywhere = parallel.replicate(frozen, devices)
     seed = parallel.replicate(np.uint32(config.seed), devices)
     progress = Progress(run, start=start, steps=steps, pictures_per_step=config.batch_size)
-    stream = batches(views, batch_config, start_step=start, with_pictures=cache is None)
+    stream = batches(views, batch_config, Feeding(start_step=start), with_pictures=cache is None)
     with stop_signals() as stop:
         for step, batch in zip(range(start + 1, steps + 1), stream, strict=False):
             view = batch.pop("view")

@@ -7,14 +7,17 @@ features of a frozen encoder may be cached by that number. Which views, objects 
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping
 
+import absl.flags
 import cv2
 import grain
 import numpy as np
 
 from stablesam_jax import prompts
 from stablesam_jax.data.augment import large_scale_jitter
+from stablesam_jax.data.occlusion import Cutouts, occlude
 from stablesam_jax.data.readers import Pictures
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
@@ -31,6 +34,7 @@ class ViewConfig:
     size: int  # S, pixels
     scale_range: tuple[float, float]  # of large-scale jitter
     views: int  # augmented versions of each picture
+    occlusion: float = 0.0  # share of the views with an object over or behind one of theirs (sec. 4.4)
     seed: int
 
     def __post_init__(self):
@@ -39,6 +43,8 @@ class ViewConfig:
             raise InputError(
                 f"scale range {low} to {high}: give two positive shares of the frame, the lower one first."
             )
+        if not 0 <= self.occlusion <= 1:
+            raise InputError(f"occlusion {self.occlusion}: must be a share, from 0 to 1.")
         _check_range("views", self.views, 1)
         _check_range("seed", self.seed, 0)
 
@@ -50,6 +56,7 @@ class Views:
         """Draws none yet."""
         self.pictures = pictures
         self.config = config
+        self.cutouts = Cutouts(pictures, config.seed)
 
     def __len__(self) -> int:
         return len(self.pictures) * self.config.views
@@ -57,10 +64,13 @@ class Views:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
         labelled = self.pictures[index // self.config.views]
+        picture, masks = labelled.picture, labelled.masks
         rng = np.random.default_rng([self.config.seed, index])
-        return large_scale_jitter(
-            rng, labelled.picture, labelled.masks, size=self.config.size, scale_range=self.config.scale_range
-        )
+        if self.config.occlusion and rng.random() < self.config.occlusion:
+            cutout = self.cutouts[int(rng.integers(len(self.cutouts)))]
+            if cutout is not None:
+                picture, masks = occlude(rng, picture, masks, cutout)
+        return large_scale_jitter(rng, picture, masks, size=self.config.size, scale_range=self.config.scale_range)
 
 
 def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_size: int) -> prompts.Prompt:
@@ -178,19 +188,47 @@ def make_sample(views: Views, config: BatchConfig, index: int, position: int, *,
     return {key: np.asarray(value) for key, value in sample.items()} | ({"picture": picture} if with_picture else {})
 
 
-def batches(views: Views, config: BatchConfig, *, start_step: int, with_pictures: bool) -> Iterator[Batch]:
-    """Batches from `start_step` on, without end; every epoch has its own order of all views.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """How batches are made; none of it changes a number in them."""
+
+    start_step: int = 0  # steps done before
+    host: int = 0  # which of `hosts`, that each make their share of every batch
+    hosts: int = 1
+    workers: int = 0  # processes beside this one; threads alone serve a few cores, and start at once
+    threads: int = min(16, os.cpu_count() or 1)  # of each process
+
+
+def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding(), *, with_pictures: bool) -> Iterator[Batch]:
+    """Batches from a step on, without end; every epoch has its own order of all views.
+
+    Args:
+        views: augmented pictures.
+        config: what a step sees, over all hosts.
+        feeding: who makes which of it, and how.
+        with_pictures: see `make_sample`.
 
     Returns:
-        An iterator over dictionaries as in `make_sample`, with a leading axis B.
+        An iterator over dictionaries as in `make_sample`, with a leading axis B / hosts. Host h has the samples h, h +
+        hosts, h + 2 hosts, ... of the batch that a single host would make.
+
+    Raises:
+        InputError: the hosts do not divide the batch.
     """
+    if config.pictures % feeding.hosts:
+        raise InputError(f"batch size {config.pictures}: must be a multiple of the {feeding.hosts} hosts.")
     order = grain.MapDataset.range(len(views)).seed(config.seed).shuffle().repeat(None)
 
     def sample(position: int, index: int) -> Batch:
         return make_sample(views, config, int(index), position, with_picture=with_pictures)
 
-    dataset = order.map_with_index(sample).batch(config.pictures, drop_remainder=True)
-    # Few threads and a short buffer: a batch may take tens of megabytes.
-    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
-    iterator.set_state({"next_index": start_step})
-    return iterator
+    # Numbered before they are dealt out to hosts and steps: a sample depends on its number in the run alone.
+    dataset = order.map_with_index(sample)[feeding.start_step * config.pictures + feeding.host :: feeding.hosts]
+    dataset = dataset.batch(config.pictures // feeding.hosts, drop_remainder=True)
+    # A short buffer: a batch may take tens of megabytes.
+    fed = dataset.to_iter_dataset(grain.ReadOptions(num_threads=feeding.threads, prefetch_buffer_size=4))
+    if feeding.workers:
+        if not absl.flags.FLAGS.is_parsed():  # grain asks for a flag of its own
+            absl.flags.FLAGS.mark_as_parsed()
+        fed = fed.mp_prefetch(grain.MultiprocessingOptions(num_workers=feeding.workers, per_worker_buffer_size=2))
+    return iter(fed)

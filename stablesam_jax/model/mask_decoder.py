@@ -96,7 +96,11 @@ class MaskDecoder(nn.Module):
         chosen = _CHOSEN["all" if self.is_initializing() else masks]
         hypernetworks = [HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}") for index in chosen]
         weights = jnp.stack(
-            [network(tokens[:, :, MASK_TOKENS.start + index]) for index, network in zip(chosen, hypernetworks, strict=True)], axis=2
+            [
+                network(tokens[:, :, MASK_TOKENS.start + index])
+                for index, network in zip(chosen, hypernetworks, strict=True)
+            ],
+            axis=2,
         )
         iou_predictions = HeadMLP(width, MASKS, name="iou_prediction_head")(wide(tokens[:, :, 0]))
         iou_predictions = iou_predictions[:, :, chosen.start : chosen.stop]

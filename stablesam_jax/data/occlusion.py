@@ -1,0 +1,143 @@
+"""Synthetic occlusion (sec. 4.4): the cut-out of an object from another picture over an object, or behind it.
+
+The paper gives no recipe. Here half of the occluded pictures have the cut-out in front, where it hides a part of the
+object, and half behind, where the object hides a part of it. Masks are what is left to be seen; the cut-out is an
+object of the picture like any other. So an object is met in both roles, and a model learns that an outline may be
+somebody else's.
+"""
+
+import functools
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from stablesam_jax.data.readers import Pictures
+
+CUTOUTS = 128  # different cut-outs of one seed: decoded once, they cost no time afterwards
+LONGEST_CUTOUT = 512  # pixels; 128 of them take 130 MB at most
+CUTOUT_AREA = (0.005, 0.6)  # share of its picture that a cut-out covers: no specks, and no backgrounds
+FRAGMENT = 0.8  # share of an object in its largest piece; what others cut in two makes no cut-out
+RELATIVE_SIZE = (0.3, 1.2)  # longest side of a cut-out as a share of that of the object that it meets
+MOST_HIDDEN = 0.5  # share of an object, the cut-out included, that another one may hide
+LEAST_HIDDEN = 0.03  # share of the hidden one of the two; less is no occlusion
+TRIES = 10
+EDGE = 0.7  # pixels, deviation of the blur of a cut-out's edge
+
+
+class Cutout(NamedTuple):
+    """An object without its picture."""
+
+    picture: np.ndarray  # (h, w, 3) uint8, the box around it
+    mask: np.ndarray  # (h, w) bool, in one piece for the most part
+
+
+class Cutouts:
+    """Objects to occlude with, a function of (pictures, seed, number). Read when first asked for, and kept."""
+
+    def __init__(self, pictures: Pictures, seed: int):
+        """Reads none yet."""
+        self.pictures, self.seed = pictures, seed
+        self._kept = functools.lru_cache(CUTOUTS)(self._cut)
+
+    def __len__(self) -> int:
+        return CUTOUTS
+
+    def __getitem__(self, number: int) -> Cutout | None:
+        """Cut-out `number`; None where ten pictures have no object to be cut out, as of textures or backgrounds."""
+        return self._kept(number)
+
+    def __reduce__(self):
+        return type(self), (self.pictures, self.seed)  # a worker process reads its own
+
+    def _cut(self, number: int) -> Cutout | None:
+        rng = np.random.default_rng([self.seed, number])
+        for _ in range(TRIES):
+            labelled = self.pictures[int(rng.integers(len(self.pictures)))]
+            mask = labelled.masks[rng.integers(len(labelled.masks))]
+            if (cutout := cut_out(labelled.picture, mask)) is not None:
+                return cutout
+        return None
+
+
+def cut_out(picture: np.ndarray, mask: np.ndarray) -> Cutout | None:
+    """Cuts an object out, reduced to `LONGEST_CUTOUT`; None where it is none to be pasted elsewhere.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        mask: (H, W) bool.
+    """
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    areas = statistics[1:, cv2.CC_STAT_AREA]
+    share = mask.mean()
+    if not CUTOUT_AREA[0] <= share <= CUTOUT_AREA[1] or areas.max() < FRAGMENT * areas.sum():
+        return None
+    piece = 1 + int(areas.argmax())
+    x, y, width, height = (int(value) for value in statistics[piece, :4])
+    box = slice(y, y + height), slice(x, x + width)
+    scale = min(1.0, LONGEST_CUTOUT / max(width, height))
+    return _resized(Cutout(picture[box], labels[box] == piece), scale)
+
+
+def occlude(
+    rng: np.random.Generator, picture: np.ndarray, masks: np.ndarray, cutout: Cutout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a cut-out over an object of the picture, or behind it, at a random size and place.
+
+    No object loses more than `MOST_HIDDEN` of its area, the cut-out included; a place where one would is drawn anew,
+    and after `TRIES` the picture stays as it is.
+
+    Args:
+        rng: advanced by the call.
+        picture: (H, W, 3) uint8.
+        masks: (M, H, W) bool, M >= 1, none empty.
+        cutout: from another picture.
+
+    Returns:
+        picture (H, W, 3) uint8, and the masks of what is visible, (M + 1, H, W) bool with the cut-out's as the last,
+        or the given ones where nothing was pasted.
+    """
+    height, width = picture.shape[:2]
+    target = int(rng.integers(len(masks)))
+    in_front = rng.random() < 0.5
+    if rng.random() < 0.5:
+        cutout = Cutout(cutout.picture[:, ::-1], cutout.mask[:, ::-1])
+    columns, rows = np.flatnonzero(masks[target].any(axis=0)), np.flatnonzero(masks[target].any(axis=1))
+    near, far = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]]) + 1
+    for _ in range(TRIES):
+        longest = rng.uniform(*RELATIVE_SIZE) * (far - near).max()
+        pasted = _resized(cutout, longest / max(cutout.mask.shape))
+        centre = rng.uniform(near, far)
+        h, w = pasted.mask.shape
+        left, top = (int(value) for value in np.rint(centre - np.array([w, h]) / 2))
+        inside = slice(max(-top, 0), min(height - top, h)), slice(max(-left, 0), min(width - left, w))
+        window = slice(max(top, 0), min(top + h, height)), slice(max(left, 0), min(left + w, width))
+        shape, here = pasted.mask[inside], masks[:, *window]
+        covered = shape if in_front else shape & ~here[target]
+        hidden = (here & covered).sum((1, 2)) / masks.sum((1, 2))
+        own = 1 - covered.sum() / max(pasted.mask.sum(), 1)  # hidden by the target or beyond the picture's border
+        met = hidden[target] if in_front else own
+        if met < LEAST_HIDDEN or hidden.max() > MOST_HIDDEN or own > MOST_HIDDEN:
+            continue
+        picture = picture.copy()
+        _blend(picture[window], pasted.picture[inside], covered)
+        visible = np.concatenate([masks, np.zeros((1, height, width), bool)])
+        visible[:, *window] &= ~covered
+        visible[-1, *window] = covered
+        return picture, visible
+    return picture, masks
+
+
+def _resized(cutout: Cutout, scale: float) -> Cutout:
+    height, width = cutout.mask.shape
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(np.ascontiguousarray(cutout.picture), size, interpolation=interpolation)
+    mask = cv2.resize(cutout.mask.astype(np.uint8) * 255, size, interpolation=interpolation)
+    return Cutout(picture, mask > 127)
+
+
+def _blend(below: np.ndarray, above: np.ndarray, mask: np.ndarray) -> None:
+    """Writes `above` into `below`, both (h, w, 3) uint8, where mask (h, w) is, its edge softened."""
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), EDGE)[..., None]
+    below[...] = np.rint(below + opacity * (above.astype(np.float32) - below))
