@@ -16,6 +16,7 @@ POINT_COUNTS = (1, 3, 5, 10)  # points of a training prompt (sec. 9; sec. 4.4 le
 
 BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, whole pictures 8.2: a hundred fail with probability 2e-6
 JITTER_SCALE, JITTER_LIMIT = 0.1, 20 / 1024  # shares of the box's side and of the picture's (SAM paper, appendix A)
+ORACLE_DEPTH = 1.7  # a candidate's distance to the background is above the largest one divided by this (RITM)
 COARSE_FACTOR = 8  # what a coarse mask loses: the detail that 1/8 of its resolution cannot hold (HQ-SAM)
 COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as such detail (HQ-SAM)
 
@@ -148,6 +149,42 @@ def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.
     chosen = rng.choice(pixels, count, replace=pixels.size < count)
     rows, columns = np.unravel_index(chosen, mask.shape)
     return np.stack([columns, rows], axis=1).astype(np.float32)
+
+
+def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """The first click of a thoughtful user: uniform where the object is thickest.
+
+    Candidates are the pixels whose distance to the background, the picture's border included, is above the largest one
+    divided by 1.7. MESS's point prompt (SAM-MESS, `model/visual_prompts.py`; RITM, `isegm/data/points_sampler.py`).
+
+    Args:
+        rng: advanced by the call.
+        mask: (H, W) bool.
+
+    Returns:
+        (1, 2) float32, whole-numbered (x, y) on the foreground.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    padded = np.pad(mask.astype(np.uint8), 1)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return random_points(rng, distance > distance.max() / ORACLE_DEPTH, 1)
+
+
+def oracle_box(mask: np.ndarray) -> np.ndarray:
+    """MESS's box prompt: around the mask, to the far edge of its last pixel, one more than `gt_box` has it.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (4,) float32 XYXY, exclusive at the far end.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    return gt_box(mask) + np.array([0, 0, 1, 1], np.float32)
 
 
 def coarse_mask(rng: np.random.Generator, mask: np.ndarray, *, size: int) -> np.ndarray:

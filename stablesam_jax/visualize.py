@@ -7,6 +7,7 @@ where hue does not.
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ UNION_COLOUR = "#202020"
 # Several masks on one picture: Okabe and Ito's palette, neighbours differing in lightness.
 MASK_COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
 LARGEST_CIRCLE = 1.3  # cells, radius of the greatest attention weight
+SHEET_COLUMNS = 8  # of training samples
 MOST_ARROWS = 32  # along the longer side
 
 
@@ -67,6 +69,49 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
             _outline(axis, row.target, TARGET_COLOUR)
     figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=TEXT)
     return figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt of training and what it is to give."""
+
+    picture: np.ndarray  # (S, S, 3) uint8, the frame that the model sees
+    target: np.ndarray  # (S, S) bool
+    others: np.ndarray  # (M, S, S) bool, all other objects, of which one may have been pasted in
+    prompt: Prompt  # in pixels of the frame
+    caption: str
+
+
+def samples_figure(samples: Sequence[Sample]) -> Figure:
+    """Training samples: the target green, other objects outlined in orange, the prompt magenta.
+
+    Args:
+        samples: at least one.
+    """
+    columns = min(len(samples), SHEET_COLUMNS)
+    rows = math.ceil(len(samples) / columns)
+    side = 2 * WIDTH / SHEET_COLUMNS
+    figure = Figure(figsize=(columns * side, rows * (side + TITLE)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, sample in zip(axes, samples, strict=False):
+        _show(axis, _tinted(sample.picture / np.float32(255), 0.35 * sample.target, TARGET_COLOUR), sample.caption)
+        for other in sample.others:
+            _outline(axis, other, PLUGIN_COLOUR)
+        _outline(axis, sample.target, TARGET_COLOUR)
+        if sample.prompt.mask is not None:
+            factor = len(sample.target) // len(sample.prompt.mask)
+            _outline(axis, np.kron(sample.prompt.mask > 0, np.ones((factor, factor), bool)), PROMPT_COLOUR)
+        _draw_prompt(axis, sample.prompt, size=0.7)
+    for axis in axes[len(samples) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Writes or replaces a picture file as a whole; its suffix says the format."""
+    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
 
 
 def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:

@@ -167,12 +167,13 @@ def test_the_papers_recipe_is_that_of_section_9():
     assert config.scale_range == (0.1, 2.0)
 
 
-def test_a_system_differs_from_the_papers_recipe_in_what_it_trains_and_dsp_in_its_prompts():
-    free = {"output": None, "hq": None, "plugin": None, "trainable": None, "prompts": None}
+def test_a_system_differs_from_the_papers_recipe_in_what_it_trains_and_dsp_in_that_it_is_not_robust():
+    free = {"output": None, "hq": None, "plugin": None, "trainable": None, "prompts": None, "occlusion": None}
     for name in COUNTS:
         config = PRESETS[name][1]
         assert dataclasses.replace(config, **free) == dataclasses.replace(PRESETS["stable-sam"][1], **free), name
-        assert config.prompts == (HQ_SAM_PROMPTS if name == "dsp" else ROBUST_PROMPTS)
+        robust = config.prompts == ROBUST_PROMPTS and config.occlusion == 0.5
+        assert robust or (name, config.prompts, config.occlusion) == ("dsp", HQ_SAM_PROMPTS, 0.0)
 
 
 def test_without_robust_training_prompts_are_those_of_hq_sam():

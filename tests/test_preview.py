@@ -1,102 +1,56 @@
-"""What training has changed, on the same prompts before and after."""
-
-import dataclasses
+"""The sheet shows the first samples of a run, as the model would get them, and makes no run."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eval.loop import Protocol
-from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.data.pipeline import TRAINING_KINDS, draw_prompt
+from stablesam_jax.model.prompt_encoder import sparse_tokens
+from tests.reference import small
 from train import preview
 
-PROTOCOL = Protocol(prompts=3, seed=1)
-TARGET = np.zeros((30, 40), bool)
-TARGET[5:20, 10:30] = True
+DISC = np.hypot(*(np.mgrid[:64, :64] - 31.5)) < 20
 
 
-class Pictures:
-    """Four pictures; those of a higher number make `Wobbling` wobble more."""
-
-    names = ("a", "b", "c", "d")
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        masks = np.stack([TARGET, TARGET[::-1]])
-        return LabelledPicture(self.names[index], np.full((30, 40, 3), index, np.uint8), masks)
-
-
-class Steady:
-    """Always the same mask."""
-
-    def encode(self, picture):
-        return picture
-
-    def low_res_masks(self, embedding, prompts, size_hw):
-        return np.stack([np.where(TARGET, 1, -1).astype(np.float32)] * len(prompts))
+@pytest.mark.parametrize("kind", TRAINING_KINDS)
+def test_a_prompt_is_read_back_from_its_tokens(kind):
+    drawn = draw_prompt(np.random.default_rng(0), kind, DISC, mask_size=16)
+    coords, labels, _ = sparse_tokens(drawn.points, drawn.labels, drawn.box, length=11)
+    found = preview.read_tokens(coords, labels)
+    np.testing.assert_array_equal(found.points, drawn.points)
+    np.testing.assert_array_equal(found.labels, drawn.labels)
+    assert (found.box is None) == (drawn.box is None)
+    if drawn.box is not None:
+        np.testing.assert_array_equal(found.box, drawn.box)
 
 
-class Wobbling(Steady):
-    """The first answer is right, the others grow with the picture's number."""
-
-    def low_res_masks(self, embedding, prompts, size_hw):
-        masks = super().low_res_masks(embedding, prompts, size_hw)
-        masks[1:, :, : 5 * int(embedding[0, 0, 0])] = 1
-        return masks
-
-
-SYSTEMS = {"before": Wobbling(), "after": Steady()}
-
-
-@pytest.fixture(scope="module")
-def scores():
-    return preview.compare(SYSTEMS, Pictures(), PROTOCOL)
+def test_the_caption_says_which_prompt_and_how_good():
+    said = {
+        kind: preview.caption(draw_prompt(np.random.default_rng(1), kind, DISC, mask_size=16), DISC)
+        for kind in TRAINING_KINDS
+    }
+    assert said["gt-box"] == "box, IoU 1.00"
+    assert 0.5 <= float(said["noisy-box"].removeprefix("box, IoU ")) < 0.9
+    assert said["10-points"] == "10 points"
+    assert said["coarse-mask"].startswith("mask, IoU 0.")
+    assert said["refine"].startswith("1 point and mask, IoU 0.")
 
 
-def test_every_system_is_scored_on_every_object_and_kind(scores):
-    assert {name: len(values) for name, values in scores.items()} == {"before": 4 * 2 * 4, "after": 4 * 2 * 4}
-    summaries = preview.summaries(scores)
-    assert summaries["after"]["noisy-box"]["msf"] == 1
-    assert summaries["before"]["noisy-box"]["msf"] < 0.95
-    assert summaries["before"]["gt-box"]["miou"] == summaries["after"]["gt-box"]["miou"]
+def test_the_command_writes_a_sheet_and_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = small.save_pairs(tmp_path / "pictures", 6)
+    options = ["--data-dir", str(folder), "--image-size", "64", "--count", "5", "--occlusion", "1.0"]
+    preview.main(["stable-sam", *options, "--sheet", "sheet.png"])
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size[0] > 500
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "sheet.png"]
+    assert capsys.readouterr().out == "written: sheet.png\n"
 
 
-def test_the_report_is_a_table_of_before_and_after(scores, tmp_path):
-    preview.write_report(tmp_path / "report.md", preview.summaries(scores), "four pictures")
-    lines = (tmp_path / "report.md").read_text().splitlines()
-    assert lines[0] == "# four pictures"
-    assert lines[2] == "|  | gt-box | noisy-box | 1-point | 3-points |"
-    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| before", "| after"]
-    assert lines[-1] == "mIoU / mBIoU / mSF in percent."
-
-
-def test_the_figure_shows_an_object_for_each_kind_of_prompt_each_of_another_picture(scores, tmp_path, monkeypatch):
-    shown = []
-    figure = preview.wobble_figure
-    monkeypatch.setattr(preview, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
-    path = tmp_path / "figures" / "wobble.png"
-    preview.write_figure(path, SYSTEMS, scores, Pictures(), PROTOCOL)
-    assert [int(row.picture[0, 0, 0]) for row in shown] == [3, 2, 1]
-    assert all(list(row.masks) == ["before", "after"] for row in shown)
-    assert [row.kind for row in shown] == ["noisy-box", "1-point", "3-points"]
-    assert [(len(row.prompts), len(row.prompts[0].points)) for row in shown] == [(3, 0), (3, 1), (3, 3)]
-    worst = min(score.msf for score in scores["before"] if score.kind == "noisy-box")
-    assert shown[0].captions["before"].endswith(f"mSF {100 * worst:.0f}")
-    assert [file.name for file in path.parent.iterdir()] == ["wobble.png"]
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-
-
-def test_the_figure_leaves_out_what_the_first_system_does_not_know(scores, tmp_path, monkeypatch):
-    def missed(score):
-        unknown = score.kind == "gt-box" and score.picture == Pictures().names[3]
-        return dataclasses.replace(score, miou=0.5) if unknown else score
-
-    shown = []
-    figure = preview.wobble_figure
-    monkeypatch.setattr(preview, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
-    changed = {name: [missed(score) for score in values] for name, values in scores.items()}
-    preview.write_figure(tmp_path / "wobble.png", SYSTEMS, changed, Pictures(), PROTOCOL)
-    assert [int(row.picture[0, 0, 0]) for row in shown] == [2, 1, 0]
+@pytest.mark.parametrize("options", [["--count", "0"], ["--sheet", "sheet"], ["--sheet", "nowhere/sheet.png"]])
+def test_a_sheet_that_cannot_be_made_is_refused(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        preview.main(options)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {options[0]} {options[1]}: must be")

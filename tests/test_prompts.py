@@ -46,7 +46,15 @@ def test_one_pixel_has_a_box_without_width_and_a_full_mask_the_picture():
     assert prompts.gt_box(np.ones((4, 6), bool)).tolist() == [0, 0, 5, 3]
 
 
-@pytest.mark.parametrize("draw", [prompts.gt_box, lambda mask: prompts.random_points(rng(), mask, 1)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        prompts.gt_box,
+        prompts.oracle_box,
+        lambda mask: prompts.random_points(rng(), mask, 1),
+        lambda mask: prompts.oracle_point(rng(), mask),
+    ],
+)
 def test_an_empty_mask_has_neither_box_nor_points(draw):
     with pytest.raises(ValueError, match=r"\(4, 6\) is empty"):
         draw(np.zeros((4, 6), bool))
@@ -259,6 +267,50 @@ def test_more_points_than_pixels_repeat_pixels():
     mask = np.zeros((5, 5), bool)
     mask[3, 1] = True
     assert prompts.random_points(rng(), mask, 10).tolist() == [[1, 3]] * 10
+
+
+# the prompts of MESS
+
+
+def oracle_points(mask, count=2000):
+    generator = rng()
+    points = np.concatenate([prompts.oracle_point(generator, mask) for _ in range(count)])
+    columns, rows = points.astype(int).T
+    assert mask[rows, columns].all()
+    return rows, columns
+
+
+def test_oracle_points_are_uniform_over_the_inner_17_percent_of_a_disc():
+    rows, columns = oracle_points(disc(401, 200))
+    distances = np.hypot(rows - 200, columns - 200)
+    assert (distances.max() / 200) ** 2 == pytest.approx(0.17, abs=0.01)
+    assert np.mean((distances / distances.max()) ** 2) == pytest.approx(0.5, abs=0.03)
+
+
+def test_oracle_points_are_uniform_over_the_inner_42_percent_of_a_long_bar():
+    bar = np.zeros((60, 400), bool)
+    bar[10:50, 20:380] = True
+    rows, columns = oracle_points(bar)
+    assert (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / bar.sum() == pytest.approx(0.42, abs=0.01)
+    assert np.std(columns) == pytest.approx(np.ptp(columns) / 12**0.5, rel=0.05)
+
+
+def test_the_border_of_the_picture_counts_as_background_for_an_oracle_point():
+    rows, columns = oracle_points(np.ones((40, 40), bool))
+    assert min(rows.min(), columns.min()) >= 10
+    assert max(rows.max(), columns.max()) <= 29
+
+
+def test_the_oracle_point_of_a_pixel_is_that_pixel():
+    mask = np.zeros((5, 7), bool)
+    mask[4, 6] = True
+    assert prompts.oracle_point(rng(), mask).tolist() == [[6, 4]]
+
+
+def test_the_oracle_box_reaches_to_the_far_edge_of_the_last_pixel():
+    mask = np.zeros((10, 20), bool)
+    mask[2, 5] = mask[7, 11] = True
+    assert prompts.oracle_box(mask).tolist() == [5, 2, 12, 8]
 
 
 # coarse masks

@@ -10,11 +10,13 @@ from stablesam_jax.explain import Explanation
 from stablesam_jax.metrics import stability
 from stablesam_jax.prompts import Prompt
 from stablesam_jax.visualize import (
+    Sample,
     Wobble,
     alpha_figure,
     attention_figure,
     masks_figure,
     offsets_figure,
+    samples_figure,
     stability_figure,
     wobble_figure,
 )
@@ -229,3 +231,28 @@ def test_every_figure_can_be_saved_of_empty_and_of_full_masks_too(tmp_path):
         for figure in figures:
             figure.savefig(tmp_path / "figure.png", dpi=40)
             assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_sheet_has_a_panel_for_each_sample_with_its_target_tinted_and_its_prompt():
+    target = np.zeros((32, 32), bool)
+    target[8:20, 4:12] = True
+    guess = np.where(target[::4, ::4], 10.0, -10.0).astype(np.float32)
+    prompts = [BOX, POINTS, Prompt(mask=guess)]
+    samples = [
+        Sample(
+            picture=np.full((32, 32, 3), 90, np.uint8),
+            target=target,
+            others=np.stack([~target, np.zeros_like(target)]),
+            prompt=prompt,
+            caption=str(index),
+        )
+        for index, prompt in enumerate(prompts * 3)
+    ]
+    axes = samples_figure(samples).axes
+    assert [axis.get_title() for axis in axes if axis.axison] == [str(index) for index in range(9)]
+    shown = axes[0].images[0].get_array()
+    assert np.array_equal((shown != shown[0, 0]).any(-1), target)
+    assert len(axes[0].patches) == 1  # the box
+    assert len(axes[1].lines) == 1  # the points
+    contours = [len(axis.collections) for axis in axes[:3]]
+    assert contours == [2, 2, 3]  # another object, the target; the mask of the prompt

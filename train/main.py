@@ -26,8 +26,8 @@ from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, Feeding, Vi
 from stablesam_jax.data.readers import Pictures, Selection, open_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.sam import Sam
+from train.comparison import compare, summaries, write_figure, write_report
 from train.presets import PRESETS, TrainConfig
-from train.preview import compare, summaries, write_figure, write_report
 from train.run import Progress, Run
 from train.step import State, encoder_halves, make_update
 
@@ -41,24 +41,15 @@ def train(config: TrainConfig) -> None:
     check_numbers(config)
     devices = parallel.choose_devices(config.devices)
     parallel.check_divides(config.batch_size, len(devices))
-    kinds = parse_kinds(config.prompts)
+    parse_kinds(config.prompts)
     base = load_base(config)
     sam, tree = add_parts(config, base)
     trained, frozen = params.split(tree, config.trainable)
     neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
     training, held_out = pictures(config)
-    view_config = ViewConfig(
-        size=sam.config.image_size, scale_range=config.scale_range, views=config.views, seed=config.seed
-    )
-    views = Views(training, view_config)
+    views = Views(training, describe_views(config, sam.config))
     steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
-    batch_config = BatchConfig(
-        pictures=config.batch_size,
-        prompts_per_picture=config.prompts_per_picture,
-        kinds=kinds,
-        mask_size=sam.config.mask_size,
-        seed=config.seed,
-    )
+    batch_config = describe_batches(config, sam.config)
     run = Run(config, facts(base, training))
     print(
         f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
@@ -142,6 +133,28 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resti
             "say --cache None."
         )
     return neck_trains
+
+
+def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
+    """How pictures enter the run."""
+    return ViewConfig(
+        size=model.image_size,
+        scale_range=config.scale_range,
+        views=config.views,
+        occlusion=config.occlusion,
+        seed=config.seed,
+    )
+
+
+def describe_batches(config: TrainConfig, model: SamConfig) -> BatchConfig:
+    """What a step sees."""
+    return BatchConfig(
+        pictures=config.batch_size,
+        prompts_per_picture=config.prompts_per_picture,
+        kinds=parse_kinds(config.prompts),
+        mask_size=model.mask_size,
+        seed=config.seed,
+    )
 
 
 def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:

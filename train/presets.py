@@ -9,6 +9,8 @@ from train.step import Objective
 
 # Robust training (sec. 4.4, 9): the direct extension of HQ-SAM's uniform choice; the paper gives no weights.
 ROBUST_PROMPTS = ("gt-box=1", "noisy-box=1", "points=1", "coarse-mask=1")
+# Synthetic occlusion belongs to it (sec. 4.4); the paper gives no share: half of the pictures stay as they are.
+OCCLUSION = 0.5
 # "Without RTS" in the paper's tables: what HQ-SAM trains with, good prompts only (train/train.py).
 HQ_SAM_PROMPTS = ("gt-box=1", "10-points=1", "coarse-mask=1")
 GOOD_PROMPTS = ("gt-box=1", "jittered-box=3", "points=4", "refine=1")
@@ -53,6 +55,8 @@ class TrainConfig:
     """KIND=WEIGHT of the training prompts."""
     scale_range: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: longest side as a share of the model's input."""
+    occlusion: float = OCCLUSION
+    """Share of the views in which a cut-out of another picture hides a part of an object, or is hidden by one."""
     objective: Objective = "stable"
     """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone; or SAM's own for pre-training."""
     hq: bool = False
@@ -93,6 +97,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             steps=80,
             prompts_per_picture=2,
             scale_range=(0.6, 1.6),
+            occlusion=0.0,  # the scenes have occluders of their own
             schedule="cosine",
             cache=_CACHE,
             held_out=12,
@@ -122,7 +127,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "dsp": (
         "an ablation (Table 5): deformable sampling without the router, HQ-SAM's good prompts only",
-        _system("dsp", plugin=PluginConfig(router=False), prompts=HQ_SAM_PROMPTS),
+        _system("dsp", plugin=PluginConfig(router=False), prompts=HQ_SAM_PROMPTS, occlusion=0.0),
     ),
     "dsp-rts": (
         "an ablation (Table 5): the same with robust prompts",
@@ -149,6 +154,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             schedule="cosine",
             prompts=GOOD_PROMPTS,
             scale_range=(0.6, 1.6),
+            occlusion=0.0,
             objective="pretrain",
             plugin=None,
             trainable=NECK_AND_DECODER,

@@ -1,92 +1,108 @@
-"""What training has changed: a table and a figure on held-out pictures."""
+"""`python -m train.preview [PRESET] [--option value ...]`: what a run would see, as a sheet of its first samples.
 
+Options are those of `train.main`, whose run is neither made nor touched, and of the sheet.
+"""
+
+import dataclasses
+import itertools
+import os
 import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+import tyro
 
-from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
-from eval.protocols import draw_prompts
-from eval.report import markdown, write_text
-from stablesam_jax.data.readers import Pictures
-from stablesam_jax.visualize import Wobble, wobble_figure
+from stablesam_jax.data.pipeline import Feeding, Views, batches
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.prompts import Prompt, box_iou, gt_box
+from stablesam_jax.visualize import Sample, samples_figure, save_figure
+from train.main import describe_batches, describe_views, load_base, pictures
+from train.presets import PRESETS, TrainConfig
 
-FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
-KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system
-
-
-def compare(systems: dict[str, Segmenter], pictures: Pictures, protocol: Protocol) -> dict[str, list[Score]]:
-    """Scores of every system on the same pictures and prompts."""
-    return {
-        name: [score for per_picture in evaluate(segmenter, pictures, protocol) for score in per_picture]
-        for name, segmenter in systems.items()
-    }
+BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
 
 
-def write_report(path: pathlib.Path, rows: dict[str, Summary], heading: str) -> None:
-    """The table before / after as Markdown."""
-    text = f"# {heading}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
-    write_text(path, text)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """A sheet of training samples."""
+
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    sheet: pathlib.Path = pathlib.Path("samples.png")
+    """The picture to write; a file that is there is replaced."""
+    count: int = 40
+    """Samples on it: the first of the run, one prompt of each picture."""
 
 
-def write_figure(
-    path: pathlib.Path,
-    systems: dict[str, Segmenter],
-    scores: dict[str, list[Score]],
-    pictures: Pictures,
-    protocol: Protocol,
-) -> None:
-    """Held-out objects that the first system knows and yet wobbles on, one for each kind of prompt, before and after.
-
-    Of the objects that it segments well from the true box, the one with the least mSF, each from another picture where
-    there are enough; the second system plays no part in the choice. Where it segments none well, of all objects.
-
-    Args:
-        path: of the PNG file.
-        systems: as given to `compare`.
-        scores: its result.
-        pictures: the held-out pictures.
-        protocol: seed and number of prompts.
-    """
-    first = next(iter(scores.values()))
-    known = {(s.picture, s.object_id) for s in first if s.kind == "gt-box" and s.miou >= KNOWN_IOU}
-    by_name = {name: index for index, name in enumerate(pictures.names)}
-    shown: set[str] = set()
-    rows = []
-    for kind in FIGURE_KINDS:
-        asked = [s for s in first if s.kind == kind]
-        candidates = [s for s in asked if (s.picture, s.object_id) in known] or asked
-        score = min(candidates, key=lambda s: (s.picture in shown, s.msf))
-        shown.add(score.picture)
-        labelled = pictures[by_name[score.picture]]
-        size_hw = labelled.picture.shape[:2]
-        target = labelled.masks[score.object_id]
-        drawn = draw_prompts(
-            kind,
-            target,
-            picture_id=score.picture,
-            object_id=score.object_id,
-            seed=protocol.seed,
-            count=protocol.prompts,
+def preview(config: PreviewConfig) -> None:
+    """Draws the samples of a run's first steps and writes the sheet."""
+    if config.count < 1:
+        raise InputError(f"--count {config.count}: must be at least 1.")
+    if config.sheet.suffix not in (".png", ".pdf", ".svg") or not os.access(config.sheet.absolute().parent, os.W_OK):
+        raise InputError(
+            f"--sheet {config.sheet}: must be a .png, .pdf or .svg file in a folder that can be written to."
         )
-        masks, captions = {}, {}
-        for name, segmenter in systems.items():
-            logits = segmenter.low_res_masks(segmenter.encode(labelled.picture), drawn, size_hw)
-            masks[name] = np.stack([to_picture(mask, size_hw) for mask in logits])
-            same = next(s for s in scores[name] if (s.picture, s.object_id, s.kind) == _key(score))
-            captions[name] = f"mIoU {100 * same.miou:.0f}, mSF {100 * same.msf:.0f}"
-        rows.append(
-            Wobble(picture=labelled.picture, target=target, kind=kind, prompts=drawn, masks=masks, captions=captions)
-        )
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")  # the suffix tells matplotlib the format
-    wobble_figure(rows).savefig(temporary, dpi=110)
-    temporary.replace(path)
+    model = load_base(config.run).sam.config
+    training, _ = pictures(config.run)
+    views = Views(training, describe_views(config.run, model))
+    stream = batches(views, describe_batches(config.run, model), Feeding(), with_pictures=True)
+    rows = (dict(zip(batch, row, strict=True)) for batch in stream for row in zip(*batch.values(), strict=True))
+    shown = [sample_of(views, row) for row in itertools.islice(rows, config.count)]
+    save_figure(samples_figure(shown), config.sheet)
+    print(f"written: {config.sheet}", flush=True)
 
 
-def summaries(scores: dict[str, list[Score]]) -> dict[str, Summary]:
-    """Means of every system."""
-    return {name: summarise(values) for name, values in scores.items()}
+def sample_of(views: Views, row: dict[str, np.ndarray]) -> Sample:
+    """The first prompt of a sample of the pipeline, as the model would get it."""
+    target = row["targets"][0]
+    _, masks = views[int(row["view"])]
+    prompt = read_tokens(row["coords"][0], row["labels"][0])
+    if row["masks_valid"][0]:
+        prompt = dataclasses.replace(prompt, mask=row["masks"][0])
+    return Sample(
+        picture=row["picture"],
+        target=target,
+        others=np.stack([mask for mask in masks if (mask != target).any()] or [np.zeros_like(target)]),
+        prompt=prompt,
+        caption=caption(prompt, target),
+    )
 
 
-def _key(score: Score) -> tuple[str, int, str]:
-    return score.picture, score.object_id, score.kind
+def read_tokens(coords: np.ndarray, labels: np.ndarray) -> Prompt:
+    """(K, 2) and (K,) padded tokens -> the prompt that they were made of, without its mask."""
+    on_object, corners = labels == ON_OBJECT, np.isin(labels, BOX_CORNERS)
+    return Prompt(
+        points=coords[on_object],
+        labels=labels[on_object],
+        box=coords[corners].reshape(4) if corners.any() else None,
+    )
+
+
+def caption(prompt: Prompt, target: np.ndarray) -> str:
+    """Which prompt, and how good."""
+    said = []
+    if prompt.box is not None:
+        said.append(f"box, IoU {box_iou(prompt.box, gt_box(target)):.2f}")
+    if len(prompt.points):
+        said.append(f"{len(prompt.points)} point{'s' if len(prompt.points) > 1 else ''}")
+    if prompt.mask is not None:
+        factor = len(target) // len(prompt.mask)
+        guess = np.kron(prompt.mask > 0, np.ones((factor, factor), bool))
+        said.append(f"mask, IoU {(guess & target).sum() / (guess | target).sum():.2f}")
+    return " and ".join(said)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the preset and the options, and draws."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0].startswith("-"):
+        given = ["quickstart", *given]
+    presets = {name: (purpose, PreviewConfig(run=run)) for name, (purpose, run) in PRESETS.items()}
+    config = tyro.extras.overridable_config_cli(presets, args=given, prog="python -m train.preview")
+    with exit_on_input_error():
+        preview(config)
+
+
+if __name__ == "__main__":
+    main()
