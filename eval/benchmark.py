@@ -5,9 +5,11 @@
 A family of rows is a function that yields cases; `ROWS` names them.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -23,6 +25,7 @@ import numpy as np
 import rich.box
 import torch
 import tyro
+from PIL import Image
 from rich.table import Table
 
 from eval.parity import IMAGE, draw_params
@@ -30,6 +33,8 @@ from eval.report import show, write_text
 from stablesam_jax import compiled
 from stablesam_jax.build import assemble
 from stablesam_jax.config import MODELS, SamConfig
+from stablesam_jax.data.pipeline import BatchConfig, Feeding, ViewConfig, Views, batches
+from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import Prompts
@@ -39,6 +44,8 @@ from stablesam_jax.plugin.sampling import bilinear_sample
 from stablesam_jax.predictor import Predictor
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
+DATA_BATCHES = 48  # a stream makes four more ahead, which nobody waits for
+ROBUST_KINDS = {"gt-box": 1.0, "noisy-box": 1.0, "points": 1.0, "coarse-mask": 1.0}
 REACH = 8  # cells; the plugin's default bound on offsets
 
 
@@ -46,9 +53,11 @@ REACH = 8  # cells; the plugin's default bound on offsets
 class Options:
     """Compares our speed with that of others."""
 
-    rows: tuple[Literal["sampler", "plugin"], ...] = ("sampler", "plugin")
+    rows: tuple[Literal["sampler", "plugin", "data"], ...] = ("sampler", "plugin")
     """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
-    what the plugin costs, as the time of the same SAM without it; sam_nano's decoder is that of every SAM."""
+    a SAM with the plugin against the same without. data: training batches from files, against decoding the files."""
+    data_dir: tuple[pathlib.Path, ...] = ()
+    """For data: folders with im/ and gt/, a row each."""
     prompts: tuple[int, ...] = (1, 20, 64)
     """Prompts on one picture."""
     repeats: int = 9
@@ -193,6 +202,33 @@ def plugin_cases(options: Options) -> Iterator[Case]:
     yield _with_and_without("picture to mask, sam_nano at 512 px", predict, MODELS["stable_sam_nano"])
 
 
+def data_cases(options: Options) -> Iterator[Case]:
+    """Batches of the paper's recipe at 1024 pixels, occlusion included, against what nobody is spared: decoding the
+    files of as many pictures into arrays, with as many threads."""
+    config = BatchConfig(pictures=8, prompts_per_picture=4, kinds=ROBUST_KINDS, mask_size=256, seed=0)
+    for folder in options.data_dir:
+        pictures = PairsFolder(folder)
+        views = Views(pictures, ViewConfig(size=1024, scale_range=(0.1, 2.0), views=1, occlusion=0.5, seed=0))
+        for number in range(len(views.cutouts)):
+            views.cutouts[number]  # read once in a run, not once in a batch
+
+        def make(views: Views = views) -> None:
+            stream = batches(views, config, Feeding(threads=options.threads), with_pictures=True)
+            for _ in itertools.islice(stream, DATA_BATCHES):
+                pass
+
+        def decode(index: int, pictures: PairsFolder = pictures) -> None:
+            for file in pictures.pairs[index % len(pictures)]:
+                with Image.open(file) as opened:
+                    np.asarray(opened)
+
+        def decode_all(decode: Callable[[int], None] = decode) -> None:
+            with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
+                list(pool.map(decode, range(DATA_BATCHES * config.pictures)))
+
+        yield Case(f"{DATA_BATCHES * config.pictures} pictures of {folder.name}", make, {"decoding alone": decode_all})
+
+
 def _with_and_without(name: str, work: Callable[[SamConfig], Any], stable: SamConfig) -> Case:
     without = {"without plugin": functools.partial(work, dataclasses.replace(stable, plugin=None))}
     return Case(name, functools.partial(work, stable), without)
@@ -202,7 +238,11 @@ def _prompts(count: int) -> str:
     return f"{count} prompt{'s' if count > 1 else ''}"
 
 
-ROWS: Mapping[str, Callable[[Options], Iterator[Case]]] = {"sampler": sampler_cases, "plugin": plugin_cases}
+ROWS: Mapping[str, Callable[[Options], Iterator[Case]]] = {
+    "sampler": sampler_cases,
+    "plugin": plugin_cases,
+    "data": data_cases,
+}
 
 
 def table(title: str, results: Sequence[Result]) -> Table:
@@ -227,6 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         available = sorted(os.sched_getaffinity(0))
         if not 1 <= options.threads <= len(available):
             raise InputError(f"--threads {options.threads}: there are 1 to {len(available)} processors to be had.")
+        if ("data" in options.rows) != bool(options.data_dir):
+            raise InputError("--rows data and --data-dir go together: give folders with im/ and gt/.")
         if options.repeats < 1 or min(options.prompts, default=0) < 1:
             raise InputError("--repeats and --prompts must be 1 or more.")
     os.sched_setaffinity(0, available[: options.threads])  # XLA has as many threads as the process has processors

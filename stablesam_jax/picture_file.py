@@ -52,7 +52,7 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         )
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def open_upright(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -71,7 +71,9 @@ def open_upright(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         picture.load()
         # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
         turn = UPRIGHT.get(_orientation(picture))
-        upright = picture.copy() if turn is None else picture.transpose(turn)
+        if turn is None:
+            return picture
+        upright = picture.transpose(turn)
         upright.format = picture.format
         return upright
 

@@ -27,7 +27,12 @@ def painted(height=90, width=120):
 
 
 def jitter(seed, picture, masks, size=SIZE, scale_range=RANGE):
-    return augment.large_scale_jitter(rng(seed), picture, masks, size=size, scale_range=scale_range)
+    found = augment.large_scale_jitter(rng(seed), picture, masks, size=size, scale_range=scale_range)
+    return augment.pad(*found, size=size)
+
+
+def whole_picture(picture, masks, size=SIZE):
+    return augment.pad(*augment.whole_picture(picture, masks, size=size), size=size)
 
 
 def eroded(mask):
@@ -62,7 +67,7 @@ def test_an_object_keeps_its_colour_under_its_mask_and_has_it_nowhere_else(shape
     picture, masks = painted(*shape)
     for seed in range(25):
         assert_masks_fit(*jitter(seed, picture, masks))
-    assert_masks_fit(*augment.whole_picture(picture, masks, size=SIZE))
+    assert_masks_fit(*whole_picture(picture, masks))
 
 
 def test_an_enlarged_mask_is_where_the_enlarged_colour_is():
@@ -75,7 +80,7 @@ def test_an_enlarged_mask_is_where_the_enlarged_colour_is():
 
 def test_the_frame_has_the_promised_form():
     picture, masks = painted()
-    for frame, kept in (jitter(1, picture, masks), augment.whole_picture(picture, masks, size=SIZE)):
+    for frame, kept in (jitter(1, picture, masks), whole_picture(picture, masks)):
         assert (frame.shape, frame.dtype) == ((SIZE, SIZE, 3), np.uint8)
         assert kept.shape[1:] == (SIZE, SIZE)
         assert kept.dtype == bool
@@ -150,7 +155,7 @@ def test_crops_reach_every_border():
 @pytest.mark.parametrize("shape", [(20, 64), (64, 20), (31, 47)])
 def test_beyond_the_picture_lies_grey_without_an_object(shape):
     picture = np.zeros((*shape, 3), np.uint8)
-    frame, masks = augment.whole_picture(picture, np.ones((1, *shape), bool), size=SIZE)
+    frame, masks = whole_picture(picture, np.ones((1, *shape), bool))
     rows, columns = (round(side * SIZE / max(shape)) for side in shape)
     inside = np.zeros((SIZE, SIZE), bool)
     inside[:rows, :columns] = True
@@ -191,10 +196,10 @@ def test_of_several_objects_those_that_vanish_are_dropped():
     masks = np.zeros((3, 300, 300), bool)
     masks[0, 10, 10] = masks[2, 299, 299] = True
     picture = np.zeros((300, 300, 3), np.uint8)
-    _, kept = augment.whole_picture(picture, masks[[0, 2]], size=SIZE)
+    _, kept = whole_picture(picture, masks[[0, 2]])
     assert len(kept) == 2  # all would vanish: none does
     masks[1, 100:200, 100:200] = True
-    _, kept = augment.whole_picture(picture, masks, size=SIZE)
+    _, kept = whole_picture(picture, masks)
     assert len(kept) == 1
     assert kept[0].sum() == pytest.approx((100 * SIZE / 300) ** 2, rel=0.1)
 
@@ -211,7 +216,7 @@ def test_the_thinnest_pictures_have_a_frame(shape):
 
 def test_a_long_strip_is_shrunk_without_aliasing():
     strip = np.tile(np.array([0, 255], np.uint8)[:, None], (320, 3))[None]  # black and white by turns
-    frame, _ = augment.whole_picture(strip, np.ones((1, 1, 640), bool), size=SIZE)
+    frame, _ = whole_picture(strip, np.ones((1, 1, 640), bool))
     assert frame[0].min() >= 127
     assert frame[0].max() <= 128
 
@@ -234,7 +239,7 @@ def test_masks_are_resized_about_pixel_centres():
 def test_real_objects_survive_with_their_share_of_the_picture():
     source = PairsFolder(ASSETS)
     labelled = source[source.names.index("collage_assets/coffee")]
-    _, masks = augment.whole_picture(labelled.picture, labelled.masks, size=128)
+    _, masks = whole_picture(labelled.picture, labelled.masks, size=128)
     assert len(masks) == len(labelled.masks)
     scale = 128 / max(labelled.picture.shape[:2])
     assert masks.sum((1, 2)) == pytest.approx(labelled.masks.sum((1, 2)) * scale**2, rel=0.05, abs=4)

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from eval import benchmark
-from eval.benchmark import Case, Options, measure, plain_sample, plugin_cases, sampler_cases
+from eval.benchmark import Case, Options, data_cases, measure, plain_sample, plugin_cases, sampler_cases
 from stablesam_jax.plugin.sampling import bilinear_sample
+from tests.reference import small
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +91,30 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--threads", "9999"], ["--repeats", "0"], ["--prompts", "0"], ["--json", "/nowhere/found.json"]]
+    "arguments",
+    [
+        ["--threads", "9999"],
+        ["--repeats", "0"],
+        ["--prompts", "0"],
+        ["--rows", "data"],
+        ["--data-dir", "."],
+        ["--json", "/nowhere/found.json"],
+    ],
 )
 def test_what_cannot_be_measured_is_refused_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         benchmark.main(arguments)
     assert exit_.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_rows_of_the_data_are_batches_and_the_decoding_of_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "DATA_BATCHES", 1)
+    (case,) = data_cases(Options(rows=("data",), data_dir=(small.save_pairs(tmp_path / "pairs", 3),), threads=1))
+    assert case.name == "8 pictures of pairs"
+    opened = []
+    monkeypatch.setattr(benchmark.Image, "open", lambda file, open=Image.open: opened.append(file) or open(file))
+    case.theirs["decoding alone"]()
+    assert len(opened) == 16
+    assert len(set(opened)) == 6
+    case.ours()

@@ -76,7 +76,7 @@ def cut_out(picture: np.ndarray, mask: np.ndarray) -> Cutout | None:
     x, y, width, height = (int(value) for value in statistics[piece, :4])
     box = slice(y, y + height), slice(x, x + width)
     scale = min(1.0, LONGEST_CUTOUT / max(width, height))
-    return _resized(Cutout(picture[box], labels[box] == piece), scale)
+    return Cutout(_resize_picture(picture[box], scale), _resize_mask(labels[box] == piece, scale))
 
 
 def occlude(
@@ -99,6 +99,7 @@ def occlude(
     """
     height, width = picture.shape[:2]
     target = int(rng.integers(len(masks)))
+    areas = np.array([np.count_nonzero(mask) for mask in masks])
     in_front = rng.random() < 0.5
     if rng.random() < 0.5:
         cutout = Cutout(cutout.picture[:, ::-1], cutout.mask[:, ::-1])
@@ -106,21 +107,23 @@ def occlude(
     near, far = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]]) + 1
     for _ in range(TRIES):
         longest = rng.uniform(*RELATIVE_SIZE) * (far - near).max()
-        pasted = _resized(cutout, longest / max(cutout.mask.shape))
+        scale = longest / max(cutout.mask.shape)
+        pasted = _resize_mask(cutout.mask, scale)
         centre = rng.uniform(near, far)
-        h, w = pasted.mask.shape
+        h, w = pasted.shape
         left, top = (int(value) for value in np.rint(centre - np.array([w, h]) / 2))
         inside = slice(max(-top, 0), min(height - top, h)), slice(max(-left, 0), min(width - left, w))
         window = slice(max(top, 0), min(top + h, height)), slice(max(left, 0), min(left + w, width))
-        shape, here = pasted.mask[inside], masks[:, *window]
+        shape, here = pasted[inside], masks[:, *window]
         covered = shape if in_front else shape & ~here[target]
-        hidden = (here & covered).sum((1, 2)) / masks.sum((1, 2))
-        own = 1 - covered.sum() / max(pasted.mask.sum(), 1)  # hidden by the target or beyond the picture's border
+        hidden = np.array([np.count_nonzero(mask & covered) for mask in here]) / areas
+        # Of the cut-out, what the target hides or lies beyond the picture's border.
+        own = 1 - np.count_nonzero(covered) / max(int(np.count_nonzero(pasted)), 1)
         met = hidden[target] if in_front else own
         if met < LEAST_HIDDEN or hidden.max() > MOST_HIDDEN or own > MOST_HIDDEN:
             continue
         picture = picture.copy()
-        _blend(picture[window], pasted.picture[inside], covered)
+        _blend(picture[window], _resize_picture(cutout.picture, scale)[inside], covered)
         visible = np.concatenate([masks, np.zeros((1, height, width), bool)])
         visible[:, *window] &= ~covered
         visible[-1, *window] = covered
@@ -128,16 +131,17 @@ def occlude(
     return picture, masks
 
 
-def _resized(cutout: Cutout, scale: float) -> Cutout:
-    height, width = cutout.mask.shape
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
+def _resize_picture(picture: np.ndarray, scale: float) -> np.ndarray:
+    height, width = (max(round(side * scale), 1) for side in picture.shape[:2])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(np.ascontiguousarray(cutout.picture), size, interpolation=interpolation)
-    mask = cv2.resize(cutout.mask.astype(np.uint8) * 255, size, interpolation=interpolation)
-    return Cutout(picture, mask > 127)
+    return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=interpolation)
+
+
+def _resize_mask(mask: np.ndarray, scale: float) -> np.ndarray:
+    return _resize_picture(mask.astype(np.uint8) * np.uint8(255), scale) > 127
 
 
 def _blend(below: np.ndarray, above: np.ndarray, mask: np.ndarray) -> None:
     """Writes `above` into `below`, both (h, w, 3) uint8, where mask (h, w) is, its edge softened."""
-    opacity = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), EDGE)[..., None]
-    below[...] = np.rint(below + opacity * (above.astype(np.float32) - below))
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), EDGE)
+    below[...] = cv2.blendLinear(np.ascontiguousarray(above), np.ascontiguousarray(below), opacity, 1 - opacity)

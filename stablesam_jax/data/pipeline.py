@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from stablesam_jax import prompts
-from stablesam_jax.data.augment import large_scale_jitter
+from stablesam_jax.data.augment import large_scale_jitter, pad
 from stablesam_jax.data.occlusion import Cutouts, occlude
 from stablesam_jax.data.readers import Pictures
 from stablesam_jax.errors import InputError
@@ -64,13 +64,15 @@ class Views:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
         labelled = self.pictures[index // self.config.views]
-        picture, masks = labelled.picture, labelled.masks
         rng = np.random.default_rng([self.config.seed, index])
+        picture, masks = large_scale_jitter(
+            rng, labelled.picture, labelled.masks, size=self.config.size, scale_range=self.config.scale_range
+        )
         if self.config.occlusion and rng.random() < self.config.occlusion:
             cutout = self.cutouts[int(rng.integers(len(self.cutouts)))]
             if cutout is not None:
                 picture, masks = occlude(rng, picture, masks, cutout)
-        return large_scale_jitter(rng, picture, masks, size=self.config.size, scale_range=self.config.scale_range)
+        return pad(picture, masks, size=self.config.size)
 
 
 def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_size: int) -> prompts.Prompt:

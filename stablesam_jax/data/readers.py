@@ -8,7 +8,7 @@ Picture and mask are each turned upright as their own EXIF data say.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import cv2
@@ -57,8 +57,8 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
         raise InputError(
             f"{path}: the mask is {width} x {height} pixels, its picture {columns} x {rows}{turned}; make them equal."
         )
-    values = np.unique(label)
-    numbers = values[values > 0]
+    counts = _counts(label)
+    numbers = np.array([number for number in counts if number > 0])
     if len(numbers) == 0:
         raise InputError(f"{path}: the mask is empty; draw an object (any value above 0) or remove the pair.")
     if len(numbers) > 1:
@@ -67,13 +67,16 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
                 f"{path}: the mask holds numbers up to {numbers[-1]}; number the objects from 1 to 254 at most."
             )
         numbers = numbers[numbers != IGNORE]
-        if _looks_soft(label, numbers):
+        if _looks_soft(label, numbers, counts):
             shown = ", ".join(str(number) for number in numbers[:3]) + (", ..." if len(numbers) > 3 else "")
             raise InputError(
                 f"{path}: the mask has grey levels ({shown}), as soft edges, JPEG or an unknown zone leave them; "
                 "threshold it to 0 and 255, or give each object a number (1, 2, 3, ...)."
             )
-    return np.stack([label == number for number in numbers])
+    masks = np.empty((len(numbers), *size_hw), bool)
+    for mask, number in zip(masks, numbers, strict=True):
+        np.equal(label, number, out=mask)
+    return masks
 
 
 def _grey(path: pathlib.Path, picture: Image.Image) -> np.ndarray:
@@ -97,7 +100,15 @@ def _grey(path: pathlib.Path, picture: Image.Image) -> np.ndarray:
     return colours[0]
 
 
-def _looks_soft(label: np.ndarray, numbers: np.ndarray) -> bool:
+def _counts(label: np.ndarray) -> dict[int, int]:
+    """number -> pixels that have it, in the order of the numbers."""
+    if label.dtype != np.uint8:
+        return dict(zip(*(found.tolist() for found in np.unique(label, return_counts=True)), strict=True))
+    histogram = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(int)  # a tenth of the time
+    return {number: int(count) for number, count in enumerate(histogram) if count}
+
+
+def _looks_soft(label: np.ndarray, numbers: np.ndarray, counts: Mapping[int, int]) -> bool:
     """Whether the numbers besides 0 and 255 are shades of one object's edge, not objects.
 
     Shades lie in thin bands: fewer than half of them fill a square of 3 x 3 pixels anywhere. And some are bright, or
@@ -105,14 +116,15 @@ def _looks_soft(label: np.ndarray, numbers: np.ndarray) -> bool:
     numbers fill a square; of 300 masks after resizing, slight blur or JPEG, at most 33 %. A lone 127 or 128 beside
     white is the unknown zone of a trimap, however wide.
     """
-    grey, white = (label > 0) & (label < IGNORE), label == IGNORE
-    if white.any() and len(numbers) == 1 and numbers[0] in (127, 128):
+    white = counts.get(IGNORE, 0)
+    if white and len(numbers) == 1 and numbers[0] in (127, 128):
         return True
-    if numbers[-1] < 128 and white.sum() <= grey.sum():
+    if numbers[-1] < 128 and white <= sum(counts[number] for number in numbers):
         return False
     square, label = np.ones((3, 3), np.uint8), label.astype(np.uint8)
     uniform = cv2.erode(label, square) == cv2.dilate(label, square)
-    return np.isin(numbers, label[uniform]).mean() < 0.5
+    filling = _counts(label[uniform][None])
+    return float(np.mean([number in filling for number in numbers])) < 0.5
 
 
 def _times(size: tuple[int, int]) -> str:
