@@ -80,21 +80,36 @@ def test_masks_of_a_photograph_overlap_only_where_a_part_lies_in_its_whole(split
             assert not (masks[part] & ~masks[whole]).any()
 
 
+FULL_LIGHT = np.ones((64, 64), np.float32)
+
+
 def test_what_is_pasted_later_hides_what_was_there():
     scene, owner = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     red, white = np.full((20, 20, 3), (255, 0, 0), np.uint8), np.full((20, 20, 3), 255, np.uint8)
     opaque = np.ones((20, 20), np.float32)
-    collage._paste(scene, owner, 1, red, opaque, centre_xy=np.array([20.0, 30.0]))
-    collage._paste(scene, owner, 2, white, opaque, centre_xy=np.array([30.0, 30.0]))
+    collage._paste(scene, owner, 1, red, opaque, centre_xy=np.array([20.0, 30.0]), light=FULL_LIGHT)
+    collage._paste(scene, owner, 2, white, opaque, centre_xy=np.array([30.0, 30.0]), light=FULL_LIGHT)
     assert np.count_nonzero(owner == 1) == 20 * 10
     assert np.count_nonzero(owner == 2) == 20 * 20
     np.testing.assert_array_equal(owner == 1, (scene == (255, 0, 0)).all(-1))
 
 
+def test_a_shadow_darkens_what_lies_beside_an_object_and_not_the_object():
+    scene, owner = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), np.uint8)
+    opaque, place = np.ones((20, 20), np.float32), np.array([30.0, 30.0])
+    shadow = collage._shadow(opaque, 64, np.array([36.0, 30.0]), softness=1.0)
+    collage._paste(scene, owner, 1, np.full((20, 20, 3), 90, np.uint8), opaque, centre_xy=place, light=1 - 0.5 * shadow)
+    assert (scene[owner == 1] == 90).all()
+    assert (scene[24:36, 41:44] == 100).all()  # to the right, in full shadow
+    assert (scene[24:36, 5:18] == 200).all()
+
+
 def test_an_object_that_nobody_could_see_is_not_pasted():
     scene, owner = np.full((64, 64, 3), 100, np.uint8), np.zeros((64, 64), np.uint8)
     almost = np.full((20, 20, 3), 110, np.uint8)
-    collage._paste(scene, owner, 1, almost, np.ones((20, 20), np.float32), centre_xy=np.array([30.0, 30.0]))
+    collage._paste(
+        scene, owner, 1, almost, np.ones((20, 20), np.float32), centre_xy=np.array([30.0, 30.0]), light=FULL_LIGHT
+    )
     assert not owner.any()
     assert (scene == 100).all()
 

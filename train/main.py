@@ -73,7 +73,9 @@ def train(config: TrainConfig) -> None:
     everywhere = parallel.replicate(frozen, devices)
     seed = parallel.replicate(np.uint32(config.seed), devices)
     progress = Progress(run, start=start, steps=steps, pictures_per_step=config.batch_size)
-    stream = batches(views, batch_config, Feeding(start_step=start), with_pictures=cache is None)
+    stream = batches(
+        views, batch_config, Feeding(start_step=start, workers=config.workers), with_pictures=cache is None
+    )
     with stop_signals() as stop:
         for step, batch in zip(range(start + 1, steps + 1), stream, strict=False):
             view = batch.pop("view")
@@ -103,6 +105,7 @@ def check_numbers(config: TrainConfig) -> None:
         ("--epochs", config.epochs, 0 < config.epochs < math.inf, "above 0"),
         ("--learning-rate", config.learning_rate, 0 < config.learning_rate < math.inf, "above 0"),
         ("--save-every", config.save_every, config.save_every >= 1, "at least 1"),
+        ("--workers", config.workers, config.workers >= 0, "at least 0"),
         ("--held-out", config.held_out, config.held_out >= 0, "at least 0"),
         ("--eval-prompts", config.eval_prompts, config.eval_prompts >= 1, "at least 1"),
     ]

@@ -71,6 +71,8 @@ class TrainConfig:
     """Folder for the frozen encoder's features; they are then computed once per view."""
     views: int = 1
     """Augmented versions of each picture that are drawn from."""
+    workers: int = 0
+    """Processes that prepare batches beside this one's threads, for machines with many cores."""
     devices: int | None = None
     """Local devices to use; all by default."""
     save_every: int = 200

@@ -21,7 +21,7 @@ from train.step import Measured, State
 KEPT_CHECKPOINTS = 2
 # Fields that may change between the parts of a run. They do not decide what it computes, but for the last bits of sums
 # over another number of devices; the training pictures that `held_out` leaves are compared by name.
-FREE_FIELDS = ("output", "cache", "devices", "save_every", "held_out", "eval_prompts")
+FREE_FIELDS = ("output", "cache", "workers", "devices", "save_every", "held_out", "eval_prompts")
 
 
 class Run:

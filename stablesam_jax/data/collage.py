@@ -58,6 +58,10 @@ LONGEST_SIDE = (0.1, 0.7)  # of a pasted object, as shares of the scene's side
 MAX_ENLARGEMENT = 2.0  # of a cut-out; beyond it, blur gives the object away
 MIN_AREA = 0.003  # of a kept object's visible part, as a share of the scene
 MIN_VISIBLE = 0.5  # share of a kept object that is visible
+DEFOCUS_SHARE, DEFOCUS = 0.3, 0.006  # of the scenes; deviation of the background's blur at most, share of the side
+SHADOW_DEPTH = (0.0, 0.5)  # light that a shadow takes
+SHADOW_REACH = (0.01, 0.05)  # its distance from the object, and three times its softness, as shares of the side
+NOISE = 5.0  # grey levels, deviation at most: one camera saw it all
 EDGE_STEP, EDGE_SHARE = (
     25,
     0.6,
@@ -121,6 +125,9 @@ def _uncomposed(rng: np.random.Generator, photographs: Photographs, size: int) -
 def _composed(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Objects pasted over each other: (size, size, 3) uint8, and the disjoint masks of what is visible of each."""
     scene = _texture(rng, photographs, size, size)
+    if rng.random() < DEFOCUS_SHARE:
+        scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.2, 1.0) * DEFOCUS * size)
+    light = rng.uniform(0, 2 * np.pi)  # from where
     owner = np.zeros((size, size), np.uint8)  # 0 background, k the k-th object
     areas = []
     for k in range(1, rng.integers(PIECES[0], PIECES[1], endpoint=True) + 1):
@@ -128,16 +135,30 @@ def _composed(rng: np.random.Generator, photographs: Photographs, size: int) -> 
         cut = _cut_out if rng.random() < REAL_SHARE else _shape
         colour, alpha = cut(rng, photographs, longest)
         areas.append(np.count_nonzero(alpha > 0.5))
-        _paste(scene, owner, k, colour, alpha, centre_xy=rng.uniform(0.1, 0.9, 2) * size)
+        place = rng.uniform(0.1, 0.9, 2) * size
+        reach = size * rng.uniform(*SHADOW_REACH)
+        shadow = _shadow(alpha, size, place + reach * np.array([np.cos(light), np.sin(light)]), softness=reach / 3)
+        _paste(scene, owner, k, colour, alpha, centre_xy=place, light=1 - rng.uniform(*SHADOW_DEPTH) * shadow)
+    grain = rng.normal(0, rng.uniform(0, NOISE), scene.shape[:2])[..., None]
+    scene = np.clip(scene + grain, 0, 255).astype(np.uint8)
     visible = [owner == k for k in range(1, len(areas) + 1)]
     kept = [m for m, area in zip(visible, areas, strict=True) if m.sum() >= max(MIN_AREA * m.size, MIN_VISIBLE * area)]
     return scene, kept
 
 
 def _paste(
-    scene: np.ndarray, owner: np.ndarray, k: int, colour: np.ndarray, alpha: np.ndarray, *, centre_xy: np.ndarray
+    scene: np.ndarray,
+    owner: np.ndarray,
+    k: int,
+    colour: np.ndarray,
+    alpha: np.ndarray,
+    *,
+    centre_xy: np.ndarray,
+    light: np.ndarray,
 ):
     """Blends `colour` (h, w, 3) by `alpha` (h, w) into `scene` and writes k into `owner`, both in place.
+
+    The scene below gets only `light`, (size, size) of 0 to 1.
 
     Nothing is pasted where nobody could see it: an object whose edge does not stand out from what lies below.
     """
@@ -150,8 +171,16 @@ def _paste(
     core = cv2.erode(inside.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
     edge = inside & (core == 0)
     if edge.any() and np.mean(np.abs(difference[edge]).max(-1) > EDGE_STEP) >= EDGE_SHARE:
-        below[...] = np.rint(below + alpha[source][..., None] * difference)
+        scene[...] = np.rint(scene * light[..., None])
+        below[...] = np.rint(below + alpha[source][..., None] * (colour[source].astype(np.float32) - below))
         owner[y0:y1, x0:x1][inside] = k
+
+
+def _shadow(alpha: np.ndarray, size: int, centre_xy: np.ndarray, *, softness: float) -> np.ndarray:
+    """(h, w) opacity of an object -> (size, size) float32 of 0 to 1, its shadow about a place of the scene."""
+    (h, w), (x, y) = alpha.shape, centre_xy
+    move = np.array([[1, 0, x - w / 2], [0, 1, y - h / 2]])
+    return cv2.GaussianBlur(cv2.warpAffine(alpha, move, (size, size)), (0, 0), softness)
 
 
 def _cut_out(rng: np.random.Generator, photographs: Photographs, longest: float) -> tuple[np.ndarray, np.ndarray]:
