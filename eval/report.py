@@ -12,6 +12,7 @@ from rich.table import Table
 
 from eval.loop import METRICS, Summary
 from stablesam_jax.errors import InputError
+from stablesam_jax.text_file import write_text
 
 MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {"miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF"}
@@ -68,13 +69,6 @@ def write_results(folder: pathlib.Path, results: Results, meta: Mapping[str, obj
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.md", note + "\n".join(sections))
     write_text(folder / "results.json", text)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes or replaces a text file as a whole, line ends as they are."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, newline="")
-    temporary.replace(path)
 
 
 def check_output(folder: pathlib.Path) -> None:
