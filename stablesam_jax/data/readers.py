@@ -19,6 +19,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.picture_file import open_upright, read_picture, upright_size
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+MASK_SUFFIXES = frozenset({".png"})
 IGNORE = 255
 MOST_FAULTS = 5  # named in one message
 
@@ -52,11 +53,7 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
     """
     label = _grey(path, open_upright(path))
     if label.shape != size_hw:
-        (height, width), (rows, columns) = label.shape, size_hw
-        turned = " (one is turned; mind the EXIF orientation)" if label.shape == (columns, rows) else ""
-        raise InputError(
-            f"{path}: the mask is {width} x {height} pixels, its picture {columns} x {rows}{turned}; make them equal."
-        )
+        raise InputError(f"{path}: {other_size(label.shape, size_hw)}")
     counts = _counts(label)
     numbers = np.array([number for number in counts if number > 0])
     if len(numbers) == 0:
@@ -77,6 +74,13 @@ def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
     for mask, number in zip(masks, numbers, strict=True):
         np.equal(label, number, out=mask)
     return masks
+
+
+def other_size(mask_hw: tuple[int, ...], picture_hw: tuple[int, ...]) -> str:
+    """What is wrong with a mask whose size is not its picture's."""
+    turned = " (one is turned; mind the EXIF orientation)" if mask_hw == picture_hw[::-1] else ""
+    mask, picture = _times(mask_hw[::-1]), _times(picture_hw[::-1])
+    return f"the mask is {mask} pixels, its picture {picture}{turned}; make them equal."
 
 
 def _grey(path: pathlib.Path, picture: Image.Image) -> np.ndarray:
@@ -127,25 +131,30 @@ def _looks_soft(label: np.ndarray, numbers: np.ndarray, counts: Mapping[int, int
     return float(np.mean([number in filling for number in numbers])) < 0.5
 
 
-def _times(size: tuple[int, int]) -> str:
+def _times(size: tuple[int, ...]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
+def by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, list[pathlib.Path]]:
+    """The visible files of a folder with one of the suffixes, by name without suffix, in the order of full names."""
+    found: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
 def _by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, pathlib.Path]:
-    """The visible files of a folder with one of the suffixes, by name without suffix, in the order of the full names.
+    """The files of `by_stem`, one for each stem.
 
     Raises:
         InputError: two files that differ in their suffix alone.
     """
-    found: dict[str, pathlib.Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():
-            if path.stem in found:
-                raise InputError(
-                    f"{folder}: {found[path.stem].name} and {path.name} differ in suffix alone; remove one."
-                )
-            found[path.stem] = path
-    return found
+    found = by_stem(folder, suffixes)
+    for paths in found.values():
+        if len(paths) > 1:
+            raise InputError(f"{folder}: {paths[0].name} and {paths[1].name} differ in suffix alone; remove one.")
+    return {stem: path for stem, (path,) in found.items()}
 
 
 def _name(folder: pathlib.Path) -> str:
@@ -174,7 +183,7 @@ class PairsFolder:
         pictures = _by_stem(self.folder / "im", PICTURE_SUFFIXES)
         if not pictures:
             raise InputError(f"{self.folder / 'im'}: holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-        masks = _by_stem(self.folder / "gt", frozenset({".png"}))
+        masks = _by_stem(self.folder / "gt", MASK_SUFFIXES)
         orphans = [picture.name for stem, picture in pictures.items() if stem not in masks]
         if orphans:
             shown = ", ".join(orphans[:5]) + (", ..." if len(orphans) > 5 else "")
