@@ -15,7 +15,8 @@ from eval.report import MEAN, check_output, mean_of_sets, show, table, write_res
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.compilation_cache import keep_compiled_programs
-from stablesam_jax.data.readers import PairsFolder, Pictures, Selection, open_folders
+from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
 
 
@@ -26,7 +27,7 @@ class HqConfig:
     system: tuple[str, ...]
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
     data_dir: tuple[pathlib.Path, ...]
-    """Folders with im/ and gt/; one or more."""
+    """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq; one or more."""
     output: pathlib.Path
     """Folder for results.json, results.md and per_image.csv."""
     prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
@@ -47,11 +48,9 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
     if config.count < 1 or (config.limit is not None and config.limit < 1):
         raise InputError(f"--count {config.count} --limit {config.limit}: must be at least 1.")
     check_output(config.output)
-    paths = [folder.resolve() for folder in config.data_dir]  # the same prompts however a folder is spelled
-    open_folders(paths)  # faults of the folders before the first second of work
-    folders = {path.name: PairsFolder(path) for path in paths}
-    if MEAN in folders:
-        raise InputError(f"{folders[MEAN].folder}: a data set cannot be called {MEAN!r} in the results; rename it.")
+    sources = open_sources(config.data_dir)  # faults of the data before the first second of work
+    if MEAN in sources:
+        raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     built = {system: load_model(system) for system in config.system}
 
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
@@ -60,16 +59,16 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
     for system, (sam, params) in built.items():
         segmenter = Segmenter(sam, params)
         results[system] = {}
-        for name, folder in folders.items():
-            pictures: Pictures = folder
+        for name, source in sources.items():
+            pictures: Pictures = source
             if config.limit is not None:
-                pictures = Selection(folder, range(min(config.limit, len(folder))))
+                pictures = Selection(source, range(min(config.limit, len(source))))
             began = time.monotonic()
             scores = [score for per_picture in evaluate(segmenter, pictures, protocol) for score in per_picture]
             print(f"{system}, {name}: {len(pictures)} pictures in {time.monotonic() - began:.0f} s", flush=True)
             records += [(system, name, score) for score in scores]
             results[system][name] = summarise(scores)
-        if len(folders) > 1:
+        if len(sources) > 1:
             results[system][MEAN] = mean_of_sets(results[system])
 
     write_records(config.output / "per_image.csv", records)

@@ -56,7 +56,7 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
     text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
     temporary = _temporary(folder)
     try:
-        with _writing(folder):
+        with writing(folder):
             temporary.mkdir(parents=True)
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than have Orbax find out at the end
@@ -191,7 +191,7 @@ def whole_file(path: PathLike) -> Iterator[pathlib.Path]:
     path = new_path(path)
     temporary = _temporary(path)
     try:
-        with _writing(path):
+        with writing(path):
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
@@ -240,13 +240,15 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def writing(path: pathlib.Path) -> Iterator[None]:
     """Says in one line what the disk objects to; Orbax would log the traceback of each of its threads besides."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if (reason := _disk_fault(error)) is None:
             raise

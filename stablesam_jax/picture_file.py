@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -26,7 +27,7 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
 }
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
 
-Source = str | os.PathLike[str] | Image.Image
+Source = str | os.PathLike[str] | Image.Image | IO[bytes]
 
 
 def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -35,7 +36,7 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Grey values of 16 bits are scaled, not cut; where a picture is transparent, the colour stored beneath is shown.
 
     Args:
-        source: a file, or a picture that Pillow opened.
+        source: path of a file, an open file, or a picture that Pillow opened.
         max_pixels: H times W at most, checked before anything is decoded. Pillow has a limit of its own above ours,
             twice PIL.Image.MAX_IMAGE_PIXELS.
 
@@ -95,7 +96,7 @@ def _orientation(picture: Image.Image) -> int:
 def _name(source: Source) -> str:
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or "the picture"
-    return os.fspath(source)
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture"
 
 
 _filters = threading.Lock()  # Python's warning filters are one list for all threads

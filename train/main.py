@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import pathlib
 import signal
 import sys
 import types
@@ -23,7 +22,8 @@ from stablesam_jax.config import LiteConfig, SamConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.embeddings import FeatureCache
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, Feeding, ViewConfig, Views, batches
-from stablesam_jax.data.readers import Pictures, Selection, open_folders
+from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.sources import open_data, source_name
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.model.sam import Sam
 from train.comparison import compare, summaries, write_figure, write_report
@@ -232,7 +232,7 @@ def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     if not config.data_dir:
         training, unseen = (Collage(split, EMBEDDED_SCENES, seed=config.seed) for split in ("train", "held_out"))
         return training, Selection(unseen, range(min(config.held_out, EMBEDDED_SCENES)))
-    source = open_folders([folder.resolve() for folder in config.data_dir])  # "." has no name
+    source = open_data(config.data_dir)
     order = sorted(range(len(source)), key=lambda index: hashlib.sha256(source.names[index].encode()).digest())
     kept = min(config.held_out, len(source) // 5)
     return Selection(source, sorted(order[kept:])), Selection(source, sorted(order[:kept]))
@@ -277,7 +277,7 @@ def fingerprint(config: TrainConfig, views: Views) -> str:
     """
     digest = hashlib.sha256("\n".join(views.pictures.names).encode())
     for path in (
-        path for folder in config.data_dir for part in ("im", "gt") for path in sorted((folder / part).iterdir())
+        path for folder in config.data_dir for part in ("im", "gt") for path in sorted((folder / part).glob("*"))
     ):
         status = path.stat()
         digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -327,7 +327,7 @@ def save_result(run: Run, model: SamConfig, result: params.Params, *, plugin_alo
         print(f"kept: {path}", flush=True)
         return
     # A file that is passed on names the data and the base, not where they lay.
-    recipe = run.settings | {"data_dir": [pathlib.Path(folder).resolve().name for folder in run.settings["data_dir"]]}
+    recipe = run.settings | {"data_dir": list(map(source_name, run.settings["data_dir"]))}
     del recipe["model"]
     if plugin_alone:
         assert model.plugin is not None

@@ -34,7 +34,8 @@ class TrainConfig:
     image_size: int | None = None
     """Side of the model's input in pixels, for sam_nano: smaller trains faster. Default: the model's own."""
     data_dir: tuple[pathlib.Path, ...] = ()
-    """Folders with im/ and gt/; none: the scenes that travel with the package."""
+    """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as hqseg-44k:/data/hq; none: the scenes that
+    travel with the package."""
     output: pathlib.Path = pathlib.Path("runs/stable-sam")
     """Folder of the run; a run that is there already is continued."""
     steps: int | None = None

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from stablesam_jax.data.readers import LabelledPicture, read_masks
+from stablesam_jax.data.label_file import read_masks
+from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.errors import InputError
 from stablesam_jax.picture_file import read_picture
 
@@ -309,7 +310,7 @@ def _pick(rng: np.random.Generator, objects: dict[str, int]) -> str:
 def _labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 3) uint8 and its objects (M, H, W) bool, each whole with its parts."""
     picture = read_picture(ASSETS / "im" / f"{name}.jpg")
-    regions = read_masks(ASSETS / "gt" / f"{name}.png", picture.shape[:2])
+    regions, _ = read_masks(ASSETS / "gt" / f"{name}.png", picture.shape[:2])
     objects = [regions[[k, *(p - 1 for p in PARTS.get((name, k + 1), ()))]].any(0) for k in range(len(regions))]
     return picture, np.stack(objects)
 

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from stablesam_jax.data import twins
-from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, by_stem, other_size, read_masks
+from stablesam_jax.data.label_file import other_size, read_masks
+from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, by_stem
 from stablesam_jax.errors import InputError
 from stablesam_jax.picture_file import read_picture, upright_size
 
@@ -119,7 +120,7 @@ def examine(pair: Pair) -> Examined:
     if pair.mask is not None:
         try:
             mask_hw = upright_size(pair.mask)[::-1]
-            masks = read_masks(pair.mask, mask_hw)
+            masks, _ = read_masks(pair.mask, mask_hw)
         except InputError as error:
             findings.append(_refusal("mask", pair.mask, error))
         if picture is not None and mask_hw is not None and mask_hw != picture.shape[:2]:

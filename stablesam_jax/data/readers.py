@@ -1,4 +1,4 @@
-"""Pictures with object masks, from plain folders.
+"""Pictures with object masks, from folders that hold a file of each: what every source of pictures looks like.
 
 The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size. A mask holds 0 for the
 background and one other number for one object (255, say), or one number per object (1 to 254; 255 is then "ignore").
@@ -8,20 +8,20 @@ Picture and mask are each turned upright as their own EXIF data say.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-import cv2
 import numpy as np
-from PIL import Image
 
+from stablesam_jax.data.label_file import read_masks, read_soft_mask
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import open_upright, read_picture, upright_size
+from stablesam_jax.picture_file import read_picture, upright_size
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MASK_SUFFIXES = frozenset({".png"})
-IGNORE = 255
 MOST_FAULTS = 5  # named in one message
+
+Refused = dict[str, str]  # picture or object -> why it is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class LabelledPicture:
     name: str  # identifies the picture: prompts of an evaluation are drawn from it
     picture: np.ndarray  # (H, W, 3) uint8 RGB
     masks: np.ndarray  # (M, H, W) bool, none empty
+    numbers: tuple[int, ...] = ()  # M, what the source calls each object: number in the mask, or annotation id
+    categories: tuple[str, ...] = ()  # M, what each object is, where the source tells
 
 
 class Pictures(Protocol):
@@ -43,113 +45,14 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> LabelledPicture: ...
 
 
-def read_masks(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
-    """Reads the mask of a picture of `size_hw` as (M, H, W) bool, one mask per object in the order of their numbers.
-
-    A palette's indices are the numbers; its colours mean nothing. Colour files are accepted where they show greys only.
+def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, pathlib.Path]:
+    """The visible files of a folder that end in one of the suffixes, by what is before it, ordered by full name.
 
     Raises:
-        InputError: unreadable file, another size than the picture's, colours, grey levels, or no object.
+        InputError: no such folder, or two files that differ in their suffix alone.
     """
-    label = _grey(path, open_upright(path))
-    if label.shape != size_hw:
-        raise InputError(f"{path}: {other_size(label.shape, size_hw)}")
-    counts = _counts(label)
-    numbers = np.array([number for number in counts if number > 0])
-    if len(numbers) == 0:
-        raise InputError(f"{path}: the mask is empty; draw an object (any value above 0) or remove the pair.")
-    if len(numbers) > 1:
-        if numbers[-1] > IGNORE:
-            raise InputError(
-                f"{path}: the mask holds numbers up to {numbers[-1]}; number the objects from 1 to 254 at most."
-            )
-        numbers = numbers[numbers != IGNORE]
-        if _looks_soft(label, numbers, counts):
-            shown = ", ".join(str(number) for number in numbers[:3]) + (", ..." if len(numbers) > 3 else "")
-            raise InputError(
-                f"{path}: the mask has grey levels ({shown}), as soft edges, JPEG or an unknown zone leave them; "
-                "threshold it to 0 and 255, or give each object a number (1, 2, 3, ...)."
-            )
-    masks = np.empty((len(numbers), *size_hw), bool)
-    for mask, number in zip(masks, numbers, strict=True):
-        np.equal(label, number, out=mask)
-    return masks
-
-
-def other_size(mask_hw: tuple[int, ...], picture_hw: tuple[int, ...]) -> str:
-    """What is wrong with a mask whose size is not its picture's."""
-    turned = " (one is turned; mind the EXIF orientation)" if mask_hw == picture_hw[::-1] else ""
-    mask, picture = _times(mask_hw[::-1]), _times(picture_hw[::-1])
-    return f"the mask is {mask} pixels, its picture {picture}{turned}; make them equal."
-
-
-def _grey(path: pathlib.Path, picture: Image.Image) -> np.ndarray:
-    """The numbers (H, W) of a mask file, where every channel that could differ does not."""
-    if picture.format == "JPEG":
-        raise InputError(f"{path}: is a JPEG file, which blurs a mask; store the mask in a lossless format, as PNG.")
-    if picture.mode in ("L", "P", "I") or picture.mode.startswith("I;16"):
-        return np.asarray(picture)
-    if picture.mode == "1":
-        return np.asarray(picture.convert("L"))
-    if picture.mode not in ("LA", "RGB", "RGBA"):
-        raise InputError(f"{path}: the mask has pixels of mode {picture.mode}; store one grey channel of 8 bits.")
-    *colours, alpha = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)
-    if any((colour != colours[0]).any() for colour in colours):
-        raise InputError(
-            f"{path}: the mask is coloured, so that its numbers are not known; "
-            "store one channel with a number per object (1, 2, 3, ...)."
-        )
-    if (alpha != 255).any():
-        raise InputError(f"{path}: the mask is transparent in places; store one grey channel, 0 where no object is.")
-    return colours[0]
-
-
-def _counts(label: np.ndarray) -> dict[int, int]:
-    """number -> pixels that have it, in the order of the numbers."""
-    if label.dtype != np.uint8:
-        return dict(zip(*(found.tolist() for found in np.unique(label, return_counts=True)), strict=True))
-    histogram = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(int)  # a tenth of the time
-    return {number: int(count) for number, count in enumerate(histogram) if count}
-
-
-def _looks_soft(label: np.ndarray, numbers: np.ndarray, counts: Mapping[int, int]) -> bool:
-    """Whether the numbers besides 0 and 255 are shades of one object's edge, not objects.
-
-    Shades lie in thin bands: fewer than half of them fill a square of 3 x 3 pixels anywhere. And some are bright, or
-    all are rare beside white. Measured: of 1,528 masks of several objects or classes, each has at least 89 % of its
-    numbers fill a square; of 300 masks after resizing, slight blur or JPEG, at most 33 %. A lone 127 or 128 beside
-    white is the unknown zone of a trimap, however wide.
-    """
-    white = counts.get(IGNORE, 0)
-    if white and len(numbers) == 1 and numbers[0] in (127, 128):
-        return True
-    if numbers[-1] < 128 and white <= sum(counts[number] for number in numbers):
-        return False
-    square, label = np.ones((3, 3), np.uint8), label.astype(np.uint8)
-    uniform = cv2.erode(label, square) == cv2.dilate(label, square)
-    filling = _counts(label[uniform][None])
-    return float(np.mean([number in filling for number in numbers])) < 0.5
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
-def by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, list[pathlib.Path]]:
-    """The visible files of a folder with one of the suffixes, by name without suffix, in the order of full names."""
-    found: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir():
-            found.setdefault(path.stem, []).append(path)
-    return found
-
-
-def _by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, pathlib.Path]:
-    """The files of `by_stem`, one for each stem.
-
-    Raises:
-        InputError: two files that differ in their suffix alone.
-    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder.")
     found = by_stem(folder, suffixes)
     for paths in found.values():
         if len(paths) > 1:
@@ -157,16 +60,107 @@ def _by_stem(folder: pathlib.Path, suffixes: frozenset[str]) -> dict[str, pathli
     return {stem: path for stem, (path,) in found.items()}
 
 
-def _name(folder: pathlib.Path) -> str:
-    """The last part of a folder's path, of "." and "a/.." too."""
-    return os.path.basename(os.path.abspath(folder))
+def by_stem(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, list[pathlib.Path]]:
+    """The files of `list_files`, where several may differ in their suffix alone."""
+    found: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
+        if suffix is not None and not path.name.startswith(".") and not path.is_dir():
+            found.setdefault(path.name[: -len(suffix)], []).append(path)
+    return found
 
 
-class PairsFolder:
-    """The pictures of one folder in the layout "pairs", in the order of their names."""
+def settle(faults: Mapping[str, str], refused: Refused | None) -> None:
+    """Raises one error for all faults, or adds them to what is refused where that is gathered.
 
-    def __init__(self, folder: pathlib.Path):
+    Raises:
+        InputError: one line with the first few reasons.
+    """
+    if refused is not None:
+        refused.update(faults)
+    elif faults:
+        reasons = [reason.rstrip(".") for reason in faults.values()]
+        more = f"; and {len(reasons) - MOST_FAULTS} more" if len(reasons) > MOST_FAULTS else ""
+        raise InputError("; ".join(reasons[:MOST_FAULTS]) + more + ".")
+
+
+class Twins:
+    """Pictures and label files of the same size and name, in the order of their names; the base of what reads them."""
+
+    def __init__(
+        self,
+        name: str,
+        pictures: Mapping[str, pathlib.Path],
+        labels: Mapping[str, pathlib.Path],
+        *,
+        labels_in: pathlib.Path,
+        refused: Refused | None,
+    ):
+        """Pairs the files without reading them.
+
+        Args:
+            name: of the set; begins the names of its pictures.
+            pictures: file by stem.
+            labels: file by stem.
+            labels_in: folder of the labels, for messages.
+            refused: gets what has no twin; None: a picture without a label is an error.
+
+        Raises:
+            InputError: pictures without a label.
+        """
+        self.name = name
+        orphans = {stem: path for stem, path in pictures.items() if stem not in labels}
+        if refused is not None:
+            for stem, path in orphans.items():
+                refused[f"{name}/{stem}"] = f"{path}: has no mask in {labels_in}; add it or remove the picture."
+            for stem in labels.keys() - pictures.keys():
+                refused[f"{name}/{stem}"] = f"{labels[stem]}: the mask has no picture; add it or remove the mask."
+        elif orphans:
+            shown = ", ".join(path.name for path in list(orphans.values())[:5]) + (", ..." if len(orphans) > 5 else "")
+            raise InputError(
+                f"{labels_in}: {len(orphans)} of {len(pictures)} pictures have no mask here ({shown}); "
+                "add them or remove the pictures."
+            )
+        stems = [stem for stem in pictures if stem in labels]
+        self.names = [f"{name}/{stem}" for stem in stems]
+        self.pairs = [(pictures[stem], labels[stem]) for stem in stems]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def picture_file(self, index: int) -> pathlib.Path:
+        """Where the picture is."""
+        return self.pairs[index][0]
+
+    def check(self) -> None:
+        """Opens every file as far as its header, which takes well under a millisecond each.
+
+        Raises:
+            InputError: one line with the files that are no pictures, and masks of another size than their picture.
+        """
+        faults = {}
+        for name, (picture, label) in zip(self.names, self.pairs, strict=True):
+            try:
+                size, label_size = upright_size(picture), upright_size(label)
+            except InputError as error:
+                faults[name] = str(error)
+                continue
+            if size != label_size:
+                faults[name] = (
+                    f"{label}: the mask is {_times(label_size)} pixels, its picture {_times(size)} (make them equal)"
+                )
+        settle(faults, None)
+
+
+class PairsFolder(Twins):
+    """The pictures of one folder in the layout "pairs"."""
+
+    def __init__(self, folder: pathlib.Path, refused: Refused | None = None):
         """Lists the pairs without reading them.
+
+        Args:
+            folder: holds `im/` and `gt/`.
+            refused: gets pictures and masks without a twin; None: a picture without a mask is an error.
 
         Raises:
             InputError: no such folder, no `im/` or `gt/`, no picture, two of one name, or pictures without a mask.
@@ -180,48 +174,43 @@ class PairsFolder:
                 f"{folder}: holds no {' and no '.join(f'{name}/' for name in missing)}; "
                 "pictures go to im/NAME.jpg, their masks to gt/NAME.png."
             )
-        pictures = _by_stem(self.folder / "im", PICTURE_SUFFIXES)
+        pictures = list_files(self.folder / "im", PICTURE_SUFFIXES)
         if not pictures:
             raise InputError(f"{self.folder / 'im'}: holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-        masks = _by_stem(self.folder / "gt", MASK_SUFFIXES)
-        orphans = [picture.name for stem, picture in pictures.items() if stem not in masks]
-        if orphans:
-            shown = ", ".join(orphans[:5]) + (", ..." if len(orphans) > 5 else "")
-            raise InputError(
-                f"{self.folder}: {len(orphans)} of {len(pictures)} pictures have no mask in gt/ ({shown}); "
-                "add gt/NAME.png or remove them."
-            )
-        self.names = [f"{_name(self.folder)}/{stem}" for stem in pictures]
-        self.pairs = [(picture, masks[stem]) for stem, picture in pictures.items()]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+        labels = list_files(self.folder / "gt", MASK_SUFFIXES)
+        super().__init__(folder_name(folder), pictures, labels, labels_in=self.folder / "gt", refused=refused)
 
     def __getitem__(self, index: int) -> LabelledPicture:
         picture_path, mask_path = self.pairs[index]
         picture = read_picture(picture_path)
-        return LabelledPicture(self.names[index], picture, read_masks(mask_path, picture.shape[:2]))
+        masks, numbers = read_masks(mask_path, picture.shape[:2])
+        return LabelledPicture(self.names[index], picture, masks, numbers)
 
-    def check(self) -> None:
-        """Opens every file as far as its header, which takes well under a millisecond each.
+
+class SoftPairs(Twins):
+    """Pictures of one object each, whose masks are soft at their edges, from any two folders or one."""
+
+    def __init__(self, name: str, pictures_in: pathlib.Path, masks_in: pathlib.Path, refused: Refused | None = None):
+        """Lists NAME.jpg and NAME.png without reading them.
+
+        Args:
+            name: of the set.
+            pictures_in: folder of the pictures.
+            masks_in: folder of the masks, the same perhaps.
+            refused: gets pictures and masks without a twin; None: a picture without a mask is an error.
 
         Raises:
-            InputError: one line with the files that are no pictures, and masks of another size than their picture.
+            InputError: a folder is missing or holds no picture, or pictures have no mask.
         """
-        faults = []
-        for picture, mask in self.pairs:
-            try:
-                size, mask_size = upright_size(picture), upright_size(mask)
-            except InputError as error:
-                faults.append(str(error))
-                continue
-            if size != mask_size:
-                faults.append(
-                    f"{mask}: the mask is {_times(mask_size)} pixels, its picture {_times(size)} (make them equal)"
-                )
-        if faults:
-            more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
-            raise InputError("; ".join(fault.rstrip(".") for fault in faults[:MOST_FAULTS]) + more + ".")
+        pictures = list_files(pictures_in, {".jpg"})
+        if not pictures:
+            raise InputError(f"{pictures_in}: holds no picture NAME.jpg.")
+        super().__init__(name, pictures, list_files(masks_in, {".png"}), labels_in=masks_in, refused=refused)
+
+    def __getitem__(self, index: int) -> LabelledPicture:
+        picture_path, mask_path = self.pairs[index]
+        picture = read_picture(picture_path)
+        return LabelledPicture(self.names[index], picture, read_soft_mask(mask_path, picture.shape[:2])[None], (1,))
 
 
 class Selection:
@@ -255,18 +244,10 @@ class Joined:
         return source[inner]
 
 
-def open_folders(folders: Sequence[pathlib.Path]) -> Joined:
-    """The pictures of several folders in the layout "pairs".
+def folder_name(folder: pathlib.Path) -> str:
+    """The last part of a folder's path, of "." and "a/.." too."""
+    return os.path.basename(os.path.abspath(folder))
 
-    Raises:
-        InputError: a folder that cannot be used, files that `PairsFolder.check` finds, or two folders with the same
-            name, whose pictures could not be told apart.
-    """
-    names = [_name(folder) for folder in folders]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name}: two data folders have this name; rename one, results are kept by that name.")
-    opened = [PairsFolder(folder) for folder in folders]
-    for folder in opened:
-        folder.check()
-    return Joined(opened)
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,175 @@
+"""Data sets as ArrayRecord files: what a record holds, there and back. `convert.build_dataset` writes them.
+
+A picture's bytes are kept as they were. The objects follow one another in PNG files: each numbers its objects from 1,
+and a new one begins where objects overlap. Any tfds can read them; TensorFlow is not needed.
+"""
+
+import io
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stablesam_jax.data.class_maps import ClassMap
+from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.errors import InputError
+from stablesam_jax.picture_file import read_picture
+
+VERSION, SPLIT = "1.0.0", "pictures"
+OBJECTS, CLASSES = "objects", "classes"  # kinds
+MOST_NUMBERS = 255  # in a PNG of 8 bits
+
+
+def features(kind: str) -> Any:
+    """The tfds features of a kind of record."""
+    import tensorflow_datasets as tfds  # takes most of a second: only whoever opens such a folder pays
+
+    labels = {
+        OBJECTS: {
+            "masks": tfds.features.Sequence(tfds.features.Text()),  # PNG files; tfds cannot hand out Images undecoded
+            "numbers": tfds.features.Sequence(np.int64),
+            "categories": tfds.features.Sequence(tfds.features.Text()),
+        },
+        CLASSES: {"label": tfds.features.Text()},  # a PNG file
+    }
+    picture = tfds.features.Image(shape=(None, None, None), doc="the file as it was")
+    return tfds.features.FeaturesDict({"name": tfds.features.Text(), "picture": picture, **labels[kind]})
+
+
+def encode(item: LabelledPicture | ClassMap, picture_file: pathlib.Path) -> dict[str, Any]:
+    """The record of a picture."""
+    record = {"name": item.name, "picture": picture_file.read_bytes()}
+    if isinstance(item, ClassMap):
+        return {**record, "label": _png(item.label)}
+    layers = [_png(layer) for layer in _layers(item.masks)]
+    return {**record, "masks": layers, "numbers": list(item.numbers), "categories": list(item.categories)}
+
+
+def is_built(folder: pathlib.Path) -> bool:
+    """Whether a folder looks like one of `convert.build_dataset`, or like the version within."""
+    return (_versioned(folder) / "dataset_info.json").is_file()
+
+
+def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
+    """Opens a built data set.
+
+    Args:
+        folder: that `convert.build_dataset` has written.
+
+    Raises:
+        InputError: it is another data set of tfds, or damaged.
+    """
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
+
+    place = _versioned(folder)
+    try:
+        metadata = json.loads((place / "metadata.json").read_bytes())
+        builder = tfds.builder_from_directory(place)
+        records = builder.as_data_source(SPLIT, decoders={"picture": tfds.decode.SkipDecoding()})
+        if len(records) != len(metadata["names"]):
+            raise ValueError(f"{len(records)} records, {len(metadata['names'])} names")
+        for end in itertools.accumulate(builder.info.splits[SPLIT].shard_lengths):
+            records[end - 1]  # files are opened when they are first read, and found cut only then
+        if metadata["kind"] == OBJECTS:
+            return BuiltPictures(place, records, metadata)
+        return BuiltClassMaps(place, records, metadata)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ParseError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise InputError(f"{folder}: no data set of convert.build_dataset, or damaged ({reason}); build it.") from None
+
+
+class _Records:
+    """What both kinds share."""
+
+    def __init__(self, folder: pathlib.Path, records: Any, metadata: dict[str, Any]):
+        self.folder, self.records = folder, records
+        self.name: str = metadata["name"]
+        self.names: list[str] = metadata["names"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _decoded(self, index: int, decode: Callable[[dict[str, Any], np.ndarray], Any]) -> Any:
+        name = self.names[index]
+        try:
+            record = self.records[range(len(self))[index]]  # tfds knows no negative index
+            picture = read_picture(io.BytesIO(record["picture"]))
+            return decode(record, picture)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).split("\n")[0].rstrip(".")
+            raise InputError(f"{self.folder}: the record of {name} is damaged ({reason}); build it anew.") from None
+
+
+class BuiltPictures(_Records):
+    """Labelled pictures from ArrayRecord files, in the order of their source."""
+
+    def __getitem__(self, index: int) -> LabelledPicture:
+        return self._decoded(
+            index,
+            lambda record, picture: LabelledPicture(
+                self.names[index],
+                picture,
+                np.concatenate([_masks(_read_png(layer)) for layer in record["masks"]]),
+                tuple(map(int, record["numbers"])),
+                tuple(text.decode() for text in record["categories"]),
+            ),
+        )
+
+
+class BuiltClassMaps(_Records):
+    """Class maps from ArrayRecord files, in the order of their source."""
+
+    def __init__(self, folder: pathlib.Path, records: Any, metadata: dict[str, Any]):
+        super().__init__(folder, records, metadata)
+        self.classes: int = metadata["classes"]
+        self.background: int | None = metadata["background"]
+
+    def __getitem__(self, index: int) -> ClassMap:
+        return self._decoded(
+            index, lambda record, picture: ClassMap(self.names[index], picture, _read_png(record["label"]))
+        )
+
+
+def _versioned(folder: pathlib.Path) -> pathlib.Path:
+    return folder / VERSION if (folder / VERSION).is_dir() else folder
+
+
+def _layers(masks: np.ndarray) -> Iterable[np.ndarray]:
+    """(M, H, W) bool -> arrays (H, W) that number the objects in turn from 1; one object alone is (H, W) bool."""
+    begin = 0
+    taken = masks[0].copy()
+    for end in range(1, len(masks) + 1):
+        if end == len(masks) or end - begin == MOST_NUMBERS or (taken & masks[end]).any():
+            yield taken if end - begin == 1 else _numbered(masks[begin:end])
+            begin = end
+            taken = masks[end].copy() if end < len(masks) else taken
+        else:
+            taken |= masks[end]
+
+
+def _numbered(masks: np.ndarray) -> np.ndarray:
+    label = np.zeros(masks.shape[1:], np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        label[mask] = number
+    return label
+
+
+def _masks(label: np.ndarray) -> np.ndarray:
+    """The objects of a layer, (M, H, W) bool."""
+    return label[None] == np.arange(1, int(label.max()) + 1)[:, None, None]
+
+
+def _png(array: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(array).save(data, "PNG")
+    return data.getvalue()
+
+
+def _read_png(data: bytes) -> np.ndarray:
+    """(H, W) uint8; bits are 0 and 1."""
+    return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint8)

@@ -1,0 +1,115 @@
+"""Pictures with a class for every pixel, as MESS has them: what the evaluation of semantic segmentation reads.
+
+A folder of one's own: `im/STEM.jpg`, `gt/STEM.png` (the class of each pixel; 255 is "ignore") and `classes.json`, the
+name of each class by its number: `{"0": "soil", "1": "crop", "2": "weed"}`. Class 0 is the background, which is left
+where nothing is found, unless `"background"` says another number there, or null for none.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from stablesam_jax.data.label_file import IGNORE, read_classes
+from stablesam_jax.data.readers import PICTURE_SUFFIXES, Refused, Twins, folder_name, list_files
+from stablesam_jax.errors import InputError
+from stablesam_jax.picture_file import read_picture
+
+CLASSES_FILE = "classes.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMap:
+    """A picture and the class of each pixel."""
+
+    name: str
+    picture: np.ndarray  # (H, W, 3) uint8 RGB
+    label: np.ndarray  # (H, W) uint8, a class or 255 for ignore
+
+
+class ClassMaps(Protocol):
+    """A source of class maps."""
+
+    name: str
+    names: list[str]
+    classes: int  # numbered from 0
+    background: int | None  # class of what is left over
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ClassMap: ...
+
+
+class ClassMapFiles(Twins):
+    """Class maps from any two folders."""
+
+    def __init__(
+        self,
+        name: str,
+        pictures_in: pathlib.Path,
+        labels_in: pathlib.Path,
+        *,
+        picture_suffixes: frozenset[str],
+        label_suffix: str,
+        classes: int,
+        background: int | None,
+        more_pictures: bool = False,
+        refused: Refused | None = None,
+    ):
+        """Lists the files without reading them.
+
+        Args:
+            name: of the set.
+            pictures_in: folder of the pictures.
+            labels_in: folder of the class maps.
+            picture_suffixes: what may follow the stem in a picture's name.
+            label_suffix: what follows it in the name of the class map.
+            classes: how many there are.
+            background: number of one, or None.
+            more_pictures: the folder holds pictures of other sets too; the class maps tell which are meant.
+            refused: gets pictures and class maps without a twin; None: a picture without a class map is an error.
+
+        Raises:
+            InputError: a folder is missing or holds no picture, or pictures have no class map.
+        """
+        self.classes, self.background = classes, background
+        pictures, labels = list_files(pictures_in, picture_suffixes), list_files(labels_in, {label_suffix})
+        if more_pictures:
+            pictures = {stem: path for stem, path in pictures.items() if stem in labels}
+        if not pictures:
+            raise InputError(f"{pictures_in}: holds no picture NAME{' or NAME'.join(sorted(picture_suffixes))}.")
+        super().__init__(name, pictures, labels, labels_in=labels_in, refused=refused)
+
+    def __getitem__(self, index: int) -> ClassMap:
+        picture_path, label_path = self.pairs[index]
+        picture = read_picture(picture_path)
+        label = read_classes(label_path, picture.shape[:2], classes=self.classes)
+        return ClassMap(self.names[index], picture, label)
+
+
+def open_folder(folder: pathlib.Path) -> ClassMapFiles:
+    """The class maps of a folder with `im/`, `gt/` and `classes.json`.
+
+    Raises:
+        InputError: one of the three is missing, or the file names no classes.
+    """
+    path = folder / CLASSES_FILE
+    try:
+        named = json.loads(path.read_bytes())
+        background = named.get("background", 0)
+        numbers = sorted(int(number) for number in named.keys() - {"background", str(IGNORE)})
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f'{path}: names no classes ({error}); write {{"0": "soil", "1": "crop"}}.') from None
+    if numbers != list(range(len(numbers))) or len(numbers) < 2 or background not in (None, *numbers):
+        raise InputError(f"{path}: number at least two classes from 0 up without a gap, the background among them.")
+    return ClassMapFiles(
+        folder_name(folder),
+        folder / "im",
+        folder / "gt",
+        picture_suffixes=PICTURE_SUFFIXES,
+        label_suffix=".png",
+        classes=len(numbers),
+        background=background,
+    )

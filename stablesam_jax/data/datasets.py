@@ -1,0 +1,208 @@
+"""Every data set of the project in the layout of its official release, or of HQ-SAM's or MESS's preparation.
+
+Paths lie below the folder that the user names. Sources: HQ-SAM `train/train.py`; X-Decoder, branch `seginw`; MESS
+`mess/datasets/register_*.py`. Counts of pictures are those that the papers report or imply.
+"""
+
+import dataclasses
+import pathlib
+
+from stablesam_jax.data.class_maps import ClassMapFiles
+from stablesam_jax.data.coco import CocoPictures
+from stablesam_jax.data.readers import Refused, SoftPairs
+from stablesam_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class OneObject:
+    """NAME.jpg and NAME.png, one object a picture."""
+
+    pictures: str
+    masks: str
+    count: int
+
+
+# HQSeg-44K, in the order in which HQ-SAM joins it, and the four test sets. The literature says DUT-OMRON; the files are
+# DUTS. HRSOD is read from masks_max255: its own masks hold instance numbers, which a threshold would lose.
+ONE_OBJECT = {
+    "dis5k-tr": OneObject("DIS5K/DIS-TR/im", "DIS5K/DIS-TR/gt", 3000),
+    "thinobject5k-tr": OneObject(
+        "thin_object_detection/ThinObject5K/images_train", "thin_object_detection/ThinObject5K/masks_train", 4748
+    ),
+    "fss": OneObject("cascade_psp/fss_all", "cascade_psp/fss_all", 10000),
+    "duts-tr": OneObject("cascade_psp/DUTS-TR", "cascade_psp/DUTS-TR", 10553),
+    "duts-te": OneObject("cascade_psp/DUTS-TE", "cascade_psp/DUTS-TE", 5019),
+    "ecssd": OneObject("cascade_psp/ecssd", "cascade_psp/ecssd", 1000),
+    "msra-10k": OneObject("cascade_psp/MSRA_10K", "cascade_psp/MSRA_10K", 10000),
+    "dis5k-vd": OneObject("DIS5K/DIS-VD/im", "DIS5K/DIS-VD/gt", 470),
+    "coift": OneObject("thin_object_detection/COIFT/images", "thin_object_detection/COIFT/masks", 280),
+    "hrsod": OneObject("thin_object_detection/HRSOD/images", "thin_object_detection/HRSOD/masks_max255", 287),
+    "thinobject5k-te": OneObject(
+        "thin_object_detection/ThinObject5K/images_test", "thin_object_detection/ThinObject5K/masks_test", 500
+    ),
+}
+JOINED = {"hqseg-44k": ("dis5k-tr", "thinobject5k-tr", "fss", "duts-tr", "duts-te", "ecssd", "msra-10k")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+    """Pictures and a COCO json."""
+
+    pictures: str
+    annotations: str
+
+
+# Folders of SGinW, as they are spelled.
+SGINW = (
+    "Airplane-Parts Bottles Brain-Tumor Chicken Cows Electric-Shaver Elephants Fruits Garbage Ginger-Garlic Hand "
+    "Hand-Metal House-Parts HouseHold-Items Nutterfly-Squireel Phones Poles Puppies Rail Salmon-Fillet Strawberry "
+    "Tablets Toolkits Trash Watermelon"
+)
+INSTANCES = {
+    "coco-val2017": Instances("val2017", "annotations/instances_val2017.json"),
+    **{
+        f"sginw/{name}": Instances(f"seginw/{name}/valid", f"seginw/{name}/valid/_annotations_min1cat.coco.json")
+        for name in SGINW.split()
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Pictures and class maps; 255 is "ignore" in all."""
+
+    pictures: str
+    labels: str
+    picture_suffix: str
+    label_suffix: str
+    classes: int
+    background: int | None
+    count: int
+    more_pictures: bool = False  # the folder of pictures holds those of other splits too
+
+
+def _mess(folder: str, part: str, suffix: str, classes: int, background: int | None, count: int) -> Classes:
+    """A set for which MESS prepares both pictures and class maps."""
+    return Classes(
+        f"{folder}/images_detectron2{part}",
+        f"{folder}/annotations_detectron2{part}",
+        suffix,
+        ".png",
+        classes,
+        background,
+        count,
+    )
+
+
+_CORROSION = "Corrosion Condition State Classification/original/Test"
+_ZEROWASTE = "zerowaste-f/splits_final_deblurred/test"
+_PAXRAY = "paxray_dataset/{}_detectron2/test"
+_PST900 = "PST900_RGBT_Dataset/test"
+MESS = {
+    "mess/bdd100k": Classes(
+        "bdd100k/images/10k/val", "bdd100k/annotations_detectron2/val", ".jpg", ".png", 19, None, 1000
+    ),
+    "mess/dark-zurich": Classes(
+        "Dark_Zurich/rgb_anon/val/night/GOPR0356",
+        "Dark_Zurich/annotations_detectron2/val",
+        "_rgb_anon.png",
+        "_gt_labelIds.png",
+        20,
+        0,
+        50,
+    ),
+    "mess/mhp-v1": _mess("LV-MHP-v1", "/test", ".jpg", 19, 0, 980),
+    "mess/foodseg103": Classes(
+        "FoodSeg103/Images/img_dir/test", "FoodSeg103/Images/ann_dir/test", ".jpg", ".png", 104, 0, 2135
+    ),
+    "mess/atlantis": _mess("atlantis", "/test", ".jpg", 56, None, 1295),
+    "mess/dram": _mess("DRAM_processed", "/test", ".jpg", 12, 11, 718),
+    "mess/isaid": _mess("isaid", "/val", ".png", 16, 0, 4055),
+    "mess/isprs-potsdam": Classes(
+        "ISPRS_Potsdam/images_detectron2/test/irrg",
+        "ISPRS_Potsdam/annotations_detectron2/test",
+        ".png",
+        ".png",
+        6,
+        5,
+        504,
+    ),
+    "mess/worldfloods": Classes(
+        "WorldFloods/images_detectron2/test/irrg", "WorldFloods/annotations_detectron2/test", ".png", ".png", 3, 0, 160
+    ),
+    "mess/floodnet": _mess("FloodNet-Supervised_v1.0", "/test", ".jpg", 10, 0, 5571),
+    "mess/uavid": _mess("uavid_v1.5", "/val", ".png", 8, 0, 840),
+    "mess/kvasir-instrument": _mess("kvasir-instrument", "/test", ".png", 2, 0, 118),
+    "mess/chase-db1": _mess("CHASEDB1", "/test", ".jpg", 2, 0, 20),
+    "mess/cryonuseg": _mess("CryoNuSeg", "", ".png", 2, 0, 30),
+    **{
+        f"mess/paxray-{task}": Classes(
+            _PAXRAY.format("images"), f"{_PAXRAY.format('annotations')}/{task}", ".png", ".png", 2, 0, 180
+        )
+        for task in ("lungs", "bones", "mediastinum", "diaphragm")
+    },
+    "mess/corrosion-cs": Classes(f"{_CORROSION}/images", f"{_CORROSION}/masks", ".jpeg", ".png", 4, 0, 44),
+    "mess/deepcrack": Classes("DeepCrack/test_img", "DeepCrack/annotations_detectron2/test", ".jpg", ".png", 2, 0, 237),
+    "mess/zerowaste": Classes(f"{_ZEROWASTE}/data", f"{_ZEROWASTE}/sem_seg", ".PNG", ".PNG", 5, 0, 929),
+    "mess/pst900": Classes(f"{_PST900}/thermal", f"{_PST900}/labels", ".png", ".png", 5, 0, 288),
+    "mess/suim": Classes("SUIM/TEST/images", "SUIM/annotations_detectron2/test", ".jpg", ".png", 8, 0, 110),
+    "mess/cub-200": _mess("CUB_200_2011", "/test", ".jpg", 201, 0, 5794),
+    "mess/cwfid": Classes(
+        "cwfid/images",
+        "cwfid/annotations_detectron2/test",
+        "_image.png",
+        "_annotation.png",
+        3,
+        0,
+        21,
+        more_pictures=True,
+    ),
+}
+
+NAMES = (*JOINED, *ONE_OBJECT, *INSTANCES, *MESS)
+Reader = SoftPairs | CocoPictures | ClassMapFiles
+
+
+def open_dataset(name: str, root: pathlib.Path, refused: Refused | None = None) -> list[Reader]:
+    """The readers of a data set, one for each of its parts.
+
+    Args:
+        name: one of `NAMES`.
+        root: folder that its official paths lie below.
+        refused: gets what cannot be used, by name; None: that is an error.
+
+    Raises:
+        InputError: an unknown name, missing folders, or what the readers refuse.
+    """
+    if name in JOINED:
+        return [part for member in JOINED[name] for part in open_dataset(member, root, refused)]
+    if name in ONE_OBJECT:
+        one = ONE_OBJECT[name]
+        return [SoftPairs(name, root / one.pictures, root / one.masks, refused)]
+    if name in INSTANCES:
+        row = INSTANCES[name]
+        return [CocoPictures(name, root / row.pictures, root / row.annotations, refused)]
+    if name in MESS:
+        maps = MESS[name]
+        return [
+            ClassMapFiles(
+                name,
+                root / maps.pictures,
+                root / maps.labels,
+                picture_suffixes=frozenset({maps.picture_suffix}),
+                label_suffix=maps.label_suffix,
+                classes=maps.classes,
+                background=maps.background,
+                more_pictures=maps.more_pictures,
+                refused=refused,
+            )
+        ]
+    raise InputError(f"{name}: no data set of this name; known are {', '.join(NAMES)}.")
+
+
+def official_count(name: str) -> int | None:
+    """How many pictures the release of a data set holds, where that is known."""
+    if name in JOINED:
+        return sum(ONE_OBJECT[member].count for member in JOINED[name])
+    row = ONE_OBJECT.get(name) or MESS.get(name)
+    return None if row is None else row.count

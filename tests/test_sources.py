@@ -1,0 +1,136 @@
+"""What `--data-dir` takes is recognised by its content, and refused with what each form needs."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from convert.build_dataset import build
+from stablesam_jax.data import sources
+from stablesam_jax.data.built import BuiltPictures
+from stablesam_jax.data.coco import CocoPictures
+from stablesam_jax.data.readers import Joined, PairsFolder
+from tests.reference.layouts import coco_json, write_official
+from tests.reference.pictures import disc, ramp, refusal, save
+
+
+def pairs(folder, stems="ab"):
+    for stem in stems:
+        save(folder / "im" / f"{stem}.png", ramp(40, 60))
+        save(folder / "gt" / f"{stem}.png", disc().astype(np.uint8) * 255)
+    return folder
+
+
+def coco_folder(folder):
+    save(folder / "images" / "a.jpg", ramp(40, 60))
+    (folder / "annotations.json").write_text(json.dumps(coco_json(["a.jpg"])))
+    return folder
+
+
+def classes_folder(folder):
+    save(folder / "im" / "a.jpg", ramp(40, 60))
+    save(folder / "gt" / "a.png", disc().astype(np.uint8))
+    (folder / "classes.json").write_text('{"0": "soil", "1": "crop", "255": "ignore"}')
+    return folder
+
+
+def test_every_form_is_recognised_by_its_content(tmp_path):
+    build("pairs", pairs(tmp_path / "three"), tmp_path / "built")
+    write_official("dis5k-vd", tmp_path / "hq")
+    specs = [
+        pairs(tmp_path / "one"),
+        str(coco_folder(tmp_path / "two")),
+        tmp_path / "built" / "three",
+        f"dis5k-vd:{tmp_path / 'hq'}",
+    ]
+    opened = sources.open_sources(specs)
+    assert {name: type(source) for name, source in opened.items()} == {
+        "one": PairsFolder,
+        "two": CocoPictures,
+        "three": BuiltPictures,
+        "dis5k-vd": type(opened["dis5k-vd"]),
+    }
+    joined = sources.open_data(specs)
+    assert joined.names == ["one/a", "one/b", "two/a", "three/a", "three/b", "dis5k-vd/a"]
+    assert [joined[index].name for index in range(len(joined))] == joined.names
+    assert [sources.source_name(spec) for spec in specs] == list(opened)
+
+
+def test_a_built_folder_may_be_named_with_its_version(tmp_path):
+    folder = build("pairs", pairs(tmp_path / "set"), tmp_path / "built")
+    assert sources.open_data([folder / "1.0.0"]).names == ["set/a", "set/b"]
+
+
+def test_a_set_of_several_parts_is_one_source(tmp_path):
+    write_official("hqseg-44k", tmp_path)
+    (source,) = sources.open_sources([f"hqseg-44k:{tmp_path}"]).values()
+    assert isinstance(source, Joined)
+    assert len(source) == 7
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    folders = [pairs(tmp_path / "x" / "set"), pairs(tmp_path / "y" / "set")]
+    assert "set: two data folders have this name" in refusal(sources.open_data, folders)
+    assert "set: two data folders have this name" in refusal(sources.open_data, folders[:1] * 2)
+
+
+def test_a_folder_has_its_own_name_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(pairs(tmp_path / "set"))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for spec in (".", "../set", "../link"):
+        assert sources.open_data([spec]).names == ["set/a", "set/b"]
+
+
+def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
+    message = refusal(sources.open_data, [tmp_path])
+    assert message.startswith(f"{tmp_path}: holds no data that is known; give a folder with im/ (pictures) and gt/")
+    for form in ("images/ and annotations.json", "convert.build_dataset", "NAME:DIR"):
+        assert form in message
+    assert "no such folder" in refusal(sources.open_data, [tmp_path / "absent"])
+    (tmp_path / "im").mkdir()
+    assert "holds no gt/" in refusal(sources.open_data, [tmp_path])
+
+
+def test_an_unknown_official_name_is_refused_with_the_known_ones(tmp_path):
+    message = refusal(sources.open_data, [f"hqseg:{tmp_path}"])
+    assert message.startswith("hqseg: no data set of this name; known are hqseg-44k, dis5k-tr")
+
+
+def test_a_fault_of_any_picture_is_told_at_once(tmp_path):
+    folder = pairs(tmp_path / "set")
+    (folder / "gt" / "b.png").write_bytes(b"text")
+    assert "b.png: cannot be read (not a picture)" in refusal(sources.open_data, [folder])
+    folder = coco_folder(tmp_path / "other")
+    save(folder / "images" / "a.jpg", ramp(20, 30))
+    assert "the picture is 30 x 20 pixels" in refusal(sources.open_data, [folder])
+
+
+def test_class_maps_are_opened_apart_from_objects(tmp_path):
+    write_official("mess/cwfid", tmp_path / "mess")
+    built = build("mess/cwfid", tmp_path / "mess", tmp_path / "built")
+    own = classes_folder(tmp_path / "own")
+    for spec, classes in ((own, 2), (f"mess/cwfid:{tmp_path / 'mess'}", 3), (built, 3)):
+        opened = sources.open_class_maps(spec)
+        assert (opened.classes, opened.background, len(opened)) == (classes, 0, 1)
+        assert opened[0].name == opened.names[0]
+        assert opened[0].label.max() == 1
+    assert "holds class maps, not objects" in refusal(sources.open_data, [f"mess/cwfid:{tmp_path / 'mess'}"])
+    assert "holds class maps, not objects" in refusal(sources.open_data, [built])
+    write_official("dis5k-vd", tmp_path / "hq")
+    assert "holds objects, not class maps" in refusal(sources.open_class_maps, f"dis5k-vd:{tmp_path / 'hq'}")
+
+
+def test_the_library_is_imported_without_tfds():
+    code = "import sys, stablesam_jax, stablesam_jax.data.sources; print('tensorflow_datasets' in sys.modules)"
+    root = pathlib.Path(__file__).resolve().parents[1]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["carparts", "feral_cat", "horses"])
+def test_shared_folders_are_opened_as_they_are(shared, name):
+    (source,) = sources.open_sources([shared / "data" / "hq" / name]).values()
+    assert {"carparts": 44, "feral_cat": 32, "horses": 80}[name] == len(source)
