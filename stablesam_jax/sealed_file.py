@@ -49,14 +49,16 @@ def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str,
         InputError: the file is absent, of another kind, or damaged.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such {kind} file. Check the path.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             stored = file.metadata() or {}
             header = {key: stored[key] for key in keys}
             expected = stored["sha256"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {kind} file. Check the path.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}). Give a {kind} file that you may read.") from None
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file, or cut short ({error}). Copy or make it again.") from None
     except KeyError as error:
@@ -72,5 +74,5 @@ def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
-        sha.update(tensor.tobytes())
+        sha.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
     return sha.hexdigest()
