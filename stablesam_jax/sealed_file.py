@@ -74,5 +74,5 @@ def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
-        sha.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        sha.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()

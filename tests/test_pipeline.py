@@ -57,8 +57,8 @@ def batch_config(**changes):
     return BatchConfig(**(options | changes))
 
 
-def take(count, views, config, *, with_pictures=True, **feeding):
-    stream = batches(views, config, Feeding(**feeding), with_pictures=with_pictures)
+def take(count, views, config, **feeding):
+    stream = batches(views, config, Feeding(**feeding))
     return list(itertools.islice(stream, count))
 
 
@@ -133,7 +133,7 @@ def test_a_batch_is_its_samples_one_above_the_other():
     batch = take(3, views, config)[2]
     assert batch["position"].tolist() == [6, 7, 8]
     for row, (view, position) in enumerate(zip(batch["view"], batch["position"], strict=True)):
-        sample = make_sample(views, config, int(view), int(position), with_picture=True)
+        sample = make_sample(views, config, int(view), int(position))
         assert_equal({key: column[row] for key, column in batch.items()}, sample)
 
 
@@ -155,12 +155,12 @@ def test_a_batch_may_reach_over_the_end_of_an_epoch():
 def test_another_seed_gives_other_batches():
     first, second = (take(1, make_views(), batch_config(seed=seed))[0] for seed in (0, 1))
     assert not np.array_equal(first["view"], second["view"])
-    first, second = (make_sample(make_views(), batch_config(seed=seed), 0, 0, with_picture=False) for seed in (0, 1))
+    first, second = (make_sample(make_views(), batch_config(seed=seed), 0, 0) for seed in (0, 1))
     assert not np.array_equal(first["coords"], second["coords"])
 
 
 def test_the_same_view_has_other_prompts_at_another_position():
-    first, second = (make_sample(make_views(), batch_config(), 4, position, with_picture=False) for position in (0, 1))
+    first, second = (make_sample(make_views(), batch_config(), 4, position) for position in (0, 1))
     assert not np.array_equal(first["coords"], second["coords"])
 
 
@@ -178,13 +178,6 @@ def test_shapes_and_types_are_those_of_the_docstring():
         "masks": ((3, 4, MASK_SIZE, MASK_SIZE), np.float32),
         "masks_valid": ((3, 4), np.bool_),
     }
-
-
-def test_pictures_are_left_out_where_features_take_their_place():
-    views, config = make_views(), batch_config()
-    with_pictures, without = take(1, views, config)[0], take(1, views, config, with_pictures=False)[0]
-    del with_pictures["picture"]
-    assert_equal(without, with_pictures)
 
 
 def test_a_broken_picture_ends_the_stream_with_its_own_error():
@@ -231,7 +224,7 @@ def test_another_seed_gives_other_views():
 
 def test_a_picture_with_fewer_objects_than_prompts_repeats_them_evenly():
     views = make_views(views=1, scale_range=(1.0, 1.0))
-    sample = make_sample(views, batch_config(prompts_per_picture=7), 2, 0, with_picture=False)
+    sample = make_sample(views, batch_config(prompts_per_picture=7), 2, 0)
     _, counts = np.unique(sample["targets"], axis=0, return_counts=True)
     assert sorted(counts) == [2, 2, 3]
 
@@ -240,7 +233,7 @@ def test_a_picture_with_more_objects_than_prompts_repeats_none_and_shows_all_in_
     views = make_views(views=1, scale_range=(1.0, 1.0))
     seen = set()
     for position in range(20):
-        targets = make_sample(views, batch_config(prompts_per_picture=2), 4, position, with_picture=False)["targets"]
+        targets = make_sample(views, batch_config(prompts_per_picture=2), 4, position)["targets"]
         assert not np.array_equal(*targets)
         seen |= {int(target.any(0).argmax()) % 10 + 100 * int(target.any(0).argmax()) for target in targets}
     assert len(seen) >= 5
@@ -252,7 +245,7 @@ def test_a_picture_with_more_objects_than_prompts_repeats_none_and_shows_all_in_
 def test_kinds_are_drawn_by_their_weights():
     views = make_views(views=1, scale_range=(1.0, 1.0))
     config = batch_config(prompts_per_picture=500, kinds={"gt-box": 3, "points": 1, "coarse-mask": 1, "noisy-box": 0})
-    sample = make_sample(views, config, 0, 0, with_picture=False)
+    sample = make_sample(views, config, 0, 0)
     boxes = (sample["labels"] == TOP_LEFT).any(-1)
     points = (sample["labels"] == POSITIVE).any(-1)
     shares = [boxes.mean(), points.mean(), sample["masks_valid"].mean()]
@@ -294,7 +287,7 @@ def test_hq_sams_points_are_always_ten():
 
 def test_tokens_are_padded_as_the_prompt_encoder_asks():
     views = make_views(views=1, scale_range=(1.0, 1.0))
-    sample = make_sample(views, batch_config(prompts_per_picture=200), 0, 0, with_picture=False)
+    sample = make_sample(views, batch_config(prompts_per_picture=200), 0, 0)
     kinds = set()
     for labels, valid, has_mask in zip(sample["labels"], sample["valid"], sample["masks_valid"], strict=True):
         count = int(valid.sum())

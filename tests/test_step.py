@@ -39,9 +39,7 @@ def samples(tmp_path_factory):
     )
     batches = []
     for step in range(STEPS):
-        made = [
-            make_sample(views, config, index, PICTURES * step + index, with_picture=True) for index in range(PICTURES)
-        ]
+        made = [make_sample(views, config, index, PICTURES * step + index) for index in range(PICTURES)]
         batch = {key: np.stack([sample[key] for sample in made]) for key in made[0]}
         batches.append(batch | {"features": jax.device_get(freeze(batch.pop("picture")))})
     return batches

@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
@@ -98,7 +99,7 @@ def contents(folder):
 # a finished run
 
 
-def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken):
+def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken, config):
     folder, printed = unbroken
     files = {name for name in contents(folder) if not name.startswith("checkpoints/")}
     assert files == {"config.json", "metrics.jsonl", "plugin.safetensors", "report.md", "figures/wobble.png"}
@@ -111,6 +112,8 @@ def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == STEPS
     assert "training 81,829 of 7,828,933 parameters on 8 pictures, 3 steps of 2 x 2 prompts, 2 device(s)" in printed
+    assert f"features of 6 views are encoded when first needed and kept in {config.cache}: up to " in printed
+    assert "features: 0 read, 6 encoded; 0.00 GiB in " in printed
     assert f"written: {folder / 'plugin.safetensors'}" in printed
 
 
@@ -145,7 +148,8 @@ def test_a_finished_run_that_is_started_again_keeps_its_files(unbroken, config):
 
 
 def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(unbroken, config, monkeypatch):
-    interrupted = dataclasses.replace(config, output=config.output.with_name("interrupted"), save_every=1)
+    output, cache = (config.output.with_name(name) for name in ("interrupted", "another_cache"))
+    interrupted = dataclasses.replace(config, output=output, cache=cache, save_every=1)
     add = Progress.add
 
     def add_and_stop(self, step, measured, *, now):
@@ -159,6 +163,8 @@ def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(
         assert "stopped after step 1; the same command continues" in train(interrupted)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (interrupted.output / "plugin.safetensors").exists()
+    assert len(list(cache.rglob("*.safetensors"))) == 2
+    shutil.rmtree(cache)  # what is encoded again has the same bits
     assert "continuing after step 1\n" in train(interrupted)
     for name in ("report.md", "figures/wobble.png"):
         assert (interrupted.output / name).read_bytes() == (unbroken[0] / name).read_bytes()
@@ -293,10 +299,9 @@ def test_it_is_compared_with_its_base_not_with_random_numbers(stable_hq):
     assert params.digest(jax.device_get(before.params)) == params.digest(small.nano()[1])
 
 
-def test_the_cache_of_an_hq_run_holds_early_features_and_is_its_own(stable_hq, unbroken, config):
-    folders = [path.parent for path in config.cache.glob("*/identity.json")]
-    kinds = {len(list(path.glob("features_*"))): json.loads((path / "identity.json").read_text()) for path in folders}
-    assert {count: "early" in identity for count, identity in kinds.items()} == {1: False, 2: True}
+def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(stable_hq, unbroken, config):
+    kinds = {frozenset(safetensors.numpy.load_file(path)) for path in config.cache.rglob("*.safetensors")}
+    assert kinds == {frozenset({"features"}), frozenset({"features", "early"})}
 
 
 # bad input
@@ -328,6 +333,8 @@ def test_the_cache_of_an_hq_run_holds_early_features_and_is_its_own(stable_hq, u
         ({"image_size": 50}, "image size 50: must be a positive multiple of 32"),
         ({"image_size": 0}, "image size 0: must be a positive multiple of 32"),
         ({"steps": 0, "save_every": 0}, r"--steps 0: must be at least 1; --save-every 0: must be at least 1\."),
+        ({"cache_limit": 0.0}, "--cache-limit 0.0: must be above 0"),
+        ({"cache_limit": 1e-6}, "cache: 9.99e-07 GiB hold too few entries; allow"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
         ({"scale_range": (2.0, 1.0)}, "scale range 2.0 to 1.0"),
         ({"views": 0}, "views 0: must be at least 1"),
@@ -366,25 +373,6 @@ def test_a_broken_picture_is_named_in_one_line(config, cached, tmp_path, monkeyp
     error = capsys.readouterr().err
     assert error.startswith(f"error: {pairs / 'im' / '02.png'}: cannot be read (")
     assert error.count("\n") == 1
-
-
-# the cache
-
-
-def test_the_cache_is_another_where_a_picture_or_a_mask_has_changed(config, tmp_path):
-    pairs = small.save_pairs(tmp_path / "pairs", 4)
-    changed = dataclasses.replace(config, data_dir=(pairs,))
-
-    def fingerprint():
-        training, _ = train_main.pictures(changed)
-        view_config = train_main.ViewConfig(size=64, scale_range=(1.0, 1.0), views=1, seed=0)
-        return train_main.fingerprint(changed, train_main.Views(training, view_config))
-
-    first = fingerprint()
-    assert fingerprint() == first
-    mask = pairs / "gt" / "03.png"
-    shutil.copy(pairs / "gt" / "02.png", mask)
-    assert fingerprint() != first
 
 
 def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):

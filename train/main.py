@@ -1,12 +1,12 @@
 """`python -m train.main [PRESET] [--option value ...]`: trains the plugin, or another part, of a segmenter."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import signal
 import sys
 import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ from stablesam_jax import build, checkpoint, parallel, params, plugin_file
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import LiteConfig, SamConfig
 from stablesam_jax.data.collage import Collage
-from stablesam_jax.data.embeddings import FeatureCache
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, Feeding, ViewConfig, Views, batches
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data, source_name
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.feature_cache import FeatureCache
 from stablesam_jax.model.sam import Sam
 from train.comparison import compare, summaries, write_figure, write_report
 from train.presets import PRESETS, TrainConfig
@@ -50,6 +50,7 @@ def train(config: TrainConfig) -> None:
     views = Views(training, describe_views(config, sam.config))
     steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
     batch_config = describe_batches(config, sam.config)
+    cache = open_cache(config, sam, frozen, neck_trains=neck_trains)
     run = Run(config, facts(base, training))
     print(
         f"{config.model}: training {params.count(trained):,} of {params.count(tree):,} parameters on "
@@ -64,7 +65,8 @@ def train(config: TrainConfig) -> None:
     start = int(state.step)
     if start:
         print(f"continuing after step {start}", flush=True)
-    cache = fill_cache(config, sam, frozen, views, neck_trains=neck_trains) if start < steps else None
+    if cache is not None and start < steps:
+        print(describe_cache(cache, min(len(views), (steps - start) * config.batch_size)), flush=True)
 
     update = parallel.run_on_all(
         make_update(sam, optimizer, config.objective, neck_trains=neck_trains), devices, donate=(0,)
@@ -73,14 +75,12 @@ def train(config: TrainConfig) -> None:
     everywhere = parallel.replicate(frozen, devices)
     seed = parallel.replicate(np.uint32(config.seed), devices)
     progress = Progress(run, start=start, steps=steps, pictures_per_step=config.batch_size)
-    stream = batches(
-        views, batch_config, Feeding(start_step=start, workers=config.workers), with_pictures=cache is None
-    )
+    stream = batches(views, batch_config, Feeding(start_step=start, workers=config.workers))
     with stop_signals() as stop:
         for step, batch in zip(range(start + 1, steps + 1), stream, strict=False):
-            view = batch.pop("view")
+            del batch["view"]
             if cache is not None:
-                batch["features"] = cache[view]
+                batch["features"] = cache(batch.pop("picture"))
             state, measured = update(state, everywhere, parallel.shard(batch, len(devices)), seed)
             saving = step % config.save_every == 0 or step == steps or stop.asked
             progress.add(step, measured, now=saving)
@@ -90,6 +90,9 @@ def train(config: TrainConfig) -> None:
                 print(f"stopped after step {step}; the same command continues", flush=True)
                 return
 
+    if cache is not None and start < steps:
+        held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
+        print(f"features: {cache.found:,} read, {cache.encoded:,} encoded; {held}", flush=True)
     trained = parallel.unreplicate(state.trained)
     result = params.merge(frozen, trained)
     save_result(run, sam.config, result, plugin_alone=config.plugin is not None and trained.keys() == {"plugin"})
@@ -106,6 +109,7 @@ def check_numbers(config: TrainConfig) -> None:
         ("--learning-rate", config.learning_rate, 0 < config.learning_rate < math.inf, "above 0"),
         ("--save-every", config.save_every, config.save_every >= 1, "at least 1"),
         ("--workers", config.workers, config.workers >= 0, "at least 0"),
+        ("--cache-limit", config.cache_limit, 0 < config.cache_limit < math.inf, "above 0"),
         ("--held-out", config.held_out, config.held_out >= 0, "at least 0"),
         ("--eval-prompts", config.eval_prompts, config.eval_prompts >= 1, "at least 1"),
     ]
@@ -246,44 +250,34 @@ def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak / 100)
 
 
-def fill_cache(
-    config: TrainConfig, sam: Sam, frozen: params.Params, views: Views, *, neck_trains: bool
-) -> FeatureCache | None:
-    """The frozen encoder's features of every view, where a cache is asked for."""
+def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_trains: bool) -> FeatureCache | None:
+    """The cache of what the frozen encoder makes of pictures, where one is asked for."""
     if config.cache is None:
         return None
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
-    identity: dict[str, Any] = {
-        "encoder": params.digest(frozen["image_encoder"]),
-        "views": dataclasses.asdict(views.config),
-        "pictures": fingerprint(config, views),
+    encoder = {"image_encoder": frozen["image_encoder"]}
+    identity = {
+        "version": checkpoint.version(),
+        "weights": params.digest(encoder),
+        "config": dataclasses.asdict(dataclasses.replace(sam.config, plugin=None)),  # size, dtype, early features
+        "cut before the neck": neck_trains,
     }
-    if sam.config.hq:
-        identity["early"] = True  # one array more than SAM's own features
-    tree = {"image_encoder": frozen["image_encoder"]}
-    encode = jax.jit(lambda batch: freeze(tree, batch))
-    cache = FeatureCache(config.cache, views, identity=identity, encode=encode)
-    for done in cache.fill(ENCODE_BATCH):
-        if done % (25 * ENCODE_BATCH) == 0 or done == len(views):
-            print(f"encoding the pictures, once: {done}/{len(views)} views", flush=True)
-    return cache
+    return FeatureCache(
+        config.cache,
+        identity=identity,
+        encode=functools.partial(jax.jit(freeze), jax.device_put(encoder)),
+        size=sam.config.image_size,
+        batch_size=ENCODE_BATCH,
+        limit=int(config.cache_limit * 2**30),
+    )
 
 
-def fingerprint(config: TrainConfig, views: Views) -> str:
-    """SHA-256 that changes with what the views are made of, without reading all of it.
-
-    Names, and size and time of every file: pictures and masks, for a crop depends on the objects that it keeps. The
-    first view stands for whatever composes and augments.
-    """
-    digest = hashlib.sha256("\n".join(views.pictures.names).encode())
-    for path in (
-        path for folder in config.data_dir for part in ("im", "gt") for path in sorted((folder / part).glob("*"))
-    ):
-        status = path.stat()
-        digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    for array in views[0]:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def describe_cache(cache: FeatureCache, views: int) -> str:
+    """What a run does with its cache, in one line; `views` may be asked for."""
+    size = f"up to {views * cache.entry_size / 2**30:.2g} GiB"
+    if views > cache.capacity:
+        size += ", more than --cache-limit allows, so that some are encoded again"
+    return f"features of {views:,} views are encoded when first needed and kept in {cache.entries.folder}: {size}"
 
 
 @dataclasses.dataclass
@@ -357,15 +351,20 @@ def report(config: TrainConfig, run: Run, systems: dict[str, Segmenter], held_ou
     print(f"written: {path}, {figure}", flush=True)
 
 
-def main() -> None:
-    """Reads the preset and the options, and trains."""
+def parse(program: str) -> TrainConfig:
+    """The configuration that the command line asks for: a preset, or the first, and options."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-h"], ["--help"]):
         print("presets, each with its own defaults (PRESET --help); without one, the first:")
         print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
     if not arguments or arguments[0].startswith("-"):
         arguments = ["quickstart", *arguments]
-    config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="python -m train.main")
+    return tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog=program)
+
+
+def main() -> None:
+    """Reads the preset and the options, and trains."""
+    config = parse("python -m train.main")
     with exit_on_input_error():
         try:
             parallel.split_cpu(config.batch_size)

@@ -21,7 +21,7 @@ from train.step import Measured, State
 KEPT_CHECKPOINTS = 2
 # Fields that may change between the parts of a run. They do not decide what it computes, but for the last bits of sums
 # over another number of devices; the training pictures that `held_out` leaves are compared by name.
-FREE_FIELDS = ("output", "cache", "workers", "devices", "save_every", "held_out", "eval_prompts")
+FREE_FIELDS = ("output", "cache", "cache_limit", "workers", "devices", "save_every", "held_out", "eval_prompts")
 
 
 class Run:
@@ -156,7 +156,7 @@ class Progress:
         first_step, first_time = self.first
         left = ""
         if step > first_step:
-            left = f"  {_clock((self.steps - step) * (moment - first_time) / (step - first_step))} left"
+            left = f"  {clock((self.steps - step) * (moment - first_time) / (step - first_step))} left"
         print(
             f"step {step}/{self.steps}  loss {loss:.4f}  IoU {100 * iou:.1f}  {speed:.1f} pictures/s{left}", flush=True
         )
@@ -168,6 +168,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as 61:05."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

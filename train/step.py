@@ -50,7 +50,8 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
         neck_trains: cut sam_nano's encoder before its neck, which pre-training trains.
 
     Returns:
-        freeze(params, pictures uint8) -> features, and embed(params, features) -> `ImageEmbedding`.
+        freeze(params, pictures uint8) -> features, and embed(params, features) -> `ImageEmbedding`; the features may
+        come as a cache keeps them, in float16.
     """
 
     apply: Callable[..., Any] = sam.apply
@@ -62,6 +63,7 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
         return apply({"params": params}, normalise(pictures, sam.config), method=method)
 
     def embed(params: Params, features: Any) -> ImageEmbedding:
+        features = jax.tree.map(lambda leaf: leaf.astype(sam.config.dtype), features)
         if not neck_trains:
             return features
         return apply({"params": params}, features, method="finish")

@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, step): pictures, targets, prompts.
 
 A view is a picture with its augmentation, numbered: (picture, view) has the same bits whenever it is asked for, so that
-features of a frozen encoder may be cached by that number. Which views, objects and prompts make up step t depends on
-(seed, t) alone, not on devices, threads or on where training was resumed.
+a cache knows it again. Which views, objects and prompts make up step t depends on (seed, t) alone, not on devices,
+threads or on where training was resumed.
 """
 
 import dataclasses
@@ -152,7 +152,7 @@ def _check_range(name: str, value: int, lowest: int) -> None:
         raise InputError(f"{name} {value}: must be at least {lowest} and below 2^32.")
 
 
-def make_sample(views: Views, config: BatchConfig, index: int, position: int, *, with_picture: bool) -> Batch:
+def make_sample(views: Views, config: BatchConfig, index: int, position: int) -> Batch:
     """One picture with N objects and prompts.
 
     Args:
@@ -160,7 +160,6 @@ def make_sample(views: Views, config: BatchConfig, index: int, position: int, *,
         config: kinds and counts.
         index: which view.
         position: the sample's number in the whole training run, which seeds the draws.
-        with_picture: leave the picture out where its features are cached.
 
     Returns:
         `view` (), `picture` (S, S, 3) uint8, `targets` (N, S, S) bool, `coords` (N, K, 2), `labels`, `valid` (N, K),
@@ -180,6 +179,7 @@ def make_sample(views: Views, config: BatchConfig, index: int, position: int, *,
     sample = {
         "view": np.int32(index),
         "position": np.uint32(position),
+        "picture": picture,
         "targets": chosen,
         "coords": coords,
         "labels": labels,
@@ -187,7 +187,7 @@ def make_sample(views: Views, config: BatchConfig, index: int, position: int, *,
         "masks": np.stack([no_mask if prompt.mask is None else prompt.mask for prompt in drawn]),
         "masks_valid": np.array([prompt.mask is not None for prompt in drawn]),
     }
-    return {key: np.asarray(value) for key, value in sample.items()} | ({"picture": picture} if with_picture else {})
+    return {key: np.asarray(value) for key, value in sample.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,14 +201,13 @@ class Feeding:
     threads: int = min(16, os.cpu_count() or 1)  # of each process
 
 
-def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding(), *, with_pictures: bool) -> Iterator[Batch]:
+def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> Iterator[Batch]:
     """Batches from a step on, without end; every epoch has its own order of all views.
 
     Args:
         views: augmented pictures.
         config: what a step sees, over all hosts.
         feeding: who makes which of it, and how.
-        with_pictures: see `make_sample`.
 
     Returns:
         An iterator over dictionaries as in `make_sample`, with a leading axis B / hosts. Host h has the samples h, h +
@@ -222,7 +221,7 @@ def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding(), *, 
     order = grain.MapDataset.range(len(views)).seed(config.seed).shuffle().repeat(None)
 
     def sample(position: int, index: int) -> Batch:
-        return make_sample(views, config, int(index), position, with_picture=with_pictures)
+        return make_sample(views, config, int(index), position)
 
     # Numbered before they are dealt out to hosts and steps: a sample depends on its number in the run alone.
     dataset = order.map_with_index(sample)[feeding.start_step * config.pictures + feeding.host :: feeding.hosts]

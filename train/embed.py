@@ -1,0 +1,141 @@
+"""`python -m train.embed [PRESET] [--option value ...]`: fills the cache of a training run ahead of it.
+
+It takes the run's own options, of which those count that decide views and encoder; the run's folder is not touched.
+What is there already is read and verified, so the same command continues where it was stopped.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.loop import to_picture
+from stablesam_jax import parallel, params
+from stablesam_jax.compilation_cache import keep_compiled_programs
+from stablesam_jax.data.pipeline import BatchConfig, Feeding, Views, make_sample
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.feature_cache import FeatureCache
+from stablesam_jax.model.prompt_encoder import Prompts
+from stablesam_jax.model.sam import Sam
+from train import main as training
+from train.presets import TrainConfig
+from train.run import clock
+from train.step import encoder_halves
+
+COMPARED_VIEWS = 16  # on which masks of the cached features are compared with those of the encoder's own
+LINE_SECONDS = 10.0  # between two lines of progress
+
+
+def embed(config: TrainConfig) -> None:
+    """Encodes all views of all training pictures, and says what float16 costs."""
+    training.check_numbers(config)
+    if config.cache is None:
+        raise InputError("--cache: name the folder to fill, as .cache/features, here and for train.main.")
+    base = training.load_base(config)
+    sam, tree = training.add_parts(config, base)
+    trained, frozen = params.split(tree, config.trainable)
+    neck_trains = training.check_trainable(config, sam, trained, training.resting_parts(base.tree, frozen))
+    views = Views(training.pictures(config)[0], training.describe_views(config, sam.config))
+    cache = training.open_cache(config, sam, frozen, neck_trains=neck_trains)
+    assert cache is not None
+    if len(views) > cache.capacity:
+        raise InputError(
+            f"--cache-limit {config.cache_limit:g}: holds {cache.capacity:,} views for certain, of {len(views):,} that "
+            f"take {len(views) * cache.entry_size / 2**30:.3g} GiB; allow more, or take fewer --views."
+        )
+    with training.stop_signals() as stop:
+        for done in fill(cache, views):
+            if stop.asked and done < len(views):
+                print(f"stopped after {done:,} views; the same command continues", flush=True)
+                return
+    share, compared = rounding(cache, sam, tree, views, neck_trains=neck_trains)
+    print(f"float16: {100 * share:.4f} % of the mask pixels differ on {compared} views with true boxes", flush=True)
+
+
+def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
+    """Encodes what is missing, yielding the number of views done so far; prints where it stands."""
+    frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(training.ENCODE_BATCH)
+    options = grain.ReadOptions(num_threads=Feeding().threads, prefetch_buffer_size=4)
+    done = printed = 0
+    printed_at = time.monotonic()
+    for pictures in frames.to_iter_dataset(options):
+        cache(pictures)
+        if cache.fault is not None:
+            sys.exit(1)  # the cache has said why
+        done += len(pictures)
+        moment = time.monotonic()
+        if moment - printed_at > LINE_SECONDS or done == len(views):
+            speed = (done - printed) / (moment - printed_at)
+            print(
+                f"{done:,}/{len(views):,} views, {cache.encoded:,} encoded  {speed:.1f} views/s  "
+                f"{clock((len(views) - done) / speed)} left  {cache.entries.size / 2**30:.2f} GiB on disk",
+                flush=True,
+            )
+            printed, printed_at = done, moment
+        yield done
+
+
+def rounding(
+    cache: FeatureCache, sam: Sam, tree: params.Params, views: Views, *, neck_trains: bool
+) -> tuple[float, int]:
+    """What rounding does to masks.
+
+    Args:
+        cache: filled.
+        sam: the model.
+        tree: its parameters.
+        views: of which at most `COMPARED_VIEWS` are taken, evenly.
+        neck_trains: as `encoder_halves`.
+
+    Returns:
+        share of the pixels, on or off at the input's size, that differ between decoding the encoder's own features and
+        the cached ones, for the box around the first object; and the number of views.
+    """
+    _, finish = encoder_halves(sam, neck_trains=neck_trains)
+    size = sam.config.image_size
+
+    @jax.jit
+    def decode(tree: params.Params, features: Any, boxes: Prompts) -> Any:
+        embedding = finish(tree, features)
+        return sam.apply({"params": tree}, embedding, boxes, hq_token_only=sam.config.hq, method="decode")
+
+    def masks(features: Any, boxes: Prompts) -> np.ndarray:
+        logits = decode(tree, features, boxes).low_res_masks
+        return np.stack([to_picture(np.asarray(mask), (size, size)) for mask in logits[:, 0, 0]])
+
+    asked = BatchConfig(
+        pictures=training.ENCODE_BATCH,
+        prompts_per_picture=1,
+        kinds={"gt-box": 1.0},
+        mask_size=sam.config.mask_size,
+        seed=views.config.seed,
+    )
+    chosen = np.unique(np.linspace(0, len(views) - 1, COMPARED_VIEWS).astype(int))
+    shares: list[float] = []
+    for start in range(0, len(chosen), asked.pictures):
+        indices = np.resize(chosen[start : start + asked.pictures], asked.pictures)  # few views are repeated
+        samples = [make_sample(views, asked, int(index), int(index)) for index in indices]
+        pictures, *tokens = (
+            np.stack([sample[name] for sample in samples]) for name in ("picture", "coords", "labels", "valid")
+        )
+        boxes = Prompts(*map(jnp.asarray, tokens))
+        shares += (masks(cache.encode(pictures), boxes) != masks(cache(pictures), boxes)).mean(axis=(1, 2)).tolist()
+    return float(np.mean(shares[: len(chosen)])), len(chosen)
+
+
+def main() -> None:
+    """Reads the preset and the options, and encodes."""
+    config = training.parse("python -m train.embed")
+    with exit_on_input_error():
+        parallel.split_cpu(config.batch_size)
+        keep_compiled_programs()
+        embed(config)
+
+
+if __name__ == "__main__":
+    main()
