@@ -27,15 +27,15 @@ from stablesam_jax import sealed_file
 from stablesam_jax.checkpoint import PathLike, check_arrays, describe
 from stablesam_jax.errors import InputError
 
-Encode = Callable[[np.ndarray], Any]  # (B, S, S, 3) uint8 -> tree of (B, ...) arrays
+Encode = Callable[[np.ndarray], Any]  # (1, S, S, 3) uint8 -> tree of (1, ...) arrays
 Entry = dict[str, np.ndarray]  # float16 arrays of one picture by name
 
 KEY = "key"  # in the header of an entry: its own name
 WRITERS = 4  # processes that may write at once without going over the limit
 LOOKS = 64  # a process counts the folder anew when it has written a 64th of the limit
-FEWEST_BATCHES = 8  # that the limit must hold
+FEWEST_ENTRIES = 32  # that the limit must hold
 ABANDONED = 3600.0  # seconds, age from which a temporary file has no writer any more
-THREADS = 8  # of reading, hashing and writing; they mostly wait
+THREADS = 8  # of reading and hashing
 
 
 class EntryFolder:
@@ -147,40 +147,37 @@ class EntryFolder:
 class FeatureCache:
     """Pictures to features: read where they are known, encoded and kept where not."""
 
-    def __init__(
-        self, folder: PathLike, *, identity: dict[str, Any], encode: Encode, size: int, batch_size: int, limit: int
-    ):
+    def __init__(self, folder: PathLike, *, identity: dict[str, Any], encode: Encode, size: int, limit: int):
         """Opens the cache; nothing is encoded yet.
 
         Args:
             folder: where entries lie, of this and any other encoder.
             identity: JSON that decides what the encoder makes of a picture, e.g. a SHA-256 of its parameters.
-            encode: pictures to features, jitted.
+            encode: a picture to features, jitted.
             size: S, side of a picture in pixels.
-            batch_size: pictures that `encode` is given, always as many, so that it is compiled once.
             limit: bytes that the folder may hold.
 
         Raises:
             InputError: the folder cannot be made, or the limit is too small to be of use.
         """
         self.encode = encode
-        self.batch_size = batch_size
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8))
+        shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
         kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], np.float16), shapes)
         self._structure = jax.tree.structure(kept)
-        self._names = list(describe(kept))
-        self._shapes = [leaf.shape for leaf in jax.tree.leaves(kept)]
-        self.entry_size = sum(2 * math.prod(shape) for shape in self._shapes) + 1024  # bytes, header included
-        spared = limit - (WRITERS + 1) * _allowance(limit, batch_size * self.entry_size)  # `make_room`, `_shrink`
+        self._shapes = {name: tuple(shape) for name, (_, shape) in describe(kept).items()}
+        self.entry_size = sum(2 * math.prod(shape) for shape in self._shapes.values()) + 1024  # bytes, with its header
+        if limit < (least := FEWEST_ENTRIES * self.entry_size):
+            raise InputError(
+                f"{folder}: {limit / 2**30:.3g} GiB hold too few entries; allow {least / 2**30:.2g} GiB or more."
+            )
+        spared = limit - (WRITERS + 1) * _allowance(limit, self.entry_size)  # by `make_room` and `_shrink`
         self.capacity = spared // self.entry_size  # of so many pictures all is kept, whatever else lies in the folder
-        if limit < FEWEST_BATCHES * batch_size * self.entry_size:
-            least = FEWEST_BATCHES * batch_size * self.entry_size / 2**30
-            raise InputError(f"{folder}: {limit / 2**30:.3g} GiB hold too few entries; allow {least:.2g} GiB or more.")
         self.entries = EntryFolder(folder, arrays=describe(kept), limit=limit)
         self.fault: str | None = None  # why nothing is kept any more
         self.found = self.encoded = 0  # pictures so far
-        self._threads = ThreadPoolExecutor(THREADS)
+        self._readers = ThreadPoolExecutor(THREADS)
+        self._writer = ThreadPoolExecutor(1)  # one, so that none of its own entries is on its way when it counts
 
     def __call__(self, pictures: np.ndarray) -> Any:
         """Features of pictures, the same bits whether they were known or not.
@@ -195,62 +192,60 @@ class FeatureCache:
         Raises:
             InputError: the encoder gives numbers that float16 does not hold.
         """
-        features = [np.empty((len(pictures), *shape), np.float16) for shape in self._shapes]
+        features = {name: np.empty((len(pictures), *shape), np.float16) for name, shape in self._shapes.items()}
 
         def look_up(row: int) -> tuple[str, bool]:
             key = self._key(pictures[row])
             entry = self.entries.read(key)
             if entry is not None:
-                for leaf, name in zip(features, self._names, strict=True):
+                for name, leaf in features.items():
                     leaf[row] = entry[name]
             return key, entry is not None
 
         missing: dict[str, list[int]] = {}  # key -> rows: a batch may hold a picture twice
-        for row, (key, found) in enumerate(self._threads.map(look_up, range(len(pictures)))):
+        for row, (key, found) in enumerate(self._readers.map(look_up, range(len(pictures)))):
             if not found:
                 missing.setdefault(key, []).append(row)
-        keys = list(missing)
-        for start in range(0, len(keys), self.batch_size):
-            chunk = keys[start : start + self.batch_size]
-            encoded = self._encode(pictures, [missing[key][0] for key in chunk])
-            self._keep(chunk, encoded)
-            for leaf, values in zip(features, encoded, strict=True):
-                for key, value in zip(chunk, values, strict=True):
-                    leaf[missing[key]] = value
-        self.encoded += len(keys)
-        self.found += len(pictures) - len(keys)
-        return jax.tree.unflatten(self._structure, features)
+        writing = []
+        # Each alone: one shape is compiled, and the last bits of ViT-B would depend on a picture's place in a batch.
+        for key, rows in missing.items():
+            entry = self._encode(pictures[rows[0]])
+            writing.append(self._writer.submit(self._keep, key, entry))
+            for name, leaf in entry.items():
+                features[name][rows] = leaf
+        for future in writing:
+            future.result()
+        self.encoded += len(missing)
+        self.found += len(pictures) - len(missing)
+        return jax.tree.unflatten(self._structure, features.values())
 
     def _key(self, picture: np.ndarray) -> str:
         sha = self._identity.copy()
         sha.update(np.ascontiguousarray(picture).reshape(-1).data)
         return sha.hexdigest()
 
-    def _encode(self, pictures: np.ndarray, rows: list[int]) -> list[np.ndarray]:
-        """Features of at most `batch_size` rows, rounded; the batch is filled up by repeating them."""
-        leaves = jax.tree.leaves(self.encode(pictures[np.resize(rows, self.batch_size)]))
+    def _encode(self, picture: np.ndarray) -> Entry:
+        leaves = jax.tree.leaves(self.encode(picture[None]))
         with np.errstate(over="ignore"):
-            rounded = [np.asarray(leaf)[: len(rows)].astype(np.float16) for leaf in leaves]
-        if not all(np.isfinite(leaf).all() for leaf in rounded):
+            entry = {
+                name: np.asarray(leaf)[0].astype(np.float16) for name, leaf in zip(self._shapes, leaves, strict=True)
+            }
+        if not all(np.isfinite(leaf).all() for leaf in entry.values()):
             raise InputError(f"{self.entries.folder}: the encoder gives numbers beyond float16; go without a cache.")
-        return rounded
+        return entry
 
-    def _keep(self, keys: list[str], encoded: list[np.ndarray]) -> None:
-        """Writes entries, until it fails: that is said once, and then features are encoded again and again."""
+    def _keep(self, key: str, entry: Entry) -> None:
+        """Writes an entry, until one fails: that is said once, and from then on what is missing is always encoded."""
         if self.fault is not None:
             return
-        self.entries.make_room(len(keys) * self.entry_size)
-
-        def write(row: int) -> None:
-            self.entries.write(keys[row], {name: leaf[row] for name, leaf in zip(self._names, encoded, strict=True)})
-
         try:
-            list(self._threads.map(write, range(len(keys))))
+            self.entries.make_room(self.entry_size)
+            self.entries.write(key, entry)
         except InputError as error:
             self.fault = str(error)
             print(f"features are not kept from here on: {error}", file=sys.stderr, flush=True)
 
 
 def _allowance(limit: int, size: int) -> int:
-    """Bytes that a process writes between two counts of the folder: a small part of the limit, or one batch."""
+    """Bytes that a process writes between two counts of the folder: a small part of the limit, or one entry."""
     return max(limit // LOOKS, size)

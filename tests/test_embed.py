@@ -106,9 +106,9 @@ def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(FeatureCache, "__call__", call_and_stop)
-        assert embed(stopped) == "stopped after 4 views; the same command continues\n"
-    assert len(entries(stopped)) == 4
-    assert "16/16 views, 12 encoded" in embed(stopped)
+        assert embed(stopped) == "stopped after 8 views; the same command continues\n"
+    assert len(entries(stopped)) == 8
+    assert "16/16 views, 8 encoded" in embed(stopped)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from stablesam_jax.feature_cache import EntryFolder, FeatureCache
 from tests.reference import crowd
 
 SIZE = 32
-BATCH = 4
 LIMIT = 2**20
 PICTURES = np.random.default_rng(0).integers(0, 256, (10, SIZE, SIZE, 3), np.uint8)
 
@@ -32,7 +31,7 @@ def encode(pictures):
 
 
 def open_cache(folder, encode=encode, **identity):
-    return FeatureCache(folder, identity=identity, encode=encode, size=SIZE, batch_size=BATCH, limit=LIMIT)
+    return FeatureCache(folder, identity=identity, encode=encode, size=SIZE, limit=LIMIT)
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_an_entry_is_one_sealed_file_in_a_folder_of_its_first_letters(cache):
         }
 
 
-def test_the_encoder_sees_one_shape_however_many_pictures_are_missing(tmp_path):
+def test_the_encoder_sees_one_picture_at_a_time_so_that_no_other_moves_its_bits(tmp_path):
     seen = []
 
     def watched(pictures):
@@ -93,7 +92,7 @@ def test_the_encoder_sees_one_shape_however_many_pictures_are_missing(tmp_path):
     seen.clear()
     for count in (1, 2, 5, 10):
         assert_features(cache(PICTURES[:count]), PICTURES[:count])
-    assert seen == [(BATCH, SIZE, SIZE, 3)] * (1 + 1 + 1 + 2)
+    assert seen == [(1, SIZE, SIZE, 3)] * 10
 
 
 def test_a_picture_that_is_twice_in_a_batch_is_encoded_once(cache):
@@ -266,7 +265,7 @@ def test_the_capacity_is_kept_whatever_else_the_folder_holds(tmp_path):
 
 def test_a_limit_that_holds_next_to_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="1e-06 GiB hold too few entries; allow"):
-        FeatureCache(tmp_path, identity={}, encode=encode, size=SIZE, batch_size=BATCH, limit=1074)
+        FeatureCache(tmp_path, identity={}, encode=encode, size=SIZE, limit=1074)
 
 
 def test_what_a_dead_writer_left_is_removed_when_it_is_old(tmp_path):

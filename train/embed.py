@@ -28,6 +28,7 @@ from train.run import clock
 from train.step import encoder_halves
 
 COMPARED_VIEWS = 16  # on which masks of the cached features are compared with those of the encoder's own
+BATCH = 8  # views that are looked up at once
 LINE_SECONDS = 10.0  # between two lines of progress
 
 
@@ -59,7 +60,7 @@ def embed(config: TrainConfig) -> None:
 
 def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
     """Encodes what is missing, yielding the number of views done so far; prints where it stands."""
-    frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(training.ENCODE_BATCH)
+    frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(BATCH)
     options = grain.ReadOptions(num_threads=Feeding().threads, prefetch_buffer_size=4)
     done = printed = 0
     printed_at = time.monotonic()
@@ -106,26 +107,19 @@ def rounding(
 
     def masks(features: Any, boxes: Prompts) -> np.ndarray:
         logits = decode(tree, features, boxes).low_res_masks
-        return np.stack([to_picture(np.asarray(mask), (size, size)) for mask in logits[:, 0, 0]])
+        return to_picture(np.asarray(logits)[0, 0, 0], (size, size))
 
     asked = BatchConfig(
-        pictures=training.ENCODE_BATCH,
-        prompts_per_picture=1,
-        kinds={"gt-box": 1.0},
-        mask_size=sam.config.mask_size,
-        seed=views.config.seed,
+        pictures=1, prompts_per_picture=1, kinds={"gt-box": 1.0}, mask_size=sam.config.mask_size, seed=views.config.seed
     )
     chosen = np.unique(np.linspace(0, len(views) - 1, COMPARED_VIEWS).astype(int))
-    shares: list[float] = []
-    for start in range(0, len(chosen), asked.pictures):
-        indices = np.resize(chosen[start : start + asked.pictures], asked.pictures)  # few views are repeated
-        samples = [make_sample(views, asked, int(index), int(index)) for index in indices]
-        pictures, *tokens = (
-            np.stack([sample[name] for sample in samples]) for name in ("picture", "coords", "labels", "valid")
-        )
+    shares = []
+    for index in chosen:
+        sample = make_sample(views, asked, int(index), int(index))
+        picture, *tokens = (sample[name][None] for name in ("picture", "coords", "labels", "valid"))
         boxes = Prompts(*map(jnp.asarray, tokens))
-        shares += (masks(cache.encode(pictures), boxes) != masks(cache(pictures), boxes)).mean(axis=(1, 2)).tolist()
-    return float(np.mean(shares[: len(chosen)])), len(chosen)
+        shares.append((masks(cache.encode(picture), boxes) != masks(cache(picture), boxes)).mean())
+    return float(np.mean(shares)), len(chosen)
 
 
 def main() -> None:

@@ -32,7 +32,6 @@ from train.run import Progress, Run
 from train.step import State, encoder_halves, make_update
 
 EMBEDDED_SCENES = 120  # composed for a run without data folders
-ENCODE_BATCH = 4  # pictures that the frozen encoder sees at once
 
 
 def train(config: TrainConfig) -> None:
@@ -267,7 +266,6 @@ def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_tra
         identity=identity,
         encode=functools.partial(jax.jit(freeze), jax.device_put(encoder)),
         size=sam.config.image_size,
-        batch_size=ENCODE_BATCH,
         limit=int(config.cache_limit * 2**30),
     )
 

@@ -49,8 +49,8 @@ def work(folder, limit, counts, seed):
             else:
                 counts[0] += 1
                 counts[1] += not np.array_equal(found["features"], entry(number)["features"])
-        entries.make_room(len(missing) * ENTRY_SIZE)
         for number in missing:
+            entries.make_room(ENTRY_SIZE)
             entries.write(key(number), entry(number))
 
 
