@@ -213,7 +213,7 @@ def data_cases(options: Options) -> Iterator[Case]:
             views.cutouts[number]  # read once in a run, not once in a batch
 
         def make(views: Views = views) -> None:
-            stream = batches(views, config, Feeding(threads=options.threads), with_pictures=True)
+            stream = batches(views, config, Feeding(threads=options.threads))
             for _ in itertools.islice(stream, DATA_BATCHES):
                 pass
 
