@@ -206,13 +206,3 @@ def test_a_configuration_does_not_change_and_is_given_by_name():
         config.seed = 1
     with pytest.raises(TypeError):
         TrainConfig("sam_nano")
-
-
-@pytest.mark.parametrize("steps", [1, 2, 49, 120])
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_the_learning_rate_stays_positive_below_its_peak_whatever_the_number_of_steps(schedule, steps):
-    rate = main.learning_rate(TrainConfig(schedule=schedule, learning_rate=0.5), steps)
-    rates = [float(rate(step)) for step in range(steps)]
-    assert max(rates) <= 0.5
-    assert min(rates[1:], default=1) > 0
-    assert schedule == "cosine" or set(rates) == {0.5}

@@ -11,7 +11,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 from eval.loop import Protocol, Segmenter
@@ -27,6 +26,7 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.feature_cache import FeatureCache
 from stablesam_jax.model.sam import Sam
 from train.comparison import compare, summaries, write_figure, write_report
+from train.optimizer import make_optimizer
 from train.presets import PRESETS, TrainConfig
 from train.run import Progress, Run
 from train.step import State, encoder_halves, make_update
@@ -58,7 +58,9 @@ def train(config: TrainConfig) -> None:
         flush=True,
     )
 
-    optimizer = optax.adam(learning_rate(config, steps))
+    optimizer = make_optimizer(
+        config.schedule, config.learning_rate, steps, clip_norm=config.clip_norm, accumulate=config.accumulate
+    )
     state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=optimizer.init(trained))
     state = run.restore(state) or state
     start = int(state.step)
@@ -106,6 +108,8 @@ def check_numbers(config: TrainConfig) -> None:
         ("--steps", config.steps, config.steps is None or config.steps >= 1, "at least 1"),
         ("--epochs", config.epochs, 0 < config.epochs < math.inf, "above 0"),
         ("--learning-rate", config.learning_rate, 0 < config.learning_rate < math.inf, "above 0"),
+        ("--clip-norm", config.clip_norm, config.clip_norm is None or 0 < config.clip_norm < math.inf, "above 0"),
+        ("--accumulate", config.accumulate, config.accumulate >= 1, "at least 1"),
         ("--save-every", config.save_every, config.save_every >= 1, "at least 1"),
         ("--workers", config.workers, config.workers >= 0, "at least 0"),
         ("--cache-limit", config.cache_limit, 0 < config.cache_limit < math.inf, "above 0"),
@@ -239,14 +243,6 @@ def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
     order = sorted(range(len(source)), key=lambda index: hashlib.sha256(source.names[index].encode()).digest())
     kept = min(config.held_out, len(source) // 5)
     return Selection(source, sorted(order[kept:])), Selection(source, sorted(order[:kept]))
-
-
-def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
-    """The learning rate by step."""
-    if config.schedule == "constant":
-        return optax.constant_schedule(config.learning_rate)
-    peak, warmup = config.learning_rate, max(steps // 50, 1)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak / 100)
 
 
 def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_trains: bool) -> FeatureCache | None:

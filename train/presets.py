@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, Literal
 
 from stablesam_jax.config import PluginConfig
+from train.optimizer import Schedule
 from train.step import Objective
 
 # Robust training (sec. 4.4, 9): the direct extension of HQ-SAM's uniform choice; the paper gives no weights.
@@ -48,8 +49,13 @@ class TrainConfig:
     """Prompts per picture and step; 8 x 4 are the paper's 32 (sec. 9)."""
     learning_rate: float = 1e-3
     """Of Adam, without weight decay (sec. 9)."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The paper's one epoch is constant; cosine falls to 1 % after 2 % of warm-up."""
+    schedule: Schedule = "constant"
+    """The paper's one epoch is constant; cosine falls to 1 % after 2 % of warm-up; step, which is HQ-SAM's, to a tenth
+    after 10 of 12 epochs."""
+    clip_norm: float | None = None
+    """Largest norm of a gradient; longer ones are shortened. The paper names no clipping."""
+    accumulate: int = 1
+    """Steps whose mean gradient makes one update, where memory is too small for a batch."""
     seed: int = 0
     """Of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS
