@@ -1,4 +1,4 @@
-"""Accuracy and stability of masks: IoU, boundary IoU, and the paper's mSF (eq. 1).
+"""Accuracy and stability of masks: IoU, boundary IoU, the paper's mSF (eq. 1), and the IoU of classes.
 
 On the host, in numpy. Masks are (H, W) bool at the picture's own size; results are fractions, as Python floats. Means
 go over prompts, then pictures, then data sets, each unweighted (sec. 3.2), and are the caller's.
@@ -73,6 +73,51 @@ def stability(masks: Iterable[np.ndarray]) -> float:
     if not areas:
         raise ValueError("stability of no masks; expected at least one")
     return sum(areas) / (len(areas) * max(1, int(np.count_nonzero(union))))
+
+
+def confusion(predicted: np.ndarray, target: np.ndarray, *, classes: int, ignore: int) -> np.ndarray:
+    """Pixels by what they are taken for and what they are; those of several pictures are added up.
+
+    Args:
+        predicted: (H, W) integers below `classes`.
+        target: (H, W) integers, likewise, or `ignore` for pixels that are left out.
+        classes: C.
+        ignore: no class.
+
+    Returns:
+        (C, C) int64: row the predicted class, column the true one.
+
+    Raises:
+        ValueError: not two maps of one shape, or a number that is no class.
+    """
+    if predicted.shape != target.shape:
+        raise ValueError(f"expected two class maps of one shape, got {predicted.shape} and {target.shape}")
+    counted = target != ignore
+    pairs = np.stack([predicted[counted], target[counted]]).astype(np.int64)
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < classes:
+        raise ValueError(f"expected classes from 0 to {classes - 1}, got {pairs.min()} to {pairs.max()}")
+    return np.bincount(classes * pairs[0] + pairs[1], minlength=classes**2).reshape(classes, classes)
+
+
+def class_iou(confused: np.ndarray) -> np.ndarray:
+    """IoU of each class over a whole data set, as detectron2's SemSegEvaluator counts it.
+
+    Args:
+        confused: (C, C) from `confusion`.
+
+    Returns:
+        (C,) float64; 0 for a class that is only predicted or only there, nan for one that is neither.
+    """
+    agreed = confused.diagonal()
+    union = confused.sum(axis=0) + confused.sum(axis=1) - agreed
+    return np.divide(agreed, union, out=np.full(len(confused), math.nan), where=union > 0)
+
+
+def class_miou(confused: np.ndarray) -> float:
+    """Mean of `class_iou` over the classes that are there or predicted, the background among them; nan without any."""
+    iou = class_iou(confused)
+    known = iou[~np.isnan(iou)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _boundary(mask: np.ndarray, distance: int) -> np.ndarray:

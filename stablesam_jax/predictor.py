@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from stablesam_jax import compiled, embedding_file
+from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import MaskChoice
@@ -193,15 +194,50 @@ class Predictor:
         Raises:
             InputError: no picture is set, or the prompts are none, see `read_prompts`.
         """
+        low_res_masks, iou_predictions = self.predict_low_res(
+            point_coords,
+            point_labels,
+            box,
+            mask_input,
+            multimask_output,
+            hq_token_only,
+            image_index=image_index,
+        )
+        upscale = upscale_logits if return_logits else upscale_masks
+        masks = upscale(low_res_masks, self._picture(image_index).original_size, self.sam.config.image_size)
+        return masks, iou_predictions, low_res_masks
+
+    def predict_low_res(
+        self,
+        point_coords: Points | None = None,
+        point_labels: Points | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        hq_token_only: bool = False,
+        *,
+        image_index: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`predict` without the masks at the picture's size, for whom hundreds of these are too many at once.
+
+        `preprocess.upscale_masks` and `upscale_logits` bring any of the logits there.
+
+        Returns:
+            low_res_masks and iou_predictions of `predict`.
+        """
         picture = self._picture(image_index)
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
         choice: MaskChoice = "multi" if multimask_output else "single"
         low_res_masks, iou_predictions = self._decode(picture, prompts, choice, hq_token_only)
-        if not is_list:
-            low_res_masks, iou_predictions = low_res_masks[0], iou_predictions[0]
-        upscale = upscale_logits if return_logits else upscale_masks
-        masks = upscale(low_res_masks, picture.original_size, self.sam.config.image_size)
-        return masks, iou_predictions, low_res_masks
+        return (low_res_masks, iou_predictions) if is_list else (low_res_masks[0], iou_predictions[0])
+
+    def without_plugin(self) -> "Predictor":
+        """The model without its plugin, for the pictures that are set now: they are not encoded again."""
+        base = assemble(dataclasses.replace(self.sam.config, plugin=None))
+        params = {part: leaves for part, leaves in self.params.items() if part != "plugin"}
+        predictor = Predictor(base, params, max_pixels=self.max_pixels)
+        predictor._pictures = self._pictures
+        return predictor
 
     def predict_stable(
         self,

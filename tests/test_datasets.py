@@ -71,3 +71,16 @@ def test_hrsod_is_not_read_from_the_masks_that_hold_instance_numbers(tmp_path):
     folder = tmp_path / "thin_object_detection" / "HRSOD"
     (folder / "masks_max255").rename(folder / "masks")
     assert "HRSOD/masks_max255: no such folder" in refusal(datasets.open_dataset, "hrsod", tmp_path)
+
+
+def test_the_domains_of_mess_have_as_many_sets_as_the_paper_says():
+    domains = {name: row.domain for name, row in datasets.MESS.items() if "paxray" not in name}
+    counts = {domain: list(domains.values()).count(domain) for domain in dict.fromkeys(domains.values())}
+    assert {row.domain for name, row in datasets.MESS.items() if "paxray" in name} == {"Medical Sciences"}
+    assert counts == {
+        "General": 6,
+        "Earth Monitoring": 5,
+        "Medical Sciences": 3,  # and PAXRay-4
+        "Engineering": 4,
+        "Agriculture & Biology": 3,
+    }

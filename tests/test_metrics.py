@@ -135,3 +135,49 @@ def test_results_are_python_floats():
     a, b = random_blobs(0, (20, 20)), random_blobs(1, (20, 20))
     for value in (metrics.mask_iou(a, b), metrics.boundary_iou(a, b), metrics.stability([a, b])):
         assert type(value) is float
+
+
+# classes
+
+IGNORE = 255
+
+
+def counted(*pairs, classes):
+    return sum(metrics.confusion(*map(np.array, pair), classes=classes, ignore=IGNORE) for pair in pairs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_class_iou_equals_its_literal_twin_over_several_pictures(seed):
+    rng = np.random.default_rng(seed)
+    pairs = [(rng.integers(0, 3, (9, 7)), rng.choice([0, 1, 3, IGNORE], (9, 7)).astype(np.uint8)) for _ in range(3)]
+    expected = literal.class_iou(pairs, classes=6, ignore=IGNORE)
+    confused = counted(*pairs, classes=6)
+    assert metrics.class_iou(confused).tolist() == pytest.approx(
+        [math.nan if value is None else value for value in expected], nan_ok=True
+    )
+    assert expected[4] is None
+    assert metrics.class_miou(confused) == pytest.approx(np.mean([value for value in expected if value is not None]))
+
+
+def test_rows_are_predictions_and_columns_the_truth():
+    assert counted(([[0, 1, 1]], [[0, 0, IGNORE]]), classes=2).tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_class_that_is_only_predicted_or_only_there_counts_as_zero_and_the_background_like_any():
+    assert metrics.class_miou(counted(([[0, 0, 1]], [[0, 0, 2]]), classes=4)) == pytest.approx((1 + 0 + 0) / 3)
+
+
+def test_pixels_that_are_ignored_count_neither_for_nor_against():
+    assert metrics.class_miou(counted(([[1, 1, 0]], [[1, IGNORE, IGNORE]]), classes=2)) == 1
+    assert math.isnan(metrics.class_miou(counted(([[1]], [[IGNORE]]), classes=2)))
+
+
+@pytest.mark.parametrize(("predicted", "target"), [([[2]], [[0]]), ([[0]], [[2]]), ([[-1]], [[0]])])
+def test_a_number_that_is_no_class_is_refused(predicted, target):
+    with pytest.raises(ValueError, match="expected classes from 0 to 1"):
+        counted((predicted, target), classes=2)
+
+
+def test_class_maps_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        counted(([[0, 1]], [[0]]), classes=2)

@@ -15,11 +15,13 @@ from PIL import Image
 from convert.rules import to_flax
 from eval import torch_sam
 from stablesam_jax import Predictor, build, compiled, predictor
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.picture_file import read_picture
+from stablesam_jax.preprocess import upscale_masks
 from tests.reference import small
 from tests.reference.pictures import exif, turned
 from tests.reference.sam_pair import CONFIG
@@ -169,6 +171,31 @@ def test_a_list_of_prompts_is_answered_as_each_alone(ours):
     refined = ours.predict(box=boxes, mask_input=low_res_masks, multimask_output=False)
     again = ours.predict(box=boxes[2], mask_input=low_res_masks[2], multimask_output=False)
     assert close(refined[2][2], again[2])
+
+
+def test_low_resolution_answers_are_those_of_predict(ours):
+    boxes = in_pixels([[0.1, 0.2, 0.5, 0.9], [0.3, 0.1, 0.95, 0.7]], PICTURES["wide"])
+    for box in (boxes, boxes[0], boxes[:1, None]):
+        masks, iou_predictions, low_res_masks = ours.predict(box=box)
+        logits, iou = ours.predict_low_res(box=box)
+        assert np.array_equal(logits, low_res_masks)
+        assert np.array_equal(iou, iou_predictions)
+        assert np.array_equal(upscale_masks(logits, ours.original_size, ours.sam.config.image_size), masks)
+
+
+def test_without_its_plugin_a_model_answers_as_its_base_and_encodes_nothing(monkeypatch):
+    picture = np.ascontiguousarray(PICTURES["small"][:40, :50])
+    sam, params = small.system(hq=False, plugin=PluginConfig(start="perturbed"))
+    stable, base = Predictor(sam, params), Predictor(*small.nano())
+    with small.quick_compilation():
+        for one in (stable, base):
+            one.set_image(picture)
+        monkeypatch.setattr(compiled, "encoder", None)
+        answers = [one.predict_low_res(box=[4, 5, 30, 32])[0] for one in (stable, stable.without_plugin(), base)]
+    assert np.array_equal(answers[1], answers[2])
+    assert np.abs(answers[0] - answers[1]).max() > 1e-3
+    assert stable.without_plugin().sam.config.plugin is None
+    assert stable.sam.config.plugin is not None
 
 
 def test_a_list_of_one_keeps_its_axis_in_the_longer_form(ours):

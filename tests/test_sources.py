@@ -12,6 +12,7 @@ from convert.build_dataset import build
 from stablesam_jax.data import sources
 from stablesam_jax.data.built import BuiltPictures
 from stablesam_jax.data.coco import CocoPictures
+from stablesam_jax.data.datasets import GROUPS
 from stablesam_jax.data.readers import Joined, PairsFolder
 from tests.reference.layouts import coco_json, write_official
 from tests.reference.pictures import disc, ramp, refusal, save
@@ -134,3 +135,36 @@ def test_the_library_is_imported_without_tfds():
 def test_shared_folders_are_opened_as_they_are(shared, name):
     (source,) = sources.open_sources([shared / "data" / "hq" / name]).values()
     assert {"carparts": 44, "feral_cat": 32, "horses": 80}[name] == len(source)
+
+
+# for evaluation
+
+
+def test_coco_jsons_are_opened_with_the_pictures_that_have_no_object(tmp_path):
+    content = coco_json(["a.jpg", "b.jpg"])
+    content["annotations"].pop()
+    save(coco_folder(tmp_path / "set") / "images" / "b.jpg", ramp(40, 60))
+    (tmp_path / "set" / "annotations.json").write_text(json.dumps(content))
+    (source,) = sources.open_instances([tmp_path / "set"]).values()
+    assert source.names == ["set/a", "set/b"]
+    assert [len(source[index].masks) for index in range(2)] == [1, 0]
+    assert source[1].picture.shape == source.picture(1).shape == (*source.size_hw(1), 3)
+    assert sources.open_data([tmp_path / "set"]).names == ["set/a"]
+
+
+def test_a_group_is_all_of_its_sets(tmp_path):
+    for name in [*GROUPS["sginw"], *GROUPS["mess"]]:
+        write_official(name, tmp_path)
+    assert tuple(sources.open_instances([f"sginw:{tmp_path}"])) == GROUPS["sginw"]
+    assert tuple(sources.open_all_class_maps([f"mess:{tmp_path}"])) == GROUPS["mess"]
+
+
+def test_all_sets_that_cannot_be_used_are_named_at_once(tmp_path):
+    write_official("sginw/Rail", tmp_path)
+    message = refusal(sources.open_instances, [f"sginw/Rail:{tmp_path}", f"sginw/Trash:{tmp_path}", pairs(tmp_path)])
+    assert "Trash/valid/_annotations_min1cat.coco.json: cannot be read" in message
+    assert f"{tmp_path}: holds no COCO json, whose boxes, areas and crowds are needed" in message
+    own = classes_folder(tmp_path / "own")
+    message = refusal(sources.open_all_class_maps, [own, own, tmp_path / "absent"])
+    assert "own: two data folders have this name" in message
+    assert "absent" in message

@@ -3,11 +3,12 @@
 Crowds are not objects, and neither is an annotation that covers no pixel.
 """
 
+import copy
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,17 +88,29 @@ class CocoPictures:
             if not mask_api.area(annotation.run_lengths):
                 passed_over[label] = f"{annotations}: annotation {annotation.annotation_id} covers no pixel."
         # A picture that a fault has emptied is named by that fault.
-        self.image_ids = [image_id for image_id, found in by_image.items() if _objects(found)]
-        for image_id in images.keys() - set(self.image_ids):
+        with_objects = [image_id for image_id, found in by_image.items() if _objects(found)]
+        for image_id in images.keys() - set(with_objects):
             passed_over.setdefault(images[image_id].name, f"{images[image_id].path}: has no object.")
         settle(faults, refused)
         if refused is not None:
             settle(passed_over, refused)
-        if not self.image_ids:
+        if not with_objects:
             raise InputError(f"{annotations}: holds no picture with an object.")
-        self._listed = [images[image_id] for image_id in self.image_ids]
+        self._images_by_id, self._annotations_by_id = images, by_image
+        self._list(with_objects)
+
+    def with_empty_pictures(self) -> "CocoPictures":
+        """The same with the pictures that have no object: evaluation counts what a detector finds there."""
+        every = copy.copy(self)
+        every._list(self._images_by_id)
+        return every
+
+    def _list(self, image_ids: Iterable[int]) -> None:
+        self.image_ids = list(image_ids)
+        self._listed = [self._images_by_id[image_id] for image_id in self.image_ids]
         self.names = [image.name for image in self._listed]
-        self.annotations = [tuple(by_image[image_id]) for image_id in self.image_ids]  # with crowds, as evaluation has
+        # With crowds, as evaluation has them.
+        self.annotations = [tuple(self._annotations_by_id[image_id]) for image_id in self.image_ids]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,16 +123,27 @@ class CocoPictures:
         """Where the picture is."""
         return self._listed[index].path
 
-    def __getitem__(self, index: int) -> LabelledPicture:
+    def size_hw(self, index: int) -> tuple[int, int]:
+        """Height and width of the picture, as the json says."""
+        width, height = self._listed[index].size
+        return height, width
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture alone, (H, W, 3) uint8 RGB."""
         image = self._listed[index]
         picture = read_picture(image.path)
         if picture.shape[1::-1] != image.size:
             raise InputError(self._wrong_size(image, picture.shape[1::-1]) + ".")
+        return picture
+
+    def __getitem__(self, index: int) -> LabelledPicture:
         objects = self.objects(index)
-        masks = mask_api.decode([entry.run_lengths for entry in objects])  # (H, W, M)
+        masks = np.zeros((*self.size_hw(index), 0), np.uint8)
+        if objects:
+            masks = mask_api.decode([entry.run_lengths for entry in objects])  # (H, W, M)
         return LabelledPicture(
-            image.name,
-            picture,
+            self.names[index],
+            self.picture(index),
             np.ascontiguousarray(np.moveaxis(masks, -1, 0)).astype(bool),
             tuple(entry.annotation_id for entry in objects),
             tuple(self.categories[entry.category_id] for entry in objects),

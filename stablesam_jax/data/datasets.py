@@ -71,6 +71,7 @@ INSTANCES = {
 class Classes:
     """Pictures and class maps; 255 is "ignore" in all."""
 
+    domain: str  # whose mean the paper's Table 8 gives
     pictures: str
     labels: str
     picture_suffix: str
@@ -81,9 +82,12 @@ class Classes:
     more_pictures: bool = False  # the folder of pictures holds those of other splits too
 
 
-def _mess(folder: str, part: str, suffix: str, classes: int, background: int | None, count: int) -> Classes:
+def _mess(
+    domain: str, folder: str, part: str, suffix: str, classes: int, background: int | None, count: int
+) -> Classes:
     """A set for which MESS prepares both pictures and class maps."""
     return Classes(
+        domain,
         f"{folder}/images_detectron2{part}",
         f"{folder}/annotations_detectron2{part}",
         suffix,
@@ -94,15 +98,19 @@ def _mess(folder: str, part: str, suffix: str, classes: int, background: int | N
     )
 
 
+GENERAL, EARTH, MEDICAL = "General", "Earth Monitoring", "Medical Sciences"
+ENGINEERING, AGRICULTURE = "Engineering", "Agriculture & Biology"
 _CORROSION = "Corrosion Condition State Classification/original/Test"
 _ZEROWASTE = "zerowaste-f/splits_final_deblurred/test"
 _PAXRAY = "paxray_dataset/{}_detectron2/test"
+PAXRAY_TASKS = ("lungs", "bones", "mediastinum", "diaphragm")  # one set of the 22, whose figure is their mean
 _PST900 = "PST900_RGBT_Dataset/test"
 MESS = {
     "mess/bdd100k": Classes(
-        "bdd100k/images/10k/val", "bdd100k/annotations_detectron2/val", ".jpg", ".png", 19, None, 1000
+        GENERAL, "bdd100k/images/10k/val", "bdd100k/annotations_detectron2/val", ".jpg", ".png", 19, None, 1000
     ),
     "mess/dark-zurich": Classes(
+        GENERAL,
         "Dark_Zurich/rgb_anon/val/night/GOPR0356",
         "Dark_Zurich/annotations_detectron2/val",
         "_rgb_anon.png",
@@ -111,14 +119,15 @@ MESS = {
         0,
         50,
     ),
-    "mess/mhp-v1": _mess("LV-MHP-v1", "/test", ".jpg", 19, 0, 980),
+    "mess/mhp-v1": _mess(GENERAL, "LV-MHP-v1", "/test", ".jpg", 19, 0, 980),
     "mess/foodseg103": Classes(
-        "FoodSeg103/Images/img_dir/test", "FoodSeg103/Images/ann_dir/test", ".jpg", ".png", 104, 0, 2135
+        GENERAL, "FoodSeg103/Images/img_dir/test", "FoodSeg103/Images/ann_dir/test", ".jpg", ".png", 104, 0, 2135
     ),
-    "mess/atlantis": _mess("atlantis", "/test", ".jpg", 56, None, 1295),
-    "mess/dram": _mess("DRAM_processed", "/test", ".jpg", 12, 11, 718),
-    "mess/isaid": _mess("isaid", "/val", ".png", 16, 0, 4055),
+    "mess/atlantis": _mess(GENERAL, "atlantis", "/test", ".jpg", 56, None, 1295),
+    "mess/dram": _mess(GENERAL, "DRAM_processed", "/test", ".jpg", 12, 11, 718),
+    "mess/isaid": _mess(EARTH, "isaid", "/val", ".png", 16, 0, 4055),
     "mess/isprs-potsdam": Classes(
+        EARTH,
         "ISPRS_Potsdam/images_detectron2/test/irrg",
         "ISPRS_Potsdam/annotations_detectron2/test",
         ".png",
@@ -128,26 +137,38 @@ MESS = {
         504,
     ),
     "mess/worldfloods": Classes(
-        "WorldFloods/images_detectron2/test/irrg", "WorldFloods/annotations_detectron2/test", ".png", ".png", 3, 0, 160
+        EARTH,
+        "WorldFloods/images_detectron2/test/irrg",
+        "WorldFloods/annotations_detectron2/test",
+        ".png",
+        ".png",
+        3,
+        0,
+        160,
     ),
-    "mess/floodnet": _mess("FloodNet-Supervised_v1.0", "/test", ".jpg", 10, 0, 5571),
-    "mess/uavid": _mess("uavid_v1.5", "/val", ".png", 8, 0, 840),
-    "mess/kvasir-instrument": _mess("kvasir-instrument", "/test", ".png", 2, 0, 118),
-    "mess/chase-db1": _mess("CHASEDB1", "/test", ".jpg", 2, 0, 20),
-    "mess/cryonuseg": _mess("CryoNuSeg", "", ".png", 2, 0, 30),
+    "mess/floodnet": _mess(EARTH, "FloodNet-Supervised_v1.0", "/test", ".jpg", 10, 0, 5571),
+    "mess/uavid": _mess(EARTH, "uavid_v1.5", "/val", ".png", 8, 0, 840),
+    "mess/kvasir-instrument": _mess(MEDICAL, "kvasir-instrument", "/test", ".png", 2, 0, 118),
+    "mess/chase-db1": _mess(MEDICAL, "CHASEDB1", "/test", ".jpg", 2, 0, 20),
+    "mess/cryonuseg": _mess(MEDICAL, "CryoNuSeg", "", ".png", 2, 0, 30),
     **{
         f"mess/paxray-{task}": Classes(
-            _PAXRAY.format("images"), f"{_PAXRAY.format('annotations')}/{task}", ".png", ".png", 2, 0, 180
+            MEDICAL, _PAXRAY.format("images"), f"{_PAXRAY.format('annotations')}/{task}", ".png", ".png", 2, 0, 180
         )
-        for task in ("lungs", "bones", "mediastinum", "diaphragm")
+        for task in PAXRAY_TASKS
     },
-    "mess/corrosion-cs": Classes(f"{_CORROSION}/images", f"{_CORROSION}/masks", ".jpeg", ".png", 4, 0, 44),
-    "mess/deepcrack": Classes("DeepCrack/test_img", "DeepCrack/annotations_detectron2/test", ".jpg", ".png", 2, 0, 237),
-    "mess/zerowaste": Classes(f"{_ZEROWASTE}/data", f"{_ZEROWASTE}/sem_seg", ".PNG", ".PNG", 5, 0, 929),
-    "mess/pst900": Classes(f"{_PST900}/thermal", f"{_PST900}/labels", ".png", ".png", 5, 0, 288),
-    "mess/suim": Classes("SUIM/TEST/images", "SUIM/annotations_detectron2/test", ".jpg", ".png", 8, 0, 110),
-    "mess/cub-200": _mess("CUB_200_2011", "/test", ".jpg", 201, 0, 5794),
+    "mess/corrosion-cs": Classes(ENGINEERING, f"{_CORROSION}/images", f"{_CORROSION}/masks", ".jpeg", ".png", 4, 0, 44),
+    "mess/deepcrack": Classes(
+        ENGINEERING, "DeepCrack/test_img", "DeepCrack/annotations_detectron2/test", ".jpg", ".png", 2, 0, 237
+    ),
+    "mess/zerowaste": Classes(ENGINEERING, f"{_ZEROWASTE}/data", f"{_ZEROWASTE}/sem_seg", ".PNG", ".PNG", 5, 0, 929),
+    "mess/pst900": Classes(ENGINEERING, f"{_PST900}/thermal", f"{_PST900}/labels", ".png", ".png", 5, 0, 288),
+    "mess/suim": Classes(
+        AGRICULTURE, "SUIM/TEST/images", "SUIM/annotations_detectron2/test", ".jpg", ".png", 8, 0, 110
+    ),
+    "mess/cub-200": _mess(AGRICULTURE, "CUB_200_2011", "/test", ".jpg", 201, 0, 5794),
     "mess/cwfid": Classes(
+        AGRICULTURE,
         "cwfid/images",
         "cwfid/annotations_detectron2/test",
         "_image.png",
@@ -159,6 +180,8 @@ MESS = {
     ),
 }
 
+# What DIR of GROUP:DIR is to hold: sets of one evaluation, each with a figure of its own.
+GROUPS = {"sginw": tuple(f"sginw/{name}" for name in SGINW.split()), "mess": tuple(MESS)}
 NAMES = (*JOINED, *ONE_OBJECT, *INSTANCES, *MESS)
 Reader = SoftPairs | CocoPictures | ClassMapFiles
 

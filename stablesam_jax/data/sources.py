@@ -2,17 +2,19 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from stablesam_jax.data import class_maps, coco
 from stablesam_jax.data.built import BuiltClassMaps, BuiltPictures, is_built, open_built
 from stablesam_jax.data.class_maps import ClassMapFiles, ClassMaps
 from stablesam_jax.data.coco import CocoPictures
-from stablesam_jax.data.datasets import Reader, open_dataset
-from stablesam_jax.data.readers import Joined, PairsFolder, Pictures
+from stablesam_jax.data.datasets import GROUPS, Reader, open_dataset
+from stablesam_jax.data.readers import Joined, PairsFolder, Pictures, Refused, settle
 from stablesam_jax.errors import InputError
 
 Spec = str | os.PathLike[str]
+Named = TypeVar("Named", CocoPictures, ClassMaps)
 
 FORMS = (
     "give a folder with im/ (pictures) and gt/ (masks), one with images/ and annotations.json (COCO), "
@@ -56,8 +58,65 @@ def open_sources(specs: Sequence[Spec]) -> dict[str, Pictures]:
                 part.check()
             pictures.append(part)
         if name in sources:
-            raise InputError(f"{name}: two data folders have this name; rename one, results are kept by that name.")
+            raise InputError(_twice(name))
         sources[name] = pictures[0] if len(pictures) == 1 else Joined(pictures)
+    return sources
+
+
+def open_instances(specs: Sequence[Spec]) -> dict[str, CocoPictures]:
+    """COCO jsons by name, with the pictures that have no object.
+
+    Args:
+        specs: each a folder with `images/` and `annotations.json`, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for
+            all 25. All pictures are checked as far as their header.
+
+    Raises:
+        InputError: one line with all that cannot be used, hold no boxes, crowds and areas, or have one name.
+    """
+    return _each(specs, _instances)
+
+
+def open_all_class_maps(specs: Sequence[Spec]) -> dict[str, ClassMaps]:
+    """Class maps by name.
+
+    Args:
+        specs: each as `open_class_maps` takes it, or mess:DIR for all sets.
+
+    Raises:
+        InputError: one line with all that cannot be used or have one name.
+    """
+    return _each(specs, open_class_maps)
+
+
+def _instances(spec: Spec) -> CocoPictures:
+    part = _open(spec)[1][0]
+    if not isinstance(part, CocoPictures):
+        raise InputError(
+            f"{os.fspath(spec)}: holds no COCO json, whose boxes, areas and crowds are needed; give a folder with "
+            "images/ and annotations.json, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for all sets of it."
+        )
+    part.check()
+    return part.with_empty_pictures()
+
+
+def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str, Named]:
+    """What each of the specs names; a group's name stands for all of its sets."""
+    spread: list[Spec] = []
+    for spec in specs:
+        official, folder = _parse(spec)
+        spread += [f"{name}:{folder}" for name in GROUPS[official]] if official in GROUPS else [spec]
+    sources: dict[str, Named] = {}
+    faults: Refused = {}
+    for spec in spread:
+        try:
+            source = open_one(spec)
+        except InputError as error:
+            faults[os.fspath(spec)] = str(error)
+            continue
+        if source.name in sources:
+            faults[source.name] = _twice(source.name)
+        sources[source.name] = source
+    settle(faults, None)
     return sources
 
 
@@ -83,6 +142,10 @@ def open_class_maps(spec: Spec) -> ClassMaps:
             "one that convert.build_dataset has written of such, or mess/NAME:DIR."
         )
     return part
+
+
+def _twice(name: str) -> str:
+    return f"{name}: two data folders have this name; rename one, results are kept by that name."
 
 
 def _parse(spec: Spec) -> tuple[str, pathlib.Path]:

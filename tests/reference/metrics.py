@@ -35,3 +35,19 @@ def boundary_iou(predicted, target, dilation_ratio=0.02):
 def stability(masks):
     union = np.any(masks, axis=0)
     return float(np.mean([mask_iou(mask, union) for mask in masks])) if union.any() else 0.0
+
+
+def class_iou(pairs, classes, ignore):
+    """IoU of each class over (predicted, target) maps, pixel by pixel; None for a class that is nowhere."""
+    agreed, either = [0] * classes, [0] * classes
+    for predicted, target in pairs:
+        for guess, truth in zip(predicted.ravel().tolist(), target.ravel().tolist(), strict=True):
+            if truth == ignore:
+                continue
+            if guess == truth:
+                agreed[truth] += 1
+                either[truth] += 1
+            else:
+                either[guess] += 1
+                either[truth] += 1
+    return [a / e if e else None for a, e in zip(agreed, either, strict=True)]
