@@ -4,6 +4,7 @@ Every prompt is a function of (picture, object, kind, seed, index) and of the tr
 and two orders of the pictures get the same prompts.
 """
 
+import functools
 import hashlib
 import json
 from typing import NamedTuple
@@ -33,6 +34,8 @@ PROMPT_KINDS = {
     "n-box-50":   PromptKind(0,      (0.5, 0.6)),  # "N-Box (0.5-0.6)" of Tables 3, 10, 11; "Noisy box" of Table 4
     "n-box-60":   PromptKind(0,      (0.6, 0.7)),  # "N-Box (0.6-0.7)"
 }  # fmt: skip
+BOX_KINDS = tuple(kind for kind, row in PROMPT_KINDS.items() if not row.points)
+REGION_KINDS = ("oracle-point", "oracle-box", "random-point", "noisy-box")  # MESS (Table 8)
 
 
 def draw_prompts(
@@ -56,15 +59,82 @@ def draw_prompts(
     """
     if kind not in PROMPT_KINDS:
         raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(PROMPT_KINDS)}")
-    points, box_iou = PROMPT_KINDS[kind]
-    rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
+    points = PROMPT_KINDS[kind].points
     if points:
         labels = np.ones(points, np.int32)
+        rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
         return [prompts.Prompt(points=prompts.random_points(rng, mask, points), labels=labels) for rng in rngs]
-    box = prompts.gt_box(mask)
+    boxes = draw_boxes(
+        kind,
+        prompts.gt_box(mask),
+        size_hw=mask.shape,
+        picture_id=picture_id,
+        object_id=object_id,
+        seed=seed,
+        count=count,
+    )
+    return [prompts.Prompt(box=box) for box in boxes]
+
+
+def draw_boxes(
+    kind: str,
+    box: np.ndarray,
+    *,
+    size_hw: tuple[int, int],
+    picture_id: str,
+    object_id: int,
+    seed: int,
+    count: int = PROMPTS_PER_OBJECT,
+) -> list[np.ndarray]:
+    """The boxes with which an object is evaluated whose true box is known.
+
+    Args:
+        kind: one of BOX_KINDS.
+        box: (4,) XYXY, the true box.
+        size_hw: of the picture.
+        picture_id, object_id, seed, count: see `draw_prompts`.
+
+    Returns:
+        (4,) float32 each; `gt-box` gives the true one alone.
+    """
+    box_iou = PROMPT_KINDS[kind].box_iou
     if box_iou is None:
-        return [prompts.Prompt(box=box)]
-    return [prompts.Prompt(box=prompts.noisy_box(rng, box, size_hw=mask.shape, iou_range=box_iou)) for rng in rngs]
+        return [np.asarray(box, np.float32)]
+    rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
+    return [prompts.noisy_box(rng, box, size_hw=size_hw, iou_range=box_iou) for rng in rngs]
+
+
+def draw_region_prompt(
+    kind: str,
+    mask: np.ndarray,
+    *,
+    corner: tuple[int, int],
+    size_hw: tuple[int, int],
+    picture_id: str,
+    object_id: int,
+    seed: int,
+) -> prompts.Prompt:
+    """The one prompt of a connected region of a class, as MESS draws it (SAM-MESS, `model/visual_prompts.py`).
+
+    The paper's random points and noisy boxes (sec. 7.1) are drawn per region too, as those of MESS are.
+
+    Args:
+        kind: one of REGION_KINDS.
+        mask: (h, w) bool, the region within its bounding rectangle.
+        corner: (x, y) of that rectangle in the frame.
+        size_hw: of the frame.
+        picture_id, object_id, seed: see `draw_prompts`.
+
+    Returns:
+        A prompt in the frame, the same that the region in a mask of the whole frame would have.
+    """
+    rng = _rng(picture_id, object_id, kind, seed, 0)
+    offset = np.array(corner, np.float32)
+    if kind in ("oracle-point", "random-point"):
+        draw = prompts.oracle_point if kind == "oracle-point" else functools.partial(prompts.random_points, count=1)
+        return prompts.Prompt(points=draw(rng, mask) + offset, labels=np.ones(1, np.int32))
+    box = prompts.oracle_box(mask) + np.tile(offset, 2)
+    return prompts.Prompt(box=box if kind == "oracle-box" else prompts.noisy_box(rng, box, size_hw=size_hw))
 
 
 def _rng(picture_id: str, object_id: int, kind: str, seed: int, index: int) -> np.random.Generator:

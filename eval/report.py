@@ -1,9 +1,10 @@
 """Results as a file for programs and as a table for people."""
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import rich.box
 import rich.markup
@@ -15,29 +16,31 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.text_file import write_text
 
 MEAN = "mean"  # unweighted mean of the data sets
-TITLES = {"miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF"}
-RESULT_FILES = ("results.json", "results.md", "per_image.csv")
-Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or MEAN -> kind -> metric -> fraction
+TITLES = {
+    "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
+}  # fmt: skip
+RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv")
+Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
 
 
 def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
-    """The unweighted mean over data sets, as the paper's tables have it (sec. 5.1)."""
+    """The unweighted mean over data sets, as the paper's tables have it (sec. 5.1); over those that have a figure."""
     kinds = next(iter(sets.values()))
     return {
-        kind: {metric: sum(summary[kind][metric] for summary in sets.values()) / len(sets) for metric in METRICS}
-        for kind in kinds
+        kind: {metric: _mean([summary[kind][metric] for summary in sets.values()]) for metric in metrics}
+        for kind, metrics in kinds.items()
     }
 
 
-def table(rows: Mapping[str, Summary], *, title: str, first: str) -> Table:
-    """One row for each entry, mIoU / mBIoU / mSF in percent for each kind of prompt."""
+def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Sequence[str] = METRICS) -> Table:
+    """One row for each entry, the metrics in percent for each kind of prompt."""
     kinds = list(next(iter(rows.values())))
-    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="mIoU / mBIoU / mSF in percent")
+    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption=_legend(metrics))
     result.add_column(first)
     for kind in kinds:
         result.add_column(kind, justify="right", no_wrap=True)
     for name, summary in rows.items():
-        result.add_row(rich.markup.escape(name), *[_cell(summary[kind]) for kind in kinds])
+        result.add_row(rich.markup.escape(name), *[_cell(summary[kind], metrics) for kind in kinds])
     return result
 
 
@@ -48,26 +51,29 @@ def show(tables: list[Table]) -> None:
         console.print(entry)
 
 
-def markdown(rows: Mapping[str, Summary], *, first: str) -> str:
+def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] = METRICS) -> str:
     """The same table for a README."""
     kinds = list(next(iter(rows.values())))
     lines = [f"| {first} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(_cell(summary[kind]) for kind in kinds) + " |" for name, summary in rows.items()
+        f"| {name} | " + " | ".join(_cell(summary[kind], metrics) for kind in kinds) + " |"
+        for name, summary in rows.items()
     ]
     return "\n".join(lines) + "\n"
 
 
-def write_results(folder: pathlib.Path, results: Results, meta: Mapping[str, object]) -> None:
-    """Writes results.json (fractions) and results.md (percent), each as a whole."""
-    text = json.dumps({"systems": results, "meta": meta}, indent=2) + "\n"
+def write_results(
+    folder: pathlib.Path, results: Results, meta: Mapping[str, object], *, metrics: Sequence[str] = METRICS
+) -> None:
+    """Writes results.json (fractions; null where there is no figure) and results.md (percent), each as a whole."""
+    text = json.dumps({"systems": _without_nan(results), "meta": meta}, indent=2, allow_nan=False) + "\n"
     sections = [
-        f"## {dataset}\n\n" + markdown({system: sets[dataset] for system, sets in results.items()}, first="system")
+        f"## {dataset}\n\n"
+        + markdown({system: sets[dataset] for system, sets in results.items()}, first="system", metrics=metrics)
         for dataset in next(iter(results.values()))
     ]
-    note = "mIoU / mBIoU / mSF in percent.\n\n"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.md", note + "\n".join(sections))
+    write_text(folder / "results.md", f"{_legend(metrics)}.\n\n" + "\n".join(sections))
     write_text(folder / "results.json", text)
 
 
@@ -84,5 +90,21 @@ def check_output(folder: pathlib.Path) -> None:
         raise InputError(f"{folder}: {existing} is no folder that can be written to; give another --output.")
 
 
-def _cell(metrics: Mapping[str, float]) -> str:
-    return " / ".join(f"{100 * metrics[metric]:.1f}" for metric in METRICS)
+def _legend(metrics: Sequence[str]) -> str:
+    return " / ".join(TITLES[metric] for metric in metrics) + " in percent"
+
+
+def _cell(values: Mapping[str, float], metrics: Sequence[str]) -> str:
+    return " / ".join("-" if math.isnan(values[metric]) else f"{100 * values[metric]:.1f}" for metric in metrics)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _without_nan(value: object) -> object:
+    """The same with None for nan, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from eval import main as eval_main
-from eval.main import HqConfig, hq
+from eval import systems
+from eval.hq import HqConfig, hq
 from stablesam_jax.checkpoint import version
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
@@ -52,7 +53,7 @@ def config(work):
 def results(config):
     """The folder of results of two systems on two folders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval_main, "load_model", built_small)
+        patch.setattr(systems, "load_model", built_small)
         hq(config)
     return config.output
 
@@ -114,7 +115,7 @@ def test_results_lie_beside_each_other_and_nothing_else(results):
 
 def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monkeypatch):
     monkeypatch.chdir(work / "coins")
-    monkeypatch.setattr(eval_main, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", built_small)
     again = dataclasses.replace(
         config, system=config.system[:1], data_dir=(pathlib.Path("."),), output=pathlib.Path("../again")
     )
@@ -134,8 +135,8 @@ def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monke
     ("change", "words"),
     [
         ({"prompts": ("gt-box", "scribble")}, "--prompts scribble: unknown; known are gt-box, noisy-box, 1-point"),
-        ({"count": 0}, "--count 0 --limit 2: must be at least 1"),
-        ({"limit": 0}, "--count 3 --limit 0: must be at least 1"),
+        ({"count": 0}, "--count 0: must be at least 1"),
+        ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"system": ("sam_vit_xxl",)}, "sam_vit_xxl: neither a shipped model"),
         ({"data_dir": (pathlib.Path("nowhere"),)}, "nowhere: no such folder"),
     ],
@@ -184,7 +185,7 @@ def test_a_folder_without_masks_ends_with_one_line_and_status_2(monkeypatch, cap
 def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, capsys, work, tmp_path):
     folder = small.save_pairs(tmp_path / "pairs", 2)
     (folder / "gt" / "01.png").write_bytes((work / "coins" / "gt" / "01.png").read_bytes())
-    monkeypatch.setattr(eval_main, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", built_small)
     output = tmp_path / "results"
     arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", output, "--prompts", "gt-box")
     status, error = run_main(monkeypatch, capsys, *arguments)
@@ -196,11 +197,21 @@ def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, 
 
 def test_options_are_those_of_the_documentation(monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_main, "load_model", lambda system: seen.append(system) or built_small(system))
-    monkeypatch.setattr(eval_main, "check_output", seen.append)
+    monkeypatch.setattr(systems, "load_model", lambda system: seen.append(system) or built_small(system))
+    monkeypatch.setattr(systems, "check_output", seen.append)
     command = "eval.main hq --system a b+c --data-dir nowhere --prompts gt-box n-box-50 --output out --seed 3 --limit 4"
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as end:
         eval_main.main()
     assert end.value.code == 2
     assert seen == [pathlib.Path("out")]  # then the folders are looked at, then the systems
+
+
+@pytest.mark.parametrize("protocol", ["coco", "sginw", "mess"])
+def test_every_protocol_is_a_command_that_names_what_it_cannot_read(monkeypatch, capsys, tmp_path, protocol):
+    arguments = (protocol, "--system", "base", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "results")
+    status, error = run_main(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert "nowhere" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

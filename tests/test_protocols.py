@@ -109,3 +109,41 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
 def test_an_empty_mask_is_refused(kind):
     with pytest.raises(ValueError, match="empty"):
         protocols.draw_prompts(kind, np.zeros((20, 30), bool), **SAMPLE)
+
+
+# from a box that is known, and of the regions of class maps
+
+
+def test_boxes_drawn_from_the_true_box_are_those_drawn_from_the_mask():
+    for kind in BOX_KINDS:
+        boxes = protocols.draw_boxes(kind, prompts.gt_box(MASK), size_hw=MASK.shape, count=4, **SAMPLE)
+        assert np.array_equal(boxes, draw(kind, count=4))
+    assert protocols.BOX_KINDS == BOX_KINDS
+
+
+def region(kind, mask, corner=(0, 0), **changes):
+    prompt = protocols.draw_region_prompt(kind, mask, corner=corner, size_hw=MASK.shape, **SAMPLE | changes)
+    return prompt.points[0] if prompt.box is None else prompt.box
+
+
+@pytest.mark.parametrize("kind", protocols.REGION_KINDS)
+def test_a_region_within_its_rectangle_has_the_prompt_that_it_has_in_the_whole_frame(kind):
+    mask = MASK & (np.add.outer(np.arange(200), np.arange(300)) % 37 > 5)
+    assert np.array_equal(region(kind, mask[50:120, 80:200], (80, 50)), region(kind, mask))
+    assert not np.array_equal(region(kind, mask, seed=1), region(kind, mask)) or kind == "oracle-box"
+
+
+def test_prompts_of_a_region_are_what_mess_and_the_paper_say():
+    assert region("oracle-box", MASK).tolist() == [80, 50, 200, 120]
+    for number in range(50):
+        x, y = region("random-point", MASK, object_id=number)
+        assert MASK[int(y), int(x)]
+        x, y = region("oracle-point", MASK, object_id=number)
+        assert min(x - 79, 200 - x, y - 49, 120 - y) > 35 / 1.7  # candidates are the inner part of 120 x 70 px
+        assert prompts.box_iou(region("noisy-box", MASK, object_id=number), region("oracle-box", MASK)) >= 0.36
+
+
+def test_a_region_of_one_pixel_in_the_corner_is_mess_prompt_of_nothing():
+    nothing = np.ones((1, 1), bool)
+    assert region("oracle-point", nothing).tolist() == region("random-point", nothing).tolist() == [0, 0]
+    assert region("oracle-box", nothing).tolist() == [0, 0, 1, 1]

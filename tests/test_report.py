@@ -44,6 +44,19 @@ def test_the_same_table_in_markdown():
     ]
 
 
+def test_what_has_no_figure_is_a_dash_null_in_json_and_left_out_of_the_mean(tmp_path):
+    nan = float("nan")
+    sets = {"a": {"gt-box": {"ap": 0.5, "ap50": nan}}, "b": {"gt-box": {"ap": nan, "ap50": nan}}}
+    sets["mean"] = report.mean_of_sets(sets)
+    report.write_results(tmp_path, {"base": sets}, {}, metrics=("ap", "ap50"))
+    stored = json.loads((tmp_path / "results.json").read_text())["systems"]["base"]
+    assert stored["a"]["gt-box"] == stored["mean"]["gt-box"] == {"ap": 0.5, "ap50": None}
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith("AP / AP50 in percent.")
+    assert "| base | 50.0 / - |" in text
+    assert "| base | - / - |" in text
+
+
 def test_no_figure_is_cut_off_and_no_name_is_taken_for_markup(capfd):
     kinds = {f"{number}-points": SETS["horses"]["gt-box"] for number in range(8)}
     name = "runs/[bold]/model+" + 60 * "x"
