@@ -29,7 +29,7 @@ from PIL import Image
 from rich.table import Table
 
 from eval.parity import IMAGE, draw_params
-from eval.report import show, write_text
+from eval.report import show
 from stablesam_jax import compiled
 from stablesam_jax.build import assemble
 from stablesam_jax.config import MODELS, SamConfig
@@ -42,6 +42,7 @@ from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.picture_file import read_picture
 from stablesam_jax.plugin.sampling import bilinear_sample
 from stablesam_jax.predictor import Predictor
+from stablesam_jax.text_file import write_text
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
 DATA_BATCHES = 48  # a stream makes four more ahead, which nobody waits for

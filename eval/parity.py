@@ -31,7 +31,6 @@ from convert.sam_to_flax import recognise
 from convert.torch_file import read_state
 from eval import torch_sam, twins
 from eval.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
-from eval.report import write_text
 from stablesam_jax.build import assemble, load_model, shapes
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import MODELS, Dtype, SamConfig
@@ -39,6 +38,7 @@ from stablesam_jax.data.readers import read_picture
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.prompts import Prompt
+from stablesam_jax.text_file import write_text
 
 # 451 x 300 pixels: enlarged and padded.
 IMAGE = pathlib.Path(__file__).resolve().parents[1] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TypeVar
 
 from eval.loop import Summary
-from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results, write_text
+from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
+from stablesam_jax.text_file import write_text
 
 Source = TypeVar("Source", bound=Sized)
 Line = Mapping[str, object]  # of the csv: column -> value

@@ -6,8 +6,9 @@ import numpy as np
 
 from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
 from eval.protocols import draw_prompts
-from eval.report import markdown, write_text
+from eval.report import markdown
 from stablesam_jax.data.readers import Pictures
+from stablesam_jax.text_file import write_text
 from stablesam_jax.visualize import Wobble, save_figure, wobble_figure
 
 FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each

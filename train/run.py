@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval.report import write_text
 from stablesam_jax.checkpoint import load_tree, save_tree
 from stablesam_jax.errors import InputError
+from stablesam_jax.text_file import write_text
 from train.presets import TrainConfig
 from train.step import Measured, State
 
