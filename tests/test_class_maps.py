@@ -50,6 +50,13 @@ def test_a_file_that_names_no_classes_is_refused(tmp_path, named, expected):
     assert expected in message
 
 
+def test_a_folder_without_the_names_of_its_classes_is_refused_with_what_it_should_hold(tmp_path):
+    folder = folder_of(tmp_path, {"0": "soil", "1": "crop"})
+    (folder / "classes.json").unlink()
+    message = refusal(class_maps.open_folder, folder)
+    assert message.startswith(f"{folder}: holds no classes.json; give a folder of class maps")
+
+
 def test_a_picture_without_a_class_map_is_refused(tmp_path):
     folder = folder_of(tmp_path, {"0": "soil", "1": "crop"})
     save(folder / "im" / "b.jpg", ramp())

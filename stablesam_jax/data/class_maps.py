@@ -96,6 +96,10 @@ def open_folder(folder: pathlib.Path) -> ClassMapFiles:
         InputError: one of the three is missing, or the file names no classes.
     """
     path = folder / CLASSES_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: holds no {CLASSES_FILE}; give a folder of class maps, with im/, gt/ and {CLASSES_FILE}."
+        )
     try:
         named = json.loads(path.read_bytes())
         background = named.get("background", 0)
