@@ -1,21 +1,53 @@
-"""Several devices with one program: the only file that knows `jax.pmap`.
+"""Several devices and hosts with one program: the only file that knows `jax.pmap` and `jax.distributed`.
 
 Batches are cut along their first axis into equal shards, parameters are the same on every device, gradients and
-measurements are means over the devices.
+measurements are means over the devices. A host makes its own share of a batch and holds its own devices' copies; what
+is read from a run's folder comes from the first.
 """
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stablesam_jax.errors import InputError
 
 AXIS = "devices"
 MOST_CPU_DEVICES = 4  # each holds a copy of all parameters
+
+
+def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
+    """Makes this process one of several that train together; before JAX's first operation.
+
+    Args:
+        coordinator: HOST:PORT of the first, the same for all; or "auto", which takes this and what follows from the
+            cluster, as JAX finds it (Slurm, Open MPI, Kubernetes, Cloud TPU).
+        hosts: how many there are.
+        host: which of them this is, from 0.
+
+    Raises:
+        InputError: they do not fit together, no cluster is found, or the others do not come.
+    """
+    if coordinator == "auto":
+        settings: dict[str, Any] = {}
+    elif re.fullmatch(r".+:\d+", coordinator) is None:
+        raise InputError(f"--coordinator {coordinator}: write HOST:PORT of the first host, or auto on a cluster.")
+    elif hosts is None or host is None or not 0 <= host < hosts:
+        raise InputError(
+            f"--hosts {hosts}, --host {host}: with --coordinator say how many there are, and which this is, from 0."
+        )
+    else:
+        settings = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
+    try:
+        jax.distributed.initialize(**settings)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"--coordinator {coordinator}: the hosts did not come together ({reason}).") from None
 
 
 def split_cpu(batch_size: int) -> None:
@@ -36,19 +68,41 @@ def split_cpu(batch_size: int) -> None:
 
 
 def choose_devices(count: int | None) -> list[jax.Device]:
-    """The first `count` local devices, or all.
+    """The first `count` devices of every host, or all; in the same order on all hosts.
 
     Raises:
-        InputError: there are fewer.
+        InputError: a host has fewer.
     """
-    devices = jax.local_devices()
-    if count is None:
-        return devices
-    if not 1 <= count <= len(devices):
-        raise InputError(
-            f"--devices {count}: this machine shows JAX {len(devices)} device(s); ask for 1 to {len(devices)}."
-        )
-    return devices[:count]
+    by_host: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_host.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, by_host.values()))
+    if count is not None and not 1 <= count <= fewest:
+        raise InputError(f"--devices {count}: this machine shows JAX {fewest} device(s); ask for 1 to {fewest}.")
+    return [device for host in sorted(by_host) for device in by_host[host][:count]]
+
+
+def of_this_host(devices: list[jax.Device]) -> list[jax.Device]:
+    """Those that this process feeds."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def from_first_host(tree: Any) -> Any:
+    """The first host's leaves, as numpy arrays; all hosts call it together."""
+    return tree if jax.process_count() == 1 else jax.device_get(multihost_utils.broadcast_one_to_all(tree))
+
+
+def on_any_host(flag: bool) -> bool:
+    """Whether it is true on one of the hosts; all call it together, and wait for each other."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def check_same_on_hosts(digest: bytes, what: str) -> None:
+    """Raises an InputError on every host if they do not agree on `digest` of `what`."""
+    if jax.process_count() > 1:
+        every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+        if (every != every[:1]).any():
+            raise InputError(f"the hosts differ in {what}; start all with the same command on the same files.")
 
 
 def check_divides(batch_size: int, devices: int) -> None:
@@ -61,7 +115,8 @@ def check_divides(batch_size: int, devices: int) -> None:
 
 
 def replicate(tree: Any, devices: list[jax.Device]) -> Any:
-    """A copy of every leaf on every device, laid out as `run_on_all` returns it, so that no step compiles twice."""
+    """A copy of every leaf on each of this host's devices, laid out as `run_on_all` returns it, to compile once."""
+    devices = of_this_host(devices)
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
     def copies(leaf: Any) -> jax.Array:
@@ -76,9 +131,10 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0, ...], tree)
 
 
-def shard(tree: Any, devices: int) -> Any:
-    """(B, ...) leaves -> (devices, B / devices, ...); `check_divides` comes first."""
-    return jax.tree.map(lambda leaf: leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), tree)
+def shard(tree: Any, devices: list[jax.Device]) -> Any:
+    """This host's (B, ...) leaves -> (its devices, B / its devices, ...); `check_divides` comes first."""
+    count = len(of_this_host(devices))
+    return jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), tree)
 
 
 def mean(tree: Any) -> Any:
@@ -91,7 +147,7 @@ def run_on_all(function: Callable[..., Any], devices: list[jax.Device], *, donat
 
     Args:
         function: called with leaves without the devices' axis.
-        devices: where.
+        devices: where, over all hosts; each passes and gets the rows of its own.
         donate: positions of arguments whose memory may be reused.
     """
     return jax.pmap(function, axis_name=AXIS, devices=devices, donate_argnums=donate)

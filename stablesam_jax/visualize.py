@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -112,6 +113,13 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as (H, W, 3) uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from eval.loop import Protocol
+from eval.loop import Protocol, evaluate
 from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.visualize import pixels
 from train import comparison
 
 PROTOCOL = Protocol(prompts=3, seed=1)
@@ -52,44 +52,60 @@ SYSTEMS = {"before": Wobbling(), "after": Steady()}
 
 @pytest.fixture(scope="module")
 def scores():
-    return comparison.compare(SYSTEMS, Pictures(), PROTOCOL)
+    return {
+        name: [score for of_picture in evaluate(system, Pictures(), PROTOCOL) for score in of_picture]
+        for name, system in SYSTEMS.items()
+    }
 
 
-def test_every_system_is_scored_on_every_object_and_kind(scores):
-    assert {name: len(values) for name, values in scores.items()} == {"before": 4 * 2 * 4, "after": 4 * 2 * 4}
-    summaries = comparison.summaries(scores)
-    assert summaries["after"]["noisy-box"]["msf"] == 1
-    assert summaries["before"]["noisy-box"]["msf"] < 0.95
-    assert summaries["before"]["gt-box"]["miou"] == summaries["after"]["gt-box"]["miou"]
+def test_both_systems_are_scored_on_the_same_prompts_and_the_first_one_once():
+    class Counting(Wobbling):
+        asked = 0
+
+        def low_res_masks(self, embedding, prompts, size_hw):
+            self.asked += 1
+            return super().low_res_masks(embedding, prompts, size_hw)
+
+    before = Counting()
+    compare = comparison.Comparison(before, Pictures(), PROTOCOL)
+    rows, figure = compare(Steady())
+    assert rows["after"]["noisy-box"]["msf"] == 1
+    assert rows["before"]["noisy-box"]["msf"] < 0.95
+    assert rows["before"]["gt-box"]["miou"] == rows["after"]["gt-box"]["miou"]
+    assert pixels(figure).shape[2] == 3
+    asked = before.asked
+    assert asked == 4 * 2 * 4 + 3  # every object and kind, and the rows of the figure
+    again, _ = compare(before)
+    assert again["before"] == again["after"] == rows["before"]
+    assert before.asked == 2 * asked + 3
 
 
-def test_the_report_is_a_table_of_before_and_after(scores, tmp_path):
-    comparison.write_report(tmp_path / "report.md", comparison.summaries(scores), "four pictures")
-    lines = (tmp_path / "report.md").read_text().splitlines()
-    assert lines[0] == "# four pictures"
-    assert lines[2] == "|  | gt-box | noisy-box | 1-point | 3-points |"
-    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| before", "| after"]
-    assert lines[-1] == "mIoU / mBIoU / mSF in percent."
+def test_a_remembering_segmenter_encodes_a_picture_once_and_answers_the_same(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(comparison.Segmenter, "encode", lambda self, picture: encoded.append(picture) or len(encoded))
+    monkeypatch.setattr(comparison.Segmenter, "__init__", lambda self, sam, params: None)
+    monkeypatch.setattr(comparison, "REMEMBERED", 2)
+    known = {}
+    first, second = (comparison.RememberingSegmenter(None, None, known) for _ in range(2))
+    pictures = [np.full((4, 4, 3), value, np.uint8) for value in range(3)]
+    assert [first.encode(picture) for picture in pictures] == [1, 2, 3]
+    assert [second.encode(picture.copy()) for picture in pictures] == [1, 2, 4]  # the third was one too many
 
 
-def test_the_figure_shows_an_object_for_each_kind_of_prompt_each_of_another_picture(scores, tmp_path, monkeypatch):
+def test_the_figure_shows_an_object_for_each_kind_of_prompt_each_of_another_picture(scores, monkeypatch):
     shown = []
     figure = comparison.wobble_figure
     monkeypatch.setattr(comparison, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
-    path = tmp_path / "figures" / "wobble.png"
-    comparison.write_figure(path, SYSTEMS, scores, Pictures(), PROTOCOL)
+    comparison.wobble(SYSTEMS, scores, Pictures(), PROTOCOL)
     assert [int(row.picture[0, 0, 0]) for row in shown] == [3, 2, 1]
     assert all(list(row.masks) == ["before", "after"] for row in shown)
     assert [row.kind for row in shown] == ["noisy-box", "1-point", "3-points"]
     assert [(len(row.prompts), len(row.prompts[0].points)) for row in shown] == [(3, 0), (3, 1), (3, 3)]
     worst = min(score.msf for score in scores["before"] if score.kind == "noisy-box")
     assert shown[0].captions["before"].endswith(f"mSF {100 * worst:.0f}")
-    assert [file.name for file in path.parent.iterdir()] == ["wobble.png"]
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
 
 
-def test_the_figure_leaves_out_what_the_first_system_does_not_know(scores, tmp_path, monkeypatch):
+def test_the_figure_leaves_out_what_the_first_system_does_not_know(scores, monkeypatch):
     def missed(score):
         unknown = score.kind == "gt-box" and score.picture == Pictures().names[3]
         return dataclasses.replace(score, miou=0.5) if unknown else score
@@ -98,5 +114,5 @@ def test_the_figure_leaves_out_what_the_first_system_does_not_know(scores, tmp_p
     figure = comparison.wobble_figure
     monkeypatch.setattr(comparison, "wobble_figure", lambda rows: shown.extend(rows) or figure(rows))
     changed = {name: [missed(score) for score in values] for name, values in scores.items()}
-    comparison.write_figure(tmp_path / "wobble.png", SYSTEMS, changed, Pictures(), PROTOCOL)
+    comparison.wobble(SYSTEMS, changed, Pictures(), PROTOCOL)
     assert [int(row.picture[0, 0, 0]) for row in shown] == [2, 1, 0]

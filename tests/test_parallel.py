@@ -68,9 +68,9 @@ def test_a_replicated_tree_comes_back_as_it_was(two):
         assert np.array_equal(leaf, original)
 
 
-def test_shards_are_consecutive_rows():
+def test_shards_are_consecutive_rows(two):
     batch = {"a": np.arange(12).reshape(6, 2), "b": np.arange(6)}
-    shards = parallel.shard(batch, 2)
+    shards = parallel.shard(batch, two)
     assert shards["a"].shape == (2, 3, 2)
     assert shards["b"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
@@ -79,7 +79,7 @@ def test_every_device_sees_its_own_shard_and_the_mean_is_over_all(two):
     def function(rows):
         return rows.sum(), parallel.mean({"sum": rows.sum()})
 
-    own, everyones = parallel.run_on_all(function, two)(parallel.shard(np.arange(4, dtype=np.float32), 2))
+    own, everyones = parallel.run_on_all(function, two)(parallel.shard(np.arange(4, dtype=np.float32), two))
     assert own.tolist() == [1, 5]
     assert everyones["sum"].tolist() == [3, 3]
 
@@ -101,7 +101,7 @@ def test_steps_on_two_devices_equal_steps_on_one(two, donate):
         step = parallel.run_on_all(update, devices, donate=donate)
         state = parallel.replicate(np.zeros(3, np.float32), devices)
         for _ in range(5):
-            state, value = step(state, parallel.shard({"x": inputs, "y": targets}, len(devices)))
+            state, value = step(state, parallel.shard({"x": inputs, "y": targets}, devices))
         assert np.array_equal(*np.asarray(state)[[0, -1]])
         results.append((parallel.unreplicate(state), parallel.unreplicate(value)))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)

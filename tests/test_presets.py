@@ -10,7 +10,7 @@ from stablesam_jax import params
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS
 from tests.reference import small
-from train import main
+from train import setup
 from train.presets import HQ_SAM_PROMPTS, PRESETS, ROBUST_PROMPTS, TrainConfig
 
 ALL = sorted(PRESETS)
@@ -40,12 +40,12 @@ def test_a_stable_model_is_its_base_with_the_same_plugin(base):
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_passes_its_own_checks(name):
     config = PRESETS[name][1]
-    main.check_numbers(config)
-    assert sum(main.parse_kinds(config.prompts).values()) > 0
+    setup.check_numbers(config)
+    assert sum(setup.parse_kinds(config.prompts).values()) > 0
     sam = assemble(dataclasses.replace(small.CONFIG, hq=config.hq, plugin=config.plugin))
     trained, frozen = params.split(tree_of("sam_nano", config.hq, config.plugin), config.trainable)
-    resting = main.resting_parts(tree_of("sam_nano", False, None), frozen)
-    assert main.check_trainable(config, sam, trained, resting) == (name == "pretrain-nano")
+    resting = setup.resting_parts(tree_of("sam_nano", False, None), frozen)
+    assert setup.check_trainable(config, sam, trained, resting) == (name == "pretrain-nano")
 
 
 # What trains, in parameters.
@@ -80,8 +80,9 @@ def test_a_system_trains_as_many_parameters_on_every_base(name, base):
 
 
 def test_only_presets_for_sam_nano_have_no_count_on_the_others():
-    assert PRESETS.keys() - COUNTS == {"quickstart", "pretrain-nano"}
-    assert trained_by("quickstart") == trained_by("stable-sam")
+    others = {"quickstart", "stable-sam-12ep", "low-shot-220", "low-shot-440", "hq-sam-recipe"}
+    assert PRESETS.keys() - COUNTS == {"pretrain-nano", *others}
+    assert all(trained_by(name) == trained_by("hq-sam" if name == "hq-sam-recipe" else "stable-sam") for name in others)
     neck, prompt_encoder = 743_168, 6_476
     assert params.count(trained_by("pretrain-nano")) == neck + prompt_encoder + DECODER
 
@@ -163,7 +164,7 @@ def test_the_papers_recipe_is_that_of_section_9():
     config = PRESETS["stable-sam"][1]
     assert (config.epochs, config.steps, config.learning_rate, config.schedule) == (1, None, 1e-3, "constant")
     assert config.batch_size * config.prompts_per_picture == 32
-    assert main.parse_kinds(config.prompts) == {"gt-box": 1, "noisy-box": 1, "points": 1, "coarse-mask": 1}
+    assert setup.parse_kinds(config.prompts) == {"gt-box": 1, "noisy-box": 1, "points": 1, "coarse-mask": 1}
     assert config.scale_range == (0.1, 2.0)
 
 
@@ -176,12 +177,26 @@ def test_a_system_differs_from_the_papers_recipe_in_what_it_trains_and_dsp_in_th
         assert robust or (name, config.prompts, config.occlusion) == ("dsp", HQ_SAM_PROMPTS, 0.0)
 
 
+@pytest.mark.parametrize(("name", "limit"), [("stable-sam-12ep", None), ("low-shot-220", 220), ("low-shot-440", 440)])
+def test_the_long_recipes_are_the_short_one_for_twelve_epochs(name, limit):
+    long, short = PRESETS[name][1], PRESETS["stable-sam"][1]
+    changes = {"output": long.output, "limit": limit, "epochs": 12.0, "schedule": "step", "views": 12}
+    assert long == dataclasses.replace(short, **changes)
+
+
+def test_hq_sams_own_recipe_is_that_of_its_code():
+    config = PRESETS["hq-sam-recipe"][1]
+    assert (config.batch_size, config.prompts_per_picture, config.epochs) == (32, 1, 12)
+    assert (config.learning_rate, config.schedule, config.occlusion) == (1e-3, "step", 0.0)
+    assert (config.prompts, config.scale_range, config.plugin) == (HQ_SAM_PROMPTS, (0.1, 2.0), None)
+
+
 def test_without_robust_training_prompts_are_those_of_hq_sam():
-    assert main.parse_kinds(HQ_SAM_PROMPTS) == {"gt-box": 1, "10-points": 1, "coarse-mask": 1}
+    assert setup.parse_kinds(HQ_SAM_PROMPTS) == {"gt-box": 1, "10-points": 1, "coarse-mask": 1}
 
 
 def test_the_base_is_trained_with_good_prompts_alone():
-    kinds = main.parse_kinds(PRESETS["pretrain-nano"][1].prompts)
+    kinds = setup.parse_kinds(PRESETS["pretrain-nano"][1].prompts)
     assert not kinds.keys() & {"noisy-box", "coarse-mask"}
 
 

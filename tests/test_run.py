@@ -6,11 +6,13 @@ import pathlib
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from tensorboardX.proto import event_pb2
 
 from stablesam_jax.errors import InputError
 from train.presets import TrainConfig
-from train.run import KEPT_CHECKPOINTS, Progress, Run
-from train.step import Measured, State
+from train.run import KEPT_CHECKPOINTS, NotFiniteError, Run
+from train.step import State
 
 FACTS = {"base_sha256": "abc", "pictures": "5, names 0123"}
 
@@ -156,7 +158,7 @@ def test_where_no_checkpoint_is_sound_the_run_begins_anew(run, capsys):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_state_that_is_not_finite_is_neither_saved_nor_does_it_drop_another(run, value):
-    with pytest.raises(FloatingPointError, match="a parameter is not finite after step 3"):
+    with pytest.raises(NotFiniteError, match="a parameter is not finite after step 3"):
         run.save(state(3, value=value))
     assert steps(run) == ["00000001", "00000002"]
 
@@ -172,33 +174,47 @@ def test_measurements_after_the_checkpoint_are_forgotten_for_their_steps_are_don
     assert [(record["step"], record["loss"]) for record in records] == [(1, 0.5), (2, 0.5), (3, 0.25)]
 
 
-# progress
+def test_fresh_removes_whatever_run_is_there_and_nothing_else(run, config):
+    run.log({"step": 1, "loss": 0.5})
+    neighbour = run.folder.with_name("neighbour")
+    neighbour.mkdir()
+    again = Run(dataclasses.replace(config, seed=7, fresh=True), FACTS)
+    assert again.restore(state(0)) is None
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.json"]
+    assert sorted(path.name for path in run.folder.parent.iterdir()) == ["neighbour", "run"]
+    (neighbour / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        Run(dataclasses.replace(config, output=neighbour, fresh=True), FACTS)
+    assert (neighbour / "thesis.tex").exists()
 
 
-def measured(loss, iou=0.5):
-    return Measured(loss=np.array([loss, loss], np.float32), iou=np.array([iou, iou], np.float32))
+def test_another_host_than_the_first_touches_no_file(config):
+    other = Run(config, FACTS, first_host=False)
+    other.log({"step": 1})
+    other.board(1, {"loss": 0.5})
+    other.save(state(1))
+    other.close()
+    assert other.restore(state(0)) is None
+    assert not config.output.exists()
+    assert other.digest == Run(config, FACTS).digest != Run(config, {}, first_host=False).digest
 
 
-def test_progress_prints_and_logs_means_since_the_last_line(run, capsys):
-    progress = Progress(run, start=0, steps=4, pictures_per_step=8)
-    for step, (loss, iou) in enumerate([(1, 0), (3, 0.5), (5, 1), (7, 0.25)], 1):
-        progress.add(step, measured(loss, iou), now=step in (2, 4))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[:3] for line in lines] == [
-        ["step 2/4", "loss 2.0000", "IoU 25.0"],
-        ["step 4/4", "loss 6.0000", "IoU 62.5"],
-    ]
-    assert all("pictures/s" in line and line.endswith(" left") for line in lines)
-    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(record["step"], record["loss"], record["iou"]) for record in records] == [(2, 2, 0.25), (4, 6, 0.625)]
+def test_tensorboard_gets_curves_and_pictures(run):
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    run.board(3, {"train/loss": 0.5})
+    run.board(4, {"train/loss": 0.25}, figure)
+    run.close()
+    (file,) = (run.folder / "tensorboard").iterdir()
+    events = [event_pb2.Event.FromString(record) for record in records(file.read_bytes())]
+    values = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert values[:2] == [(3, "train/loss", 0.5), (4, "train/loss", 0.25)]
+    assert values[2][:2] == (4, "held_out/wobble")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_with_its_step(run, value):
-    progress = Progress(run, start=10, steps=20, pictures_per_step=8)
-    progress.add(11, measured(1), now=True)
-    progress.add(12, measured(1), now=False)
-    progress.add(13, measured(value), now=False)
-    with pytest.raises(FloatingPointError, match=f"the loss is {value} at step 13"):
-        progress.add(14, measured(value), now=True)
-    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 1
+def records(data):
+    """Payloads of a TFRecord file: length, its checksum, payload, its checksum."""
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        yield data[12 : 12 + size]
+        data = data[16 + size :]

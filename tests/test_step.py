@@ -58,7 +58,7 @@ def compiled(devices, sam, tree, trainable):
         for batch in batches:
             everyone = parallel.replicate((state, np.uint32(seed)), chosen)
             features = batch["features"] if sam.config.hq else ImageEmbedding(batch["features"].features)
-            shards = parallel.shard(batch | {"features": features}, devices)
+            shards = parallel.shard(batch | {"features": features}, chosen)
             state, measured = update(everyone[0], everywhere, shards, everyone[1])
             state = parallel.unreplicate(state)
             history.append(jax.device_get(measured))
@@ -102,10 +102,11 @@ def test_three_steps_change_every_tensor_of_the_plugin_and_no_other_bit(one):
     assert changed(tree, one) == {path for path in leaves(tree) if path.startswith("plugin/")}
 
 
-# Presets by what they train: dsp-rts is dsp with other prompts. Of the encoder they see the features alone.
+# Presets by what they train; some differ in prompts and budget alone. Of the encoder they see the features alone.
+SAME = {"quickstart", "stable-sam", "stable-sam-12ep", "low-shot-220", "low-shot-440", "hq-sam-recipe", "dsp-rts"}
 SYSTEMS = {
     name: (PRESETS[name][1].hq, PRESETS[name][1].plugin, PRESETS[name][1].trainable)
-    for name in PRESETS.keys() - {"quickstart", "stable-sam", "dsp-rts", "pretrain-nano"}
+    for name in PRESETS.keys() - SAME - {"pretrain-nano"}
 }
 # HQ-SAM as it is, and what makes SAM's own mask beside it, to see that the loss is on the HQ token's mask alone.
 SYSTEMS["plugin on HQ-SAM"] = (True, PluginConfig(), (*PLUGIN_ONLY, "mask_decoder/output_hypernetworks_mlps_0/.*"))

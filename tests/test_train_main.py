@@ -25,8 +25,10 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
-from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, TrainConfig
-from train.run import Progress
+from train import presets, setup
+from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, PRESETS, TrainConfig
+from train.progress import Progress
+from train.stopping import stop_signals
 
 STEPS = 3
 POINT_OUTSIDE = "point_embeddings_0"
@@ -92,6 +94,10 @@ def assert_same_plugin(first, second):
     assert first == second
 
 
+def measurements(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -102,6 +108,8 @@ def contents(folder):
 def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken, config):
     folder, printed = unbroken
     files = {name for name in contents(folder) if not name.startswith("checkpoints/")}
+    (board,) = {name for name in files if name.startswith("tensorboard/")}
+    files.remove(board)
     assert files == {"config.json", "metrics.jsonl", "plugin.safetensors", "report.md", "figures/wobble.png"}
     rows = (folder / "report.md").read_text().splitlines()
     assert rows[0] == "# 2 held-out pictures, 2 prompts of each kind"
@@ -109,8 +117,8 @@ def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken, c
     assert [row.split(" | ")[0] for row in rows[4:6]] == ["| before", "| after"]
     with Image.open(folder / "figures" / "wobble.png") as figure:
         assert min(figure.size) > 300
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["step"] == STEPS
+    records = measurements(folder)
+    assert [record["step"] for record in records] == [1, 2, 3]
     assert "training 81,829 of 7,828,933 parameters on 8 pictures, 3 steps of 2 x 2 prompts, 2 device(s)" in printed
     assert f"features of 6 views are encoded when first needed and kept in {config.cache}: up to " in printed
     assert "features: 0 read, 6 encoded; 0.00 GiB in " in printed
@@ -160,17 +168,17 @@ def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "add", add_and_stop)
-        assert "stopped after step 1; the same command continues" in train(interrupted)
+        assert "stopped after step 2; the same command continues" in train(interrupted)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (interrupted.output / "plugin.safetensors").exists()
-    assert len(list(cache.rglob("*.safetensors"))) == 2
+    assert len(list(cache.rglob("*.safetensors"))) == 4
     shutil.rmtree(cache)  # what is encoded again has the same bits
-    assert "continuing after step 1\n" in train(interrupted)
+    assert "continuing after step 2" in train(interrupted)
     for name in ("report.md", "figures/wobble.png"):
         assert (interrupted.output / name).read_bytes() == (unbroken[0] / name).read_bytes()
     assert_same_plugin(interrupted.output, unbroken[0])
-    records = [json.loads(line) for line in (interrupted.output / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3]
+    records = measurements(interrupted.output)
+    assert records == measurements(unbroken[0])
 
     # A bit of the newest checkpoint flips, the result is lost: the step is done again, to the same bits.
     damaged = interrupted.output
@@ -178,13 +186,13 @@ def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(
     newest = damaged / "checkpoints" / "00000003"
     (newest / "metadata.json").write_text((newest / "metadata.json").read_text().replace('"step": 3', '"step": 4'))
     with contextlib.redirect_stderr(io.StringIO()) as errors:
-        assert "continuing after step 2\n" in train(interrupted)
+        assert "continuing after step 2" in train(interrupted)
     assert errors.getvalue().startswith("passed over and renamed to 00000003.unusable: ")
     assert_same_plugin(damaged, unbroken[0])
 
 
 def test_a_second_interrupt_ends_the_program():
-    with train_main.stop_signals() as stop:
+    with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
@@ -203,10 +211,14 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_the_checkpoints(
     with pytest.raises(SystemExit) as end:
         run_main(monkeypatch, diverging)
     assert end.value.code == 1
+    folder = config.output.with_name("diverging")
     assert capsys.readouterr().err == (
-        "error: the loss is nan at step 2; the checkpoints before it are kept. "
-        "Try a lower --learning-rate in another --output.\n"
+        f"error: the loss is nan at step 2; the checkpoints before it are kept, and {folder / 'not_finite.json'} names "
+        "the pictures of that step. Try a lower --learning-rate in another --output.\n"
     )
+    named = json.loads((folder / "not_finite.json").read_text())
+    assert (named["step"], len(named["pictures"])) == (2, config.batch_size)
+    assert all(entry["picture"].startswith("pairs/") for entry in named["pictures"])
     assert [path.name for path in (diverging.output / "checkpoints").iterdir()] == ["00000001"]
     assert not (diverging.output / "plugin.safetensors").exists()
 
@@ -272,7 +284,9 @@ def stable_hq(config):
         devices=1,
     )
     with pytest.MonkeyPatch.context() as patch, small.quick_compilation():
-        patch.setattr(train_main, "report", lambda _, __, systems, ___: compared.update(systems))
+        patch.setattr(
+            train_main, "report", lambda _, __, compare, after: compared.update(before=compare.before, after=after)
+        )
         train(run)
     return run, compared
 
@@ -346,9 +360,9 @@ def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(sta
 def test_bad_options_are_one_line_and_nothing_is_written(config, change, words, tmp_path, monkeypatch):
     if not change.keys() & {"model", "image_size"}:  # nothing is read or compiled twenty times
         plain, stable, hq = small.nano(), small.stable_nano(), small.system(hq=True, plugin=None)
-        monkeypatch.setattr(train_main.build, "load_model", lambda *_, **__: plain)
-        monkeypatch.setattr(train_main.build, "with_plugin", lambda *_: stable)
-        monkeypatch.setattr(train_main.build, "with_hq", lambda *_: hq)
+        monkeypatch.setattr(setup.build, "load_model", lambda *_, **__: plain)
+        monkeypatch.setattr(setup.build, "with_plugin", lambda *_: stable)
+        monkeypatch.setattr(setup.build, "with_hq", lambda *_: hq)
     output = tmp_path / "run"
     with pytest.raises(InputError, match=words) as error:
         train(dataclasses.replace(config, output=output, **change))
@@ -377,7 +391,7 @@ def test_a_broken_picture_is_named_in_one_line(config, cached, tmp_path, monkeyp
 
 def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):
     def names(**change):
-        training, held_out = train_main.pictures(dataclasses.replace(config, **change))
+        training, held_out = setup.pictures(dataclasses.replace(config, **change))
         assert not set(training.names) & set(held_out.names)
         return training.names, held_out.names
 
@@ -386,14 +400,14 @@ def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):
     assert names(seed=5) == (training, held_out)
     assert len(names(held_out=100)[1]) == 2
     assert len(names(held_out=0)[0]) == 10
-    assert [len(part) for part in names(data_dir=(), held_out=3)] == [train_main.EMBEDDED_SCENES, 3]
+    assert [len(part) for part in names(data_dir=(), held_out=3)] == [setup.EMBEDDED_SCENES, 3]
     assert len(names(data_dir=(), held_out=0)[1]) == 0
 
 
 def test_the_name_of_a_picture_does_not_depend_on_how_its_folder_is_spelled(config, monkeypatch):
     monkeypatch.chdir(config.data_dir[0])
-    here = train_main.pictures(dataclasses.replace(config, data_dir=(pathlib.Path("."),)))
-    assert here[0].names == train_main.pictures(config)[0].names
+    here = setup.pictures(dataclasses.replace(config, data_dir=(pathlib.Path("."),)))
+    assert here[0].names == setup.pictures(config)[0].names
 
 
 # the command line
@@ -403,7 +417,7 @@ def run_main(monkeypatch, config):
     """The program with this configuration, as if its options had been typed."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["train.main"])
-        patch.setattr(train_main.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
+        patch.setattr(presets.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
         train_main.main()
 
 
@@ -417,10 +431,10 @@ def parsed(monkeypatch, *arguments):
 
 
 def test_without_a_preset_it_is_quickstart(monkeypatch):
-    quickstart = train_main.PRESETS["quickstart"][1]
+    quickstart = PRESETS["quickstart"][1]
     assert parsed(monkeypatch) == quickstart
     assert parsed(monkeypatch, "--seed", "3") == dataclasses.replace(quickstart, seed=3)
-    stable = train_main.PRESETS["stable-sam"][1]
+    stable = PRESETS["stable-sam"][1]
     changed = parsed(monkeypatch, "stable-sam", "--data-dir", "a", "b", "--prompts", "points=2", "--cache", "None")
     data = (pathlib.Path("a"), pathlib.Path("b"))
     assert changed == dataclasses.replace(stable, data_dir=data, prompts=("points=2",), cache=None)
@@ -431,7 +445,7 @@ def test_help_mentions_every_preset_and_every_option(monkeypatch, capsys):
         parsed(monkeypatch, "--help")
     assert end.value.code in (0, None)
     text = capsys.readouterr().out
-    for preset in train_main.PRESETS:
+    for preset in PRESETS:
         assert f"  {preset} " in text
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text

@@ -1,51 +1,73 @@
 """What training has changed: a table and a figure on held-out pictures."""
 
-import pathlib
+import functools
+import hashlib
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
 from eval.protocols import draw_prompts
-from eval.report import markdown
 from stablesam_jax.data.readers import Pictures
-from stablesam_jax.text_file import write_text
-from stablesam_jax.visualize import Wobble, save_figure, wobble_figure
+from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.params import Params
+from stablesam_jax.visualize import Wobble, wobble_figure
 
 FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
 KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system
+REMEMBERED = 64  # pictures whose embeddings are kept, 2 to 12 MiB each
 
 
-def compare(systems: dict[str, Segmenter], pictures: Pictures, protocol: Protocol) -> dict[str, list[Score]]:
-    """Scores of every system on the same pictures and prompts."""
-    return {
-        name: [score for per_picture in evaluate(segmenter, pictures, protocol) for score in per_picture]
-        for name, segmenter in systems.items()
-    }
+class RememberingSegmenter(Segmenter):
+    """A system whose encoder rests: it encodes a picture once in a run."""
+
+    def __init__(self, sam: Sam, params: Params, known: dict[bytes, ImageEmbedding]):
+        """Shares what is known with all systems that have the same encoder."""
+        super().__init__(sam, params)
+        self.known = known
+
+    def encode(self, picture: np.ndarray) -> ImageEmbedding:
+        """As `Segmenter.encode`, from memory where it can be."""
+        key = hashlib.sha256(picture.tobytes()).digest()
+        embedding = self.known[key] if key in self.known else super().encode(picture)
+        if len(self.known) < REMEMBERED:
+            self.known[key] = embedding
+        return embedding
 
 
-def write_report(path: pathlib.Path, rows: dict[str, Summary], heading: str) -> None:
-    """The table before / after as Markdown."""
-    text = f"# {heading}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
-    write_text(path, text)
+class Comparison:
+    """A system as it was, against what becomes of it, on the same pictures and prompts."""
+
+    def __init__(self, before: Segmenter, pictures: Pictures, protocol: Protocol):
+        """Looks at nothing yet."""
+        self.before, self.pictures, self.protocol = before, pictures, protocol
+
+    @functools.cached_property
+    def _scores_before(self) -> list[Score]:
+        return self._score(self.before)
+
+    def _score(self, segmenter: Segmenter) -> list[Score]:
+        return [score for scores in evaluate(segmenter, self.pictures, self.protocol) for score in scores]
+
+    def __call__(self, after: Segmenter) -> tuple[dict[str, Summary], Figure]:
+        """Means of both, and what wobbled before, with both systems' masks."""
+        scores = {"before": self._scores_before, "after": self._score(after)}
+        figure = wobble({"before": self.before, "after": after}, scores, self.pictures, self.protocol)
+        return {name: summarise(values) for name, values in scores.items()}, figure
 
 
-def write_figure(
-    path: pathlib.Path,
-    systems: dict[str, Segmenter],
-    scores: dict[str, list[Score]],
-    pictures: Pictures,
-    protocol: Protocol,
-) -> None:
-    """Held-out objects that the first system knows and yet wobbles on, one for each kind of prompt, before and after.
+def wobble(
+    systems: dict[str, Segmenter], scores: dict[str, list[Score]], pictures: Pictures, protocol: Protocol
+) -> Figure:
+    """Objects that the first system knows and yet wobbles on, one for each kind of prompt, as all systems see them.
 
     Of the objects that it segments well from the true box, the one with the least mSF, each from another picture where
-    there are enough; the second system plays no part in the choice. Where it segments none well, of all objects.
+    there are enough; the other systems play no part in the choice. Where it segments none well, of all objects.
 
     Args:
-        path: of the PNG file.
-        systems: as given to `compare`.
-        scores: its result.
-        pictures: the held-out pictures.
+        systems: by name.
+        scores: of every system, on the same prompts.
+        pictures: those that were asked about.
         protocol: seed and number of prompts.
     """
     first = next(iter(scores.values()))
@@ -78,13 +100,7 @@ def write_figure(
         rows.append(
             Wobble(picture=labelled.picture, target=target, kind=kind, prompts=drawn, masks=masks, captions=captions)
         )
-    path.parent.mkdir(exist_ok=True)
-    save_figure(wobble_figure(rows), path)
-
-
-def summaries(scores: dict[str, list[Score]]) -> dict[str, Summary]:
-    """Means of every system."""
-    return {name: summarise(values) for name, values in scores.items()}
+    return wobble_figure(rows)
 
 
 def _key(score: Score) -> tuple[str, int, str]:

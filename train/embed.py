@@ -22,10 +22,11 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.feature_cache import FeatureCache
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
-from train import main as training
-from train.presets import TrainConfig
-from train.run import clock
+from train.presets import TrainConfig, parse
+from train.progress import clock
+from train.setup import prepare
 from train.step import encoder_halves
+from train.stopping import stop_signals
 
 COMPARED_VIEWS = 16  # on which masks of the cached features are compared with those of the encoder's own
 BATCH = 8  # views that are looked up at once
@@ -34,27 +35,22 @@ LINE_SECONDS = 10.0  # between two lines of progress
 
 def embed(config: TrainConfig) -> None:
     """Encodes all views of all training pictures, and says what float16 costs."""
-    training.check_numbers(config)
     if config.cache is None:
         raise InputError("--cache: name the folder to fill, as .cache/features, here and for train.main.")
-    base = training.load_base(config)
-    sam, tree = training.add_parts(config, base)
-    trained, frozen = params.split(tree, config.trainable)
-    neck_trains = training.check_trainable(config, sam, trained, training.resting_parts(base.tree, frozen))
-    views = Views(training.pictures(config)[0], training.describe_views(config, sam.config))
-    cache = training.open_cache(config, sam, frozen, neck_trains=neck_trains)
+    parts = prepare(config)
+    cache, views = parts.cache, parts.views
     assert cache is not None
     if len(views) > cache.capacity:
         raise InputError(
             f"--cache-limit {config.cache_limit:g}: holds {cache.capacity:,} views for certain, of {len(views):,} that "
             f"take {len(views) * cache.entry_size / 2**30:.3g} GiB; allow more, or take fewer --views."
         )
-    with training.stop_signals() as stop:
+    with stop_signals() as stop:
         for done in fill(cache, views):
             if stop.asked and done < len(views):
                 print(f"stopped after {done:,} views; the same command continues", flush=True)
                 return
-    share, compared = rounding(cache, sam, tree, views, neck_trains=neck_trains)
+    share, compared = rounding(cache, parts.sam, parts.tree, views, neck_trains=parts.neck_trains)
     print(f"float16: {100 * share:.4f} % of the mask pixels differ on {compared} views with true boxes", flush=True)
 
 
@@ -124,7 +120,7 @@ def rounding(
 
 def main() -> None:
     """Reads the preset and the options, and encodes."""
-    config = training.parse("python -m train.embed")
+    config = parse("python -m train.embed")
     with exit_on_input_error():
         parallel.split_cpu(config.batch_size)
         keep_compiled_programs()

@@ -1,4 +1,4 @@
-"""Losses on mask logits: the point-sampled one of HQ-SAM and of the paper, and SAM's own for pre-training the base."""
+"""Losses on mask logits: that of HQ-SAM and the paper, at points or at all pixels, and SAM's own for pre-training."""
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,21 @@ def point_sampled_loss(rng: jax.Array, logits: jax.Array, targets: jax.Array) ->
 
     flat = rng.reshape(-1), logits.reshape(-1, *logits.shape[-2:]), targets.reshape(-1, *targets.shape[-2:])
     return jax.vmap(one)(*flat).reshape(rng.shape)
+
+
+def full_resolution_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy plus dice, 1 : 1, at every pixel of the target: no sampling, hence no noise of it.
+
+    Args:
+        logits: (..., h, w) low-resolution logits, enlarged bilinearly as the mask that is answered.
+        targets: (..., S, S) bool or 0..1.
+
+    Returns:
+        (...) loss of each mask.
+    """
+    enlarged = jax.image.resize(logits, targets.shape, "linear")
+    flat, truth = (maps.reshape(*maps.shape[:-2], -1) for maps in (enlarged, targets.astype(jnp.float32)))
+    return optax.sigmoid_binary_cross_entropy(flat, truth).mean(axis=-1) + dice_loss(flat, truth)
 
 
 def pretraining_loss(logits: jax.Array, iou_predictions: jax.Array, targets: jax.Array) -> jax.Array:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import pathlib
+import sys
 from typing import Any, Literal
 
-from stablesam_jax.config import PluginConfig
+import tyro
+
+from stablesam_jax.config import Dtype, PluginConfig
 from train.optimizer import Schedule
 from train.step import Objective
 
@@ -37,8 +40,12 @@ class TrainConfig:
     data_dir: tuple[pathlib.Path, ...] = ()
     """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as hqseg-44k:/data/hq; none: the scenes that
     travel with the package."""
+    limit: int | None = None
+    """Only so many of the training pictures, the same choice for every seed (Table 7). Default: all."""
     output: pathlib.Path = pathlib.Path("runs/stable-sam")
-    """Folder of the run; a run that is there already is continued."""
+    """Folder of the run; the same run that is there already is continued."""
+    fresh: bool = False
+    """Removes a run that is there, whatever it is, and starts over."""
     steps: int | None = None
     """Updates; overrides epochs."""
     epochs: float = 1.0
@@ -56,6 +63,10 @@ class TrainConfig:
     """Largest norm of a gradient; longer ones are shortened. The paper names no clipping."""
     accumulate: int = 1
     """Steps whose mean gradient makes one update, where memory is too small for a batch."""
+    ema: float | None = None
+    """Decay of a moving average of what trains, as 0.999, which is the result then. The paper names none."""
+    dtype: Dtype = "float32"
+    """What layers compute in; parameters, losses and the optimizer are float32 in any case."""
     seed: int = 0
     """Of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS
@@ -65,7 +76,10 @@ class TrainConfig:
     occlusion: float = OCCLUSION
     """Share of the views in which a cut-out of another picture hides a part of an object, or is hidden by one."""
     objective: Objective = "stable"
-    """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone; or SAM's own for pre-training."""
+    """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone, at sampled points or at every pixel
+    (full-resolution); or SAM's own for pre-training."""
+    clicks: int = 0
+    """Of SAM's pre-training: rounds after the first, each with a click where the mask so far is wrong."""
     hq: bool = False
     """HQ-SAM's parts are added to a base that has none, with random numbers."""
     plugin: PluginConfig | None = dataclasses.field(default_factory=PluginConfig)
@@ -83,13 +97,22 @@ class TrainConfig:
     workers: int = 0
     """Processes that prepare batches beside this one's threads, for machines with many cores."""
     devices: int | None = None
-    """Local devices to use; all by default."""
+    """Devices of every host to use; all by default."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several hosts that train together, each started with this command and a --host of its
+    own; or auto, on a cluster that JAX knows (Slurm, Open MPI, Kubernetes), where each finds out for itself."""
+    hosts: int | None = None
+    """How many they are."""
+    host: int | None = None
+    """Which of them this is, from 0."""
     save_every: int = 200
     """Steps between checkpoints."""
     held_out: int = 20
     """Pictures kept from training for the table before / after."""
     eval_prompts: int = 20
     """Prompts per object and kind in that table (sec. 3.2)."""
+    eval_every: int = 500
+    """Steps between short looks at these pictures on the way, 4 prompts of each kind; 0 for none."""
 
 
 _CACHE = pathlib.Path(".cache/features")
@@ -97,7 +120,11 @@ _CACHE = pathlib.Path(".cache/features")
 
 def _system(name: str, **what_differs: Any) -> TrainConfig:
     """The recipe of `stable-sam` for another system: same budget, prompts and loss unless said."""
-    return TrainConfig(output=pathlib.Path("runs") / name, views=8, **what_differs)
+    return TrainConfig(output=pathlib.Path("runs") / name, **{"views": 8} | what_differs)
+
+
+# The paper's long recipe (Tables 6 and 7), a new view in every epoch. It does not say whether the rate drops.
+_TWELVE_EPOCHS: dict[str, Any] = {"epochs": 12.0, "schedule": "step", "views": 12}
 
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
@@ -116,6 +143,18 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "stable-sam": ("the paper's recipe (sec. 9): one epoch, 32 prompts a step, Adam 1e-3", TrainConfig(views=8)),
+    "stable-sam-12ep": (
+        "the same for 12 epochs (Tables 6, 7): learning rate to a tenth after 10 of them, as HQ-SAM's",
+        _system("stable-sam-12ep", **_TWELVE_EPOCHS),
+    ),
+    "low-shot-220": (
+        "220 pictures, 12 epochs (Table 7), 0.5 % of HQSeg-44K",
+        _system("low-shot-220", limit=220, **_TWELVE_EPOCHS),
+    ),
+    "low-shot-440": (
+        "440 pictures, 12 epochs (Table 7)",
+        _system("low-shot-440", limit=440, **_TWELVE_EPOCHS),
+    ),
     "stable-hq-sam": (
         "HQ-SAM + Ours (Table 6): plugin and HQ-SAM's parts; the plugin alone is stable-sam on an HQ-SAM",
         _system("stable-hq-sam", hq=True, trainable=PLUGIN_ONLY + HQ_PARTS),
@@ -156,6 +195,20 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "a rival (Table 2): no plugin; HQ-SAM's token, its MLP and the fusion of early features",
         _system("hq-sam", hq=True, plugin=None, trainable=HQ_PARTS),
     ),
+    "hq-sam-recipe": (
+        "HQ-SAM as its authors train it: good prompts, 32 pictures with one prompt each, 12 epochs (Table 6, no RTS)",
+        _system(
+            "hq-sam-recipe",
+            hq=True,
+            plugin=None,
+            trainable=HQ_PARTS,
+            prompts=HQ_SAM_PROMPTS,
+            occlusion=0.0,
+            batch_size=32,
+            prompts_per_picture=1,
+            **_TWELVE_EPOCHS,
+        ),
+    ),
     "pretrain-nano": (
         "the base itself: neck, prompt encoder and decoder over a frozen ImageNet encoder, good prompts only",
         TrainConfig(
@@ -175,3 +228,14 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
 }
+
+
+def parse(program: str) -> TrainConfig:
+    """The configuration that the command line asks for: a preset, or the first, and options."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print("presets, each with its own defaults (PRESET --help); without one, the first:")
+        print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["quickstart", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog=program)

@@ -18,8 +18,8 @@ from stablesam_jax.data.pipeline import Feeding, Views, batches
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
-from train.main import describe_batches, describe_views, load_base, pictures
 from train.presets import PRESETS, TrainConfig
+from train.setup import describe_batches, describe_views, load_base, pictures
 
 BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
 

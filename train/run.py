@@ -1,38 +1,55 @@
 """The folder of a training run: its configuration, its measurements, its checkpoints."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
 import sys
-import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
 
 from stablesam_jax.checkpoint import load_tree, save_tree
 from stablesam_jax.errors import InputError
 from stablesam_jax.text_file import write_text
+from stablesam_jax.visualize import pixels
 from train.presets import TrainConfig
-from train.step import Measured, State
+from train.step import State
 
 KEPT_CHECKPOINTS = 2
 # Fields that may change between the parts of a run. They do not decide what it computes, but for the last bits of sums
 # over another number of devices; the training pictures that `held_out` leaves are compared by name.
-FREE_FIELDS = ("output", "cache", "cache_limit", "workers", "devices", "save_every", "held_out", "eval_prompts")
+FREE_FIELDS = (
+    "output", "fresh", "cache", "cache_limit", "workers", "devices", "coordinator", "hosts", "host", "save_every",
+    "held_out", "eval_prompts", "eval_every",
+)  # fmt: skip
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or a parameter is no finite number."""
+
+    def __init__(self, message: str, step: int):
+        """Of a step, whose batch is to be looked at."""
+        super().__init__(message)
+        self.step = step
 
 
 class Run:
-    """A folder that a run is continued from."""
+    """A folder that a run is continued from. Of several hosts the first one has it; the others read and write none."""
 
-    def __init__(self, config: TrainConfig, facts: Mapping[str, Any]):
+    def __init__(self, config: TrainConfig, facts: Mapping[str, Any], *, first_host: bool = True):
         """Opens the folder, or makes it.
 
         Args:
             config: of the run.
             facts: what else decides its result, as the SHA-256 of the base; what JSON can hold.
+            first_host: whether this process keeps the folder.
 
         Raises:
             InputError: it holds a run of another configuration, or something else, or cannot be made.
@@ -42,8 +59,16 @@ class Run:
         # What decides the result, as JSON holds it. A cache rounds features to float16.
         self.settings = {key: value for key, value in _plain(config).items() if key not in FREE_FIELDS}
         self.settings |= {"cached": config.cache is not None, **facts}
+        self.first_host = first_host
+        self._board: SummaryWriter | None = None
+        if not first_host:
+            return
         path = self.folder / "config.json"
         try:
+            if config.fresh and path.exists():
+                old = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.old")
+                self.folder.rename(old)  # at once, so that no half of it is ever taken for a run
+                shutil.rmtree(old)
             if path.exists():
                 self._compare(path)
             elif self.folder.exists() and any(self.folder.iterdir()):
@@ -70,8 +95,13 @@ class Run:
         if changed and self._steps():
             raise InputError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(changed)}); "
-                "give another --output, or the same options to continue it."
+                "give another --output, the same options to continue it, or --fresh to start over."
             )
+
+    @property
+    def digest(self) -> bytes:
+        """Of all that decides the result."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).digest()
 
     def restore(self, target: State) -> State | None:
         """The newest sound checkpoint, or None; one that is damaged is named and passed over.
@@ -79,6 +109,8 @@ class Run:
         Measurements after it are dropped from metrics.jsonl: those steps are done again.
         """
         state = None
+        if not self.first_host:
+            return None
         for folder in reversed(self._steps()):
             try:
                 state, _ = load_tree(folder, target)
@@ -95,18 +127,42 @@ class Run:
         """Writes a checkpoint and drops all but the newest `KEPT_CHECKPOINTS`.
 
         Raises:
-            FloatingPointError: a trained parameter is not finite; nothing is written or dropped.
+            NotFiniteError: a trained parameter is not finite; nothing is written or dropped.
+            InputError: the disk is full; the checkpoints before are as they were.
         """
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)):
-            raise FloatingPointError(f"a parameter is not finite after step {int(state.step)}")
+            raise NotFiniteError(f"a parameter is not finite after step {int(state.step)}", int(state.step))
+        if not self.first_host:
+            return
         save_tree(self.checkpoints / f"{int(state.step):08d}", state, {"step": int(state.step)})
         for old in self._steps()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
+        if not self.first_host:
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def board(self, step: int, scalars: Mapping[str, float], figure: Figure | None = None) -> None:
+        """Adds what TensorBoard shows at a step: curves by name, and a picture."""
+        if not self.first_host:
+            return
+        if self._board is None:
+            # What a killed run has written from this step on, it has not done.
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        if figure is not None:
+            self._board.add_image("held_out/wobble", pixels(figure), step, dataformats="HWC")
+        self._board.flush()
+
+    def close(self) -> None:
+        """Ends what is open."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     def _steps(self) -> list[pathlib.Path]:
         return sorted(path for path in self.checkpoints.glob("*") if path.name.isdigit())
@@ -118,57 +174,5 @@ class Run:
             write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
-class Progress:
-    """A line every few seconds and before every checkpoint: loss, IoU, speed, time left."""
-
-    def __init__(self, run: Run, *, start: int, steps: int, pictures_per_step: int, seconds: float = 10.0):
-        """Begins to count at step `start` of `steps`."""
-        self.run, self.steps, self.pictures_per_step, self.seconds = run, steps, pictures_per_step, seconds
-        self.printed_step = start
-        self.printed_at = time.monotonic()
-        self.first: tuple[int, float] | None = None  # step and time of the first measurement, after compilation
-        self.pending: list[Measured] = []  # of the steps since the last line
-
-    def add(self, step: int, measured: Measured, *, now: bool) -> None:
-        """Takes the measurements of a step, still on their way from the device.
-
-        Args:
-            step: its number, from 1.
-            measured: a copy on every device.
-            now: print the line, even if the last one was a moment ago.
-
-        Raises:
-            FloatingPointError: a loss since the last line is not finite.
-        """
-        self.pending.append(measured)
-        if self.first is None:
-            jax.block_until_ready(measured)
-            self.first = step, time.monotonic()
-        if not now and time.monotonic() - self.printed_at < self.seconds:
-            return
-        losses, ious = np.array([(value.loss[0], value.iou[0]) for value in jax.device_get(self.pending)]).T
-        if not np.isfinite(losses).all():
-            first = int(np.flatnonzero(~np.isfinite(losses))[0])
-            raise FloatingPointError(f"the loss is {losses[first]} at step {self.printed_step + 1 + first}")
-        loss, iou = float(losses.mean()), float(ious.mean())
-        moment = time.monotonic()
-        speed = self.pictures_per_step * (step - self.printed_step) / (moment - self.printed_at)
-        first_step, first_time = self.first
-        left = ""
-        if step > first_step:
-            left = f"  {clock((self.steps - step) * (moment - first_time) / (step - first_step))} left"
-        print(
-            f"step {step}/{self.steps}  loss {loss:.4f}  IoU {100 * iou:.1f}  {speed:.1f} pictures/s{left}", flush=True
-        )
-        self.run.log({"step": step, "loss": loss, "iou": iou, "pictures_per_second": speed})
-        self.pending, self.printed_step, self.printed_at = [], step, moment
-
-
 def _plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, as 61:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

@@ -13,9 +13,10 @@ from stablesam_jax.config import SamConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params, merge
-from train.losses import mask_iou, point_sampled_loss, pretraining_loss
+from train.clicks import click_on_errors
+from train.losses import full_resolution_loss, mask_iou, point_sampled_loss, pretraining_loss
 
-Objective = Literal["stable", "pretrain"]
+Objective = Literal["stable", "full-resolution", "pretrain"]
 
 
 @flax.struct.dataclass
@@ -25,6 +26,7 @@ class State:
     step: jax.Array  # () int32, steps done
     trained: Params  # the leaves that train
     optimizer: optax.OptState
+    averaged: Params | None = None  # the same leaves, as a moving average over the steps, where one is asked for
 
 
 @flax.struct.dataclass
@@ -72,7 +74,13 @@ def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
 
 
 def make_update(
-    sam: Sam, optimizer: optax.GradientTransformation, objective: Objective, *, neck_trains: bool
+    sam: Sam,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    neck_trains: bool,
+    clicks: int = 0,
+    ema: float = 0.0,
 ) -> Callable[[State, Params, dict[str, Any], jax.Array], tuple[State, Measured]]:
     """The update of one step, for one device's share of the batch.
 
@@ -81,8 +89,10 @@ def make_update(
         optimizer: of the trained leaves.
         objective: "stable": point-sampled cross entropy and dice on the single mask (sec. 9); where the model has
             HQ-SAM's parts on the HQ token's mask alone, as HQ-SAM trains (train/train.py), though it answers with the
-            sum of both. "pretrain": SAM's loss on SAM's four masks.
+            sum of both. "full-resolution": the same at every pixel. "pretrain": SAM's loss on SAM's four masks.
         neck_trains: see `encoder_halves`.
+        clicks: rounds after the first, each with a click on an error of the mask before; for "pretrain".
+        ema: decay of the moving average, where the state holds one.
 
     Returns:
         update(state, frozen parameters, batch, seed) -> state, measured. The batch is as in `pipeline.make_sample` with
@@ -101,23 +111,33 @@ def make_update(
             masks=batch["masks"],
             masks_valid=batch["masks_valid"],
         )
-        masks = sam.apply(
-            {"params": params},
-            embed(params, features),
-            prompts,
-            masks="all" if objective == "pretrain" else "single",
-            hq_token_only=sam.config.hq,
-            method="decode",
-        )
-        logits = masks.low_res_masks
-        targets = average_pool(batch["targets"].astype(jnp.float32), logits.shape[-1])
-        if objective == "pretrain":
-            losses = pretraining_loss(logits, masks.iou_predictions, targets)
-        else:
-            rng = sample_keys(seed, batch["position"], logits.shape[1])
-            losses = point_sampled_loss(rng, logits[:, :, 0], batch["targets"])
-        flat = (logits[:, :, 0].reshape(*targets.shape[:2], -1), targets.reshape(*targets.shape[:2], -1))
-        return losses.mean(), Measured(loss=losses.mean(), iou=mask_iou(*flat).mean())
+        embedding = embed(params, features)
+        rng = sample_keys(seed, batch["position"], batch["targets"].shape[1])
+        low_res_targets = average_pool(batch["targets"].astype(jnp.float32), sam.config.mask_size)
+        rounds = []
+        for click in range(clicks + 1):
+            masks = sam.apply(
+                {"params": params},
+                embedding,
+                prompts,
+                masks="all" if objective == "pretrain" else "single",
+                hq_token_only=sam.config.hq,
+                method="decode",
+            )
+            logits = masks.low_res_masks.astype(jnp.float32)
+            if objective == "pretrain":
+                losses = pretraining_loss(logits, masks.iou_predictions, low_res_targets)
+            elif objective == "full-resolution":
+                losses = full_resolution_loss(logits[:, :, 0], batch["targets"])
+            else:
+                losses = point_sampled_loss(rng, logits[:, :, 0], batch["targets"])
+            rounds.append(losses.mean())
+            if click < clicks:
+                prompts = click_on_errors(rng, prompts, logits[:, :, 0], low_res_targets, size=sam.config.image_size)
+        single = (logits[:, :, 0], low_res_targets)
+        iou = mask_iou(*(maps.reshape(*maps.shape[:2], -1) for maps in single))
+        loss = jnp.stack(rounds).mean()
+        return loss, Measured(loss=loss, iou=iou.mean())
 
     def update(state: State, frozen: Params, batch: dict[str, Any], seed: jax.Array) -> tuple[State, Measured]:
         gradient, measured = jax.grad(loss_of, has_aux=True)(state.trained, frozen, batch, seed)
@@ -125,9 +145,21 @@ def make_update(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
             changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, changes)
-        return State(step=state.step + 1, trained=trained, optimizer=optimizer_state), measured
+        step = state.step + 1
+        averaged = None if state.averaged is None else moving_average(state.averaged, trained, step, decay=ema)
+        return State(step=step, trained=trained, optimizer=optimizer_state, averaged=averaged), measured
 
     return update
+
+
+def moving_average(averaged: Params, trained: Params, step: jax.Array, *, decay: float) -> Params:
+    """decay * averaged + (1 - decay) * trained; the first steps count for more, lest the start be remembered for long.
+
+    The usual ramp: decay is at most (1 + step) / (10 + step).
+    """
+    count = step.astype(jnp.float32)
+    kept = jnp.minimum(jnp.float32(decay), (1 + count) / (10 + count))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, averaged, trained)
 
 
 def average_pool(maps: jax.Array, size: int) -> jax.Array:

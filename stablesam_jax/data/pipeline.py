@@ -6,6 +6,7 @@ threads or on where training was resumed.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -57,14 +58,17 @@ class Views:
         self.pictures = pictures
         self.config = config
         self.cutouts = Cutouts(pictures, config.seed)
+        # A picture's views hang on its name, not on its place: they stay as they are when others come or go.
+        self._numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) for name in pictures.names]
 
     def __len__(self) -> int:
         return len(self.pictures) * self.config.views
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
-        labelled = self.pictures[index // self.config.views]
-        rng = np.random.default_rng([self.config.seed, index])
+        number, view = divmod(index, self.config.views)
+        labelled = self.pictures[number]
+        rng = np.random.default_rng([self.config.seed, self._numbers[number], view])
         picture, masks = large_scale_jitter(
             rng, labelled.picture, labelled.masks, size=self.config.size, scale_range=self.config.scale_range
         )

@@ -1,0 +1,105 @@
+"""What a run leaves behind: the plugin or the model, and the table before / after."""
+
+import dataclasses
+
+import numpy as np
+import rich.box
+from rich.table import Table
+
+from eval.loop import Segmenter
+from eval.report import markdown, table
+from stablesam_jax import checkpoint, params, plugin_file
+from stablesam_jax.config import SamConfig
+from stablesam_jax.data.sources import source_name
+from stablesam_jax.text_file import write_text
+from stablesam_jax.visualize import save_figure
+from train.comparison import Comparison
+from train.console import Console
+from train.run import Run
+
+
+def overview(trained: params.Params, frozen: params.Params) -> tuple[Table, dict[str, dict[str, int]]]:
+    """What trains and what is frozen, by module: a table, and its counts."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind, tree in (("trains", trained), ("frozen", frozen)):
+        for path, leaf in params.flatten(tree).items():
+            module = path.split("/")[0]
+            row = counts.setdefault(module, {"trains": 0, "frozen": 0})
+            row[kind] += int(np.size(leaf))
+    result = Table(box=rich.box.SIMPLE_HEAD, title="parameters")
+    for column in ("module", "trains", "frozen"):
+        result.add_column(column, justify="left" if column == "module" else "right")
+    for module, row in sorted(counts.items()):
+        result.add_row(module, *[f"{count:,}" if count else "" for count in row.values()])
+    result.add_section()
+    result.add_row("all", *[f"{sum(row[kind] for row in counts.values()):,}" for kind in ("trains", "frozen")])
+    return result, counts
+
+
+def save_result(run: Run, console: Console, model: SamConfig, result: params.Params, *, plugin_alone: bool) -> str:
+    """Writes what `build.load_model` reads; what is there already is kept.
+
+    Args:
+        run: gets the file or folder.
+        console: is told.
+        model: configuration of what has trained.
+        result: its parameters.
+        plugin_alone: the plugin is all that was added to the base and has trained: one file, `BASE+FILE` is the model.
+            Otherwise the whole model is written, base included.
+
+    Returns:
+        The name that the system has for `build.load_model`.
+    """
+    path = run.folder / ("plugin.safetensors" if plugin_alone else "model")
+    if path.exists():
+        console.say("kept", f"kept: {path}", path=str(path))
+    elif run.first_host:
+        # A file that is passed on names the data and the base, not where they lay.
+        recipe = run.settings | {"data_dir": list(map(source_name, run.settings["data_dir"]))}
+        del recipe["model"]
+        if plugin_alone:
+            assert model.plugin is not None
+            plugin_file.save_plugin(path, result["plugin"], config=model.plugin, metadata=recipe)
+        else:
+            whole = dataclasses.replace(model, dtype="float32")  # what it trained in is no property of it
+            checkpoint.save_model(path, result, config=whole, source=recipe, dtype=np.dtype(run.settings["store"]))
+        console.say("written", f"written: {path}", path=str(path))
+    return f"{run.settings['model']}+{path}" if plugin_alone else str(path)
+
+
+def report(run: Run, console: Console, comparison: Comparison, after: Segmenter) -> None:
+    """The table before / after, printed and written, and a figure of what changed; what is there already is kept."""
+    path, figure_path = run.folder / "report.md", run.folder / "figures" / "wobble.png"
+    if path.exists():
+        text = f"kept: {path} (remove it to compare anew)\n\n{path.read_text()}"
+        console.say("kept", text, path=str(path))
+        return
+    count, protocol = len(comparison.pictures), comparison.protocol
+    if not count:
+        console.say(
+            "no-report",
+            "no picture was held out (--held-out, at most a fifth of all): no table before / after",
+        )
+        return
+    console.say("comparing", f"comparing before and after on {count} held-out pictures", pictures=count)
+    rows, figure = comparison(after)
+    if not run.first_host:
+        return
+    title = f"{count} held-out pictures, {protocol.prompts} prompts of each kind"
+    console.show("report", table(rows, title=title, first=""), title=title, systems=rows)
+    figure_path.parent.mkdir(exist_ok=True)
+    save_figure(figure, figure_path)
+    text = f"# {title}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
+    write_text(path, text)  # last: where it is, all is done
+    console.say("written", f"written: {path}, {figure_path}", path=str(path), figure=str(figure_path))
+
+
+def tell_use(run: Run, console: Console, system: str) -> None:
+    """The commands that one would want now."""
+    data = " ".join(run.settings["data_dir"]) or "DIR"
+    commands = [
+        f'load_model("{system}")',
+        f"python -m eval.main hq --system {run.settings['model']} {system} --data-dir {data} --output results",
+    ]
+    text = f"use it in Python:   {commands[0]}\ncompare on more:    {commands[1]}"
+    console.say("use", text, load=commands[0], evaluate=commands[1])
