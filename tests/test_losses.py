@@ -152,6 +152,24 @@ def test_where_all_is_equally_certain_the_points_give_the_loss_of_the_whole_map(
 # the loss of pre-training
 
 
+# at every pixel
+
+
+def test_the_full_resolution_loss_is_that_of_pytorchs_enlarged_logits():
+    logits, targets = 3 * normal(2, 3, 16, 16), normal(2, 3, 64, 64, seed=1) > 0
+    enlarged = torch.nn.functional.interpolate(torch.tensor(logits), (64, 64), mode="bilinear", align_corners=False)
+    truth = torch.tensor(targets, dtype=torch.float32)
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(enlarged, truth, reduction="none")
+    probs = enlarged.sigmoid()
+    dice = 1 - (2 * (probs * truth).sum((2, 3)) + 1) / (probs.sum((2, 3)) + truth.sum((2, 3)) + 1)
+    expected = cross_entropy.mean((2, 3)) + dice
+    found = jax.jit(losses.full_resolution_loss)(jnp.array(logits), jnp.array(targets))
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+# SAM's own
+
+
 def literal_pretraining(logits, ious, target):
     """One prompt, one mask after the other."""
     probs, truth = 1 / (1 + np.exp(-logits.astype(np.float64))), target > 0.5

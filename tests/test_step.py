@@ -16,7 +16,7 @@ from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.model.sam import ImageEmbedding
 from tests.reference import small
 from train import step as step_module
-from train.presets import PLUGIN_ONLY, PRESETS
+from train.presets import MASK_TOKEN, PLUGIN_ONLY, PRESETS
 from train.step import State, encoder_halves, make_update, normalise, sample_keys
 
 STEPS, PICTURES = 3, 4
@@ -192,3 +192,51 @@ def test_random_keys_follow_the_samples_not_their_places_in_the_batch():
     assert data([7, 8, 9]).shape == (3, 3, 2)
     assert np.array_equal(data([7, 8, 9])[[2, 0]], data([9, 7]))
     assert len(np.unique(data([7, 8, 9]).reshape(9, 2), axis=0)) == 9
+
+
+# what else a step can do
+
+
+def first_update(samples, objective="stable", *, averaged=False, **options):
+    """State before and after one update on one device, and what it measured."""
+    sam, tree = small.nano()
+    trained, frozen = params.split(tree, MASK_TOKEN)
+    chosen = jax.local_devices()[:1]
+    update = parallel.run_on_all(make_update(sam, OPTIMIZER, objective, neck_trains=False, **options), chosen)
+    before = State(
+        step=jnp.zeros((), jnp.int32),
+        trained=trained,
+        optimizer=OPTIMIZER.init(trained),
+        averaged=trained if averaged else None,
+    )
+    batch = samples[0] | {"features": ImageEmbedding(samples[0]["features"].features)}
+    everyone = parallel.replicate((before, frozen, np.uint32(0)), chosen)
+    with small.quick_compilation():
+        state, measured = update(everyone[0], everyone[1], parallel.shard(batch, chosen), everyone[2])
+    return before, parallel.unreplicate(state), jax.device_get(measured)
+
+
+def test_a_moving_average_follows_what_trains(samples):
+    before, after, _ = first_update(samples, averaged=True, ema=0.999)
+    for path, old in leaves(before.trained).items():
+        new, averaged = leaves(after.trained)[path], leaves(after.averaged)[path]
+        kept = (1 + 1) / (10 + 1)  # the first step of the ramp
+        np.testing.assert_allclose(averaged, kept * old + (1 - kept) * new, rtol=1e-6, atol=1e-7)
+    zero, one = {"a": jnp.zeros(())}, {"a": jnp.ones(())}
+    ramp = [step_module.moving_average(zero, one, jnp.int32(step), decay=0.9)["a"] for step in (10, 10**6)]
+    np.testing.assert_allclose(ramp, [1 - 11 / 20, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["full-resolution", "pretrain"])
+def test_other_losses_train_the_same_parameters(samples, objective):
+    before, after, measured = first_update(samples, objective)
+    assert np.isfinite(measured.loss).all()
+    moved = {path for path, leaf in leaves(after.trained).items() if (leaf != leaves(before.trained)[path]).any()}
+    assert moved == set(leaves(before.trained))
+
+
+def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
+    plain = first_update(samples, "pretrain")
+    clicked = first_update(samples, "pretrain", clicks=1)
+    assert np.isfinite(clicked[2].loss).all()
+    assert clicked[2].loss[0] != plain[2].loss[0]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -349,6 +350,11 @@ def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(sta
         ({"steps": 0, "save_every": 0}, r"--steps 0: must be at least 1; --save-every 0: must be at least 1\."),
         ({"cache_limit": 0.0}, "--cache-limit 0.0: must be above 0"),
         ({"cache_limit": 1e-6}, "cache: 9.99e-07 GiB hold too few entries; allow"),
+        ({"ema": 1.0}, r"--ema 1\.0: must be between 0 and 1"),
+        ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"clicks": 1}, "--clicks 1: are of --objective pretrain alone"),
+        ({"clicks": 9, "objective": "pretrain"}, "--clicks 9: must be from 0 to 8"),
+        ({"eval_every": -1}, "--eval-every -1: must be at least 0"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
         ({"scale_range": (2.0, 1.0)}, "scale range 2.0 to 1.0"),
         ({"views": 0}, "views 0: must be at least 1"),
@@ -377,16 +383,112 @@ def test_a_base_with_a_plugin_is_refused(unbroken, config, base, tmp_path):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_broken_picture_is_named_in_one_line(config, cached, tmp_path, monkeypatch, capsys):
+def test_a_picture_that_breaks_on_the_way_is_named_and_the_run_goes_on_when_it_is_mended(
+    config, cached, tmp_path, monkeypatch, capsys
+):
     pairs = small.save_pairs(tmp_path / "pairs", 4)
-    (pairs / "im" / "02.png").write_bytes((pairs / "im" / "02.png").read_bytes()[:300])
+    victim = pairs / "im" / "02.png"
+    whole = victim.read_bytes()
     cache = tmp_path / "cache" if cached else None
-    with pytest.raises(SystemExit) as end:
-        run_main(monkeypatch, dataclasses.replace(config, data_dir=(pairs,), output=tmp_path / "run", cache=cache))
-    assert end.value.code == 2
+    broken = dataclasses.replace(
+        config, data_dir=(pairs,), output=tmp_path / "run", cache=cache, steps=8, held_out=0, devices=1
+    )
+    make = train_main.batches
+
+    def spoil_later(views, batch_config, feeding, **options):
+        for step, batch in enumerate(make(views, batch_config, feeding, **options), feeding.start_step + 1):
+            if step == 3:  # batches are made some steps ahead
+                victim.write_bytes(whole[:300])
+            yield batch
+
+    with monkeypatch.context() as patch, small.quick_compilation():
+        patch.setattr(train_main, "batches", spoil_later)
+        with pytest.raises(SystemExit) as end:
+            run_main(monkeypatch, dataclasses.replace(broken, steps=200))
+    assert end.value.code == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {pairs / 'im' / '02.png'}: cannot be read (")
+    assert error.startswith(f"error: {victim}: cannot be read (")
+    (kept,) = re.findall(r"The run is kept up to step (\d+); the same command continues\.\n", error)
     assert error.count("\n") == 1
+    assert int(kept) >= 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"{int(kept):08d}"]
+    assert [record["step"] for record in measurements(tmp_path / "run")][-1] <= int(kept)
+
+
+def test_a_full_disk_at_a_checkpoint_ends_with_one_line_and_keeps_the_one_before(config, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    usage = checkpoint.shutil.disk_usage
+    full = dataclasses.replace(config, output=output, save_every=1, devices=1)
+
+    def disk_usage(path):
+        free = 0 if (output / "checkpoints" / "00000001").exists() else usage(path).free
+        return usage(path)._replace(free=free)
+
+    with monkeypatch.context() as patch, small.quick_compilation():
+        patch.setattr(checkpoint.shutil, "disk_usage", disk_usage)
+        with pytest.raises(SystemExit) as end:
+            run_main(monkeypatch, full)
+        assert end.value.code == 1
+        assert re.fullmatch(
+            r"error: .*00000002: cannot be written \(No space left on device\)\. Make room, .* "
+            r"The run is kept up to step 1; the same command continues\.\n",
+            capsys.readouterr().err,
+        )
+        assert [path.name for path in (output / "checkpoints").iterdir()] == ["00000001"]
+        patch.setattr(checkpoint.shutil, "disk_usage", usage)
+        assert "continuing after step 1" in train(full)
+    assert (output / "plugin.safetensors").exists()
+
+
+# ways of training
+
+
+def test_looks_on_the_way_are_said_and_recorded_and_change_nothing(unbroken, config, tmp_path):
+    printed = train(dataclasses.replace(config, output=tmp_path / "run", eval_every=2))
+    events = [json.loads(line) for line in printed.splitlines()]
+    (said,) = [event for event in events if event["event"] == "evaluation"]
+    assert said["message"].startswith("step 2, 2 held-out pictures, mIoU: gt-box ")
+    records = measurements(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2, 2, 3]
+    assert records[2] == {"step": 2, "held_out": said["held_out"]}
+    assert said["held_out"].keys() == {"gt-box", "noisy-box", "1-point", "3-points"}
+    assert_same_plugin(tmp_path / "run", unbroken[0])
+
+
+def test_the_moving_average_is_the_result_and_is_continued(config, tmp_path, monkeypatch):
+    averaging = dataclasses.replace(config, ema=0.99, devices=1, save_every=1)
+    with small.quick_compilation():
+        train(dataclasses.replace(averaging, output=tmp_path / "once"))
+        plain = checkpoint.load_tree(tmp_path / "once" / "checkpoints" / "00000003")[0]
+        (tmp_path / "twice").mkdir()
+        shutil.copytree(tmp_path / "once" / "checkpoints" / "00000002", tmp_path / "twice" / "checkpoints" / "00000002")
+        shutil.copy(tmp_path / "once" / "config.json", tmp_path / "twice" / "config.json")
+        assert "continuing after step 2" in train(dataclasses.replace(averaging, output=tmp_path / "twice"))
+    plugin = params.flatten(load_plugin(tmp_path / "once" / "plugin.safetensors")[0])
+    averaged = params.flatten(plain["averaged"]["plugin"])
+    last = params.flatten(plain["trained"]["plugin"])
+    assert all(plugin[path].tobytes() == averaged[path].tobytes() for path in plugin)
+    assert any((averaged[path] != last[path]).any() for path in plugin)
+    assert_same_plugin(tmp_path / "once", tmp_path / "twice")
+
+
+def test_bfloat16_trains_and_the_result_is_a_float32_plugin(config, tmp_path):
+    with small.quick_compilation():
+        train(dataclasses.replace(config, output=tmp_path / "run", dtype="bfloat16", devices=1, cache=None, steps=2))
+    assert all(np.isfinite(record["loss"]) for record in measurements(tmp_path / "run"))
+    tensors, *_ = load_plugin(tmp_path / "run" / "plugin.safetensors")
+    assert {leaf.dtype for leaf in jax.tree.leaves(tensors)} == {np.dtype(np.float32)}
+
+
+def test_a_limit_takes_fewer_pictures_and_the_same_for_every_seed(config):
+    few = dataclasses.replace(config, limit=3)
+    training, held_out = setup.pictures(few)
+    every, same = setup.pictures(config)
+    assert len(training) == 3
+    assert set(training.names) < set(every.names)
+    assert held_out.names == same.names
+    assert setup.pictures(dataclasses.replace(few, seed=9))[0].names == training.names
+    assert len(setup.pictures(dataclasses.replace(few, data_dir=()))[0]) == 3
 
 
 def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):

@@ -39,7 +39,7 @@ def click_on_errors(rng: jax.Array, prompts: Prompts, logits: jax.Array, targets
     height, width = logits.shape[-2:]
     cell = jnp.stack([chosen % width, chosen // width], axis=-1).astype(jnp.float32)
     # Centre of the low-resolution pixel; the prompt encoder adds half a pixel of the input.
-    at = (cell + 0.5) * (jnp.array([size, size], jnp.float32) / jnp.array([width, height], jnp.float32)) - 0.5
+    at = (cell + 0.5) * jnp.array([[[size / width, size / height]]], jnp.float32) - 0.5
     on = jnp.take_along_axis(truth.reshape(*truth.shape[:2], -1), chosen[..., None], axis=-1)
     label = jnp.where(on, POSITIVE, NEGATIVE).astype(prompts.labels.dtype)
     complete = ((prompts.labels == NOT_A_POINT) | (prompts.labels >= TOP_LEFT)) & prompts.valid

@@ -1,0 +1,149 @@
+"""A run in processes of its own: spread over several hosts, or killed at any moment."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from stablesam_jax import checkpoint
+from stablesam_jax.plugin_file import load_plugin
+from tests.reference import small
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 20
+KILLS = int(os.environ.get("KILLS", "3"))  # 50 take minutes
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    small.save_nano(folder / "base")
+    small.save_pairs(folder / "pairs", 10)
+    return folder
+
+
+def start(work, output, *options, script=("-m", "train.main"), devices=1, steps=STEPS):
+    """The program, on its way."""
+    command = [
+        sys.executable, *script, "stable-sam", "--model", str(work / "base"), "--image-size", str(small.SIZE),
+        "--data-dir", str(work / "pairs"), "--output", str(output), "--steps", str(steps), "--batch-size", "4",
+        "--prompts-per-picture", "2", "--scale-range", "0.8", "1.2", "--held-out", "0", *options,
+    ]  # fmt: skip
+    cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    environment = os.environ | cache | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=work, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(*processes):
+    """What they print; all of them must end well."""
+    texts = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), texts
+    return [text for text, _ in texts]
+
+
+def digest(text):
+    (line,) = [line for line in text.splitlines() if line.startswith("digest ")]
+    return line
+
+
+def measurements(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# several hosts
+
+
+def test_one_device_two_devices_and_two_processes_give_the_same_losses(work):
+    script = (str(ROOT / "tests" / "reference" / "host.py"),)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    outputs = [work / name for name in ("one", "two", "hosts")]
+    finish(start(work, outputs[0], script=script))
+    finish(start(work, outputs[1], script=script, devices=2))
+    hosts = [
+        start(work, outputs[2], "--coordinator", address, "--hosts", "2", "--host", str(host), script=script)
+        for host in range(2)
+    ]
+    first, second = finish(*hosts)
+    assert digest(first) == digest(second)  # replicas are equal to the bit
+    assert '"hosts": 2' in first
+    assert not [line for line in second.splitlines() if line.startswith("{")]  # the other host says nothing
+    losses = [[record["loss"] for record in measurements(output)] for output in outputs]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=2e-4)
+
+
+def test_hosts_that_do_not_fit_together_are_told_so_in_one_line(work):
+    cases = {
+        ("--coordinator", "localhost"): "write HOST:PORT of the first host",
+        ("--coordinator", "localhost:1", "--hosts", "2"): "--hosts 2, --host None: with --coordinator say how many",
+        ("--coordinator", "localhost:1", "--hosts", "2", "--host", "2"): "--hosts 2, --host 2",
+        ("--coordinator", "auto"): "the hosts did not come together",
+    }
+    started = {words: start(work, work / "nowhere", *options) for options, words in cases.items()}
+    for words, process in started.items():
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert error.startswith("error: ")
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (work / "nowhere").exists()
+
+
+# kill -9
+
+
+def saved_steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def newest(folder):
+    step = saved_steps(folder)[-1]
+    tree, _ = checkpoint.load_tree(folder / "checkpoints" / f"{step:08d}")
+    return step, {jax.tree_util.keystr(key): leaf.tobytes() for key, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_as_an_undisturbed_one(work):
+    options = ("--save-every", "2", "--cache", str(work / "cache"))
+    finish(start(work, work / "undisturbed", *options, steps=2 * STEPS))
+    rng = random.Random(0)
+    killed = work / "killed"
+    for _ in range(KILLS):
+        before = saved_steps(killed)
+        process = start(work, killed, *options, steps=2 * STEPS)
+        shutil.rmtree(work / "cache")  # as another would leave it: what is missing is made anew, to the same bits
+        while '"event": "started"' not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.0, 6.0))
+        process.kill()
+        text, errors = process.communicate()
+        assert errors == ""  # nothing was damaged, nothing passed over
+        if '"event": "cache"' in text:
+            assert (f"continuing after step {max(before, default=0)}" in text) == bool(before)
+        assert max(saved_steps(killed), default=0) >= max(before, default=0)
+        if (killed / "plugin.safetensors").exists():  # it came to its end
+            shutil.rmtree(killed)
+    finish(start(work, killed, *options, steps=2 * STEPS))
+    assert measurements(killed) == measurements(work / "undisturbed")
+    assert newest(killed) == newest(work / "undisturbed")
+    plugins = [load_plugin(work / name / "plugin.safetensors")[0] for name in ("killed", "undisturbed")]
+    same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), *plugins)
+    assert all(jax.tree.leaves(same))
