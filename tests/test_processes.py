@@ -90,6 +90,20 @@ def test_one_device_two_devices_and_two_processes_give_the_same_losses(work):
     np.testing.assert_allclose(losses[2], losses[0], rtol=2e-4)
 
 
+def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
+    script = (str(ROOT / "tests" / "reference" / "host.py"),)
+    options = ("--save-every", "2", "--batch-size", "8")
+    finish(start(work, work / "eight", *options, script=script, devices=8, steps=4))
+    losses = [record["loss"] for record in measurements(work / "eight")]
+    for devices in (1, 2, 8):
+        folder = work / f"on_{devices}"
+        shutil.copytree(work / "eight" / "checkpoints" / "00000002", folder / "checkpoints" / "00000002")
+        shutil.copy(work / "eight" / "config.json", folder)
+        (text,) = finish(start(work, folder, *options, script=script, devices=devices, steps=4))
+        assert "continuing after step 2" in text
+        np.testing.assert_allclose([record["loss"] for record in measurements(folder)], losses[2:], rtol=2e-4)
+
+
 def test_hosts_that_do_not_fit_together_are_told_so_in_one_line(work):
     cases = {
         ("--coordinator", "localhost"): "write HOST:PORT of the first host",

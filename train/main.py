@@ -188,10 +188,21 @@ def run_steps(
                     run.save(parallel.unreplicate(state))
                     saved = step
             raise RunError(f"{error} The run is kept up to step {saved}; the same command continues.") from None
+    check_frozen(console, parts.frozen, parallel.unreplicate(frozen))
     if cache is not None:
         held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
         console.say("features", f"features: {cache.found:,} read, {cache.encoded:,} encoded; {held}")
     return outcome(parallel.unreplicate(state))
+
+
+def check_frozen(console: Console, before: params.Params, after: params.Params) -> None:
+    """Says that what rests has not moved, from the bits that the devices hold at the end."""
+    digest = params.digest(before)
+    if params.digest(after) != digest:
+        raise RunError("a frozen parameter has changed, which no step does: suspect the machine's memory.")
+    count = params.count(before)
+    message = f"{count:,} frozen parameters are what they were, to the bit (SHA-256 {digest[:16]})"
+    console.say("frozen", message, parameters=count, sha256=digest)
 
 
 def outcome(state: State) -> params.Params:
