@@ -1,14 +1,16 @@
 """`hq`: masks from sloppy prompts on pictures with object masks, as in Tables 1, 2, 5 and 6."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated
 
 import tyro
 
 from eval import systems
-from eval.loop import METRICS, Protocol, Segmenter, Summary, evaluate, summarise
+from eval.journal import Record
+from eval.loop import METRICS, Protocol, Score, Segmenter, begin_picture, by_picture, summarise
 from eval.protocols import PROMPT_KINDS, PROMPTS_PER_OBJECT
-from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.readers import Pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
@@ -36,14 +38,30 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
     sources = open_sources(config.data_dir)  # faults of the data before the first second of work
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
 
-    def score(sam: Sam, params: Params, source: Pictures) -> tuple[Summary, list[systems.Line]]:
-        pictures = Selection(source, config.first(source))
-        scores = [one for per_picture in evaluate(Segmenter(sam, params), pictures, protocol) for one in per_picture]
-        lines: list[systems.Line] = [
-            {"picture": one.picture, "object": one.object_id, "kind": one.kind}
-            | {metric: f"{getattr(one, metric):.6f}" for metric in METRICS}
-            for one in scores
-        ]
-        return summarise(scores), lines
+    def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
+        return evaluate(Segmenter(sam, params), source, protocol, each_picture)
 
     systems.run(config, sources, score, protocol="hq", metrics=METRICS, lines_file="per_image.csv")
+
+
+def evaluate(
+    segmenter: Segmenter, source: Pictures, protocol: Protocol, each_picture: systems.EachPicture
+) -> systems.Found:
+    """A system on one data set."""
+
+    def begin(index: int) -> Callable[[], Record]:
+        labelled = source[index]
+        finish = begin_picture(segmenter, labelled, protocol)
+        return lambda: {
+            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            "scores": [dataclasses.asdict(score) for score in finish()],
+        }
+
+    scores = [Score(**score) for record in each_picture(begin) for score in record["scores"]]
+    lines: list[systems.Line] = [
+        {"picture": one.picture, "object": one.object_id, "kind": one.kind}
+        | {metric: f"{getattr(one, metric):.6f}" for metric in METRICS}
+        | {"alpha": "" if one.alpha is None else f"{one.alpha:.6f}"}
+        for one in scores
+    ]
+    return systems.Found(summary=summarise(scores), lines=lines, values=by_picture(scores))

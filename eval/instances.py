@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as mask_api
 
 from eval import systems
 from eval.average_precision import Detection, average_precision
-from eval.loop import Summary
+from eval.journal import Record
 from eval.protocols import BOX_KINDS, draw_boxes
 from stablesam_jax.data.coco import Annotation, CocoPictures
 from stablesam_jax.data.readers import Refused, settle
@@ -117,9 +117,11 @@ def _run(config: InstancesConfig, protocol: str) -> None:
             return boxes[source.name].by_image.get(source.image_ids[index], ())[: config.top]
         return draw_questions(source, index, kinds=config.prompts, seed=config.seed)
 
-    def score(sam: Sam, params: Params, source: CocoPictures) -> tuple[Summary, list[systems.Line]]:
+    def score(sam: Sam, params: Params, source: CocoPictures, each_picture: systems.EachPicture) -> systems.Found:
         kinds = (DETECTOR,) if boxes else config.prompts
-        return evaluate(Predictor(sam, params), source, config.first(source), ask, kinds=kinds, rules=rules)
+        predictor = Predictor(sam, params)
+        records = each_picture(lambda index: begin(predictor, source, index, ask(source, index)))
+        return score_records(records, source, config.first(source), kinds=kinds, rules=rules)
 
     systems.run(
         config,
@@ -151,22 +153,53 @@ def draw_questions(source: CocoPictures, index: int, *, kinds: Sequence[str], se
     return questions
 
 
-def evaluate(
-    predictor: Predictor,
-    source: CocoPictures,
-    indices: range,
-    ask: Ask,
-    *,
-    kinds: Sequence[str],
-    rules: Sequence[Rule],
-) -> tuple[Summary, list[systems.Line]]:
+def begin(
+    predictor: Predictor, source: CocoPictures, index: int, questions: Sequence[Question]
+) -> Callable[[], Record]:
+    """Asks the questions of a picture.
+
+    Returns:
+        what is left for the host: a function that brings the masks to the picture's size.
+    """
+    logits, predicted_iou = np.zeros((0, 1, 1, 1)), np.zeros((0, 1))
+    size_hw = source.size_hw(index)
+    if questions:
+        predictor.set_image(source.picture(index))
+        boxes = np.stack([question.box for question in questions])[:, None]
+        logits, predicted_iou = predictor.predict_low_res(box=boxes, multimask_output=False)
+
+    def finish() -> Record:
+        answers = []
+        for question, low_res, iou in zip(questions, logits[:, 0], predicted_iou[:, 0], strict=True):
+            mask = upscale_masks(low_res, size_hw, predictor.sam.config.image_size)
+            run_lengths = mask_api.encode(np.asfortranarray(mask, np.uint8))
+            answers.append(
+                {
+                    "kind": question.kind,
+                    "category_id": question.category_id,
+                    "box_score": question.box_score,
+                    "predicted_iou": float(iou),
+                    "run_lengths": {"size": list(size_hw), "counts": run_lengths["counts"].decode()},
+                    "line": _line(source, index, question, run_lengths, float(iou)),
+                }
+            )
+        truth = [
+            (one.annotation_id, one.category_id, one.iscrowd, one.run_lengths) for one in source.annotations[index]
+        ]
+        return {systems.TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest(), "answers": answers}
+
+    return finish
+
+
+def score_records(
+    records: Iterable[Record], source: CocoPictures, indices: range, *, kinds: Sequence[str], rules: Sequence[Rule]
+) -> systems.Found:
     """A system on one data set.
 
     Args:
-        predictor: of the system.
+        records: of `begin`, one for each picture.
         source: all pictures, those without objects too.
         indices: which of them.
-        ask: the questions of a picture.
         kinds: of questions.
         rules: of scores.
 
@@ -176,34 +209,21 @@ def evaluate(
     truth = [annotation for index in indices for annotation in source.annotations[index]]
     found: dict[str, list[Detection]] = {f"{kind}, {rule}": [] for kind in kinds for rule in rules}
     lines: list[systems.Line] = []
-    for index in indices:
-        for question, run_lengths, predicted_iou in answer(predictor, source, index, ask(source, index)):
+    for index, record in zip(indices, records, strict=True):
+        for answer in record["answers"]:
             for rule in rules:
-                found[f"{question.kind}, {rule}"].append(
+                found[f"{answer['kind']}, {rule}"].append(
                     Detection(
                         image_id=source.image_ids[index],
-                        category_id=question.category_id,
-                        run_lengths=run_lengths,
-                        score=RULES[rule](question.box_score, predicted_iou),
+                        category_id=answer["category_id"],
+                        run_lengths=answer["run_lengths"],
+                        score=RULES[rule](answer["box_score"], answer["predicted_iou"]),
                     )
                 )
-            lines.append(_line(source, index, question, run_lengths, predicted_iou))
-    return {column: average_precision(truth, detections) for column, detections in found.items()}, lines
-
-
-def answer(
-    predictor: Predictor, source: CocoPictures, index: int, questions: Sequence[Question]
-) -> Iterator[tuple[Question, Any, float]]:
-    """The questions of a picture, each with the run lengths of its mask and the predicted IoU."""
-    if not questions:
-        return
-    picture = source.picture(index)
-    predictor.set_image(picture)
-    boxes = np.stack([question.box for question in questions])[:, None]
-    low_res_masks, predicted_iou = predictor.predict_low_res(box=boxes, multimask_output=False)
-    for question, logits, iou in zip(questions, low_res_masks[:, 0], predicted_iou[:, 0], strict=True):
-        mask = upscale_masks(logits, picture.shape[:2], predictor.sam.config.image_size)
-        yield question, mask_api.encode(np.asfortranarray(mask, np.uint8)), float(iou)
+            lines.append(answer["line"])
+    return systems.Found(
+        summary={column: average_precision(truth, detections) for column, detections in found.items()}, lines=lines
+    )
 
 
 def _line(source: CocoPictures, index: int, question: Question, run_lengths: Any, predicted_iou: float) -> systems.Line:

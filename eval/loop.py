@@ -5,14 +5,17 @@ the picture's own size in one bilinear step and thresholded at 0; metrics are ta
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.overlap import overlapped
 from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
 from stablesam_jax import compiled
 from stablesam_jax.data.readers import LabelledPicture, Pictures
@@ -47,6 +50,15 @@ class Score:
     miou: float  # mean IoU with the true mask
     mbiou: float  # mean boundary IoU
     msf: float  # stability (eq. 1)
+    alpha: float | None = None  # mean of the plugin's alpha_1 (eq. 5), where there is one
+
+
+class Answers(NamedTuple):
+    """What a system says to N prompts."""
+
+    low_res_masks: np.ndarray  # (N, 4G, 4G) float32, logits of the single mask
+    predicted_iou: np.ndarray  # (N,) float32, the model's own estimate
+    alpha: np.ndarray | None  # (N,) float32, alpha_1 before the last attention that the plugin stands before, if any
 
 
 class Segmenter:
@@ -60,24 +72,19 @@ class Segmenter:
         """
         self.config = sam.config
         self.params = jax.device_put(params)
-        self._encode, self._decode = compiled.encoder(sam), compiled.decoder(sam, hq_token_only=sam.config.hq)
+        self._encode, self._decode = compiled.encoder(sam), _decoder(sam)
 
     def encode(self, picture: np.ndarray) -> ImageEmbedding:
         """(H, W, 3) uint8 -> image embedding of the squeezed picture, B = 1."""
         return self._encode(self.params, preprocess(squeeze(picture, self.config.image_size), self.config)[None])
 
-    def low_res_masks(
-        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]
-    ) -> np.ndarray:
-        """Logits of the single mask for each prompt.
+    def answer(self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]) -> Answers:
+        """What the system says to each prompt.
 
         Args:
             embedding: from `encode`.
             prompts: at least one; points and boxes in pixels of the picture.
             size_hw: the picture's size.
-
-        Returns:
-            (len(prompts), 4G, 4G) float32.
         """
         longest = max(len(prompt.points) + (1 if prompt.box is None else 2) for prompt in prompts)
         length = next(bucket for bucket in TOKEN_BUCKETS if bucket >= longest)
@@ -87,9 +94,15 @@ class Segmenter:
             chunk = tokens[start : start + CHUNK]
             padded = chunk + [chunk[-1]] * (CHUNK - len(chunk))
             coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in zip(*padded, strict=True))
-            masks = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
-            chunks.append(np.asarray(masks.low_res_masks)[0, : len(chunk), 0])
-        return np.concatenate(chunks)
+            answers = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
+            chunks.append(jax.tree.map(lambda part: np.asarray(part)[: len(chunk)], answers))  # noqa: B023 (at once)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+
+    def low_res_masks(
+        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]
+    ) -> np.ndarray:
+        """The masks alone of `answer`."""
+        return self.answer(embedding, prompts, size_hw).low_res_masks
 
     def _tokens(
         self, prompt: Prompt, size_hw: tuple[int, int], length: int
@@ -98,6 +111,26 @@ class Segmenter:
         return sparse_tokens(
             to_frame(prompt.points, size_hw, self.config.image_size), prompt.labels, box, length=length
         )
+
+
+@functools.cache
+def _decoder(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Answers]:
+    """(parameters, image embedding of one picture, prompts) -> `Answers` on the device, compiled."""
+
+    def decode(params: Params, embedding: ImageEmbedding, prompts: Prompts) -> Any:
+        masks, state = sam.apply(
+            {"params": params},
+            embedding,
+            prompts,
+            masks="single",
+            hq_token_only=sam.config.hq,
+            method="decode",
+            mutable=["intermediates"],
+        )
+        alpha = None if sam.config.plugin is None else state["intermediates"]["plugin"]["alpha"][-1][0, :, 0]
+        return Answers(masks.low_res_masks[0, :, 0], masks.iou_predictions[0, :, 0], alpha)
+
+    return jax.jit(decode)
 
 
 def to_frame(coords: np.ndarray, size_hw: tuple[int, int], size: int) -> np.ndarray:
@@ -122,10 +155,15 @@ def to_picture(low_res: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(low_res, size_hw[::-1], interpolation=cv2.INTER_LINEAR) > 0
 
 
-def score_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Iterator[Score]:
-    """Scores of every object of a picture under every kind of prompt."""
+def begin_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], list[Score]]:
+    """Asks for every object of a picture under every kind of prompt.
+
+    Returns:
+        what is left for the host: a function that brings the masks to the picture's size and scores them.
+    """
     embedding = segmenter.encode(labelled.picture)
     size_hw = labelled.picture.shape[:2]
+    answers = []
     for object_id, target in enumerate(labelled.masks):
         for kind in protocol.kinds:
             drawn = draw_prompts(
@@ -136,37 +174,60 @@ def score_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Pro
                 seed=protocol.seed,
                 count=protocol.prompts,
             )
-            masks = [to_picture(logits, size_hw) for logits in segmenter.low_res_masks(embedding, drawn, size_hw)]
-            yield Score(
-                picture=labelled.name,
-                object_id=object_id,
-                kind=kind,
-                miou=float(np.mean([mask_iou(mask, target) for mask in masks])),
-                mbiou=float(np.mean([boundary_iou(mask, target) for mask in masks])),
-                msf=stability(masks),
-            )
+            answers.append((object_id, kind, segmenter.answer(embedding, drawn, size_hw)))
+
+    def score() -> list[Score]:
+        return [
+            score_object(labelled.name, object_id, kind, answer, labelled.masks[object_id])
+            for object_id, kind, answer in answers
+        ]
+
+    return score
+
+
+def score_object(picture: str, object_id: int, kind: str, answers: Answers, target: np.ndarray) -> Score:
+    """What the answers to prompts of one kind are worth, beside the true mask (H, W) bool."""
+    masks = [to_picture(logits, target.shape) for logits in answers.low_res_masks]
+    return Score(
+        picture=picture,
+        object_id=object_id,
+        kind=kind,
+        miou=float(np.mean([mask_iou(mask, target) for mask in masks])),
+        mbiou=float(np.mean([boundary_iou(mask, target) for mask in masks])),
+        msf=stability(masks),
+        alpha=None if answers.alpha is None else float(answers.alpha.mean(dtype=np.float64)),
+    )
 
 
 def evaluate(segmenter: Segmenter, pictures: Pictures, protocol: Protocol) -> Iterator[list[Score]]:
     """Scores picture by picture."""
-    for index in range(len(pictures)):
-        yield list(score_picture(segmenter, pictures[index], protocol))
+    return overlapped(lambda index: begin_picture(segmenter, pictures[index], protocol), range(len(pictures)))
 
 
 Summary = dict[str, dict[str, float]]  # kind -> metric -> mean
 
 
-def summarise(scores: Sequence[Score]) -> Summary:
-    """Means over the objects of a picture, then over pictures (protocol: protocols of HQ-SAM, one object each)."""
-    summary: Summary = {}
+Values = dict[str, dict[str, np.ndarray]]  # kind -> metric -> (P,) float64, a figure of each picture
+
+
+def by_picture(scores: Sequence[Score]) -> Values:
+    """Means over the objects of each picture, in the order of the pictures."""
+    values: Values = {}
     for kind in dict.fromkeys(score.kind for score in scores):
-        by_picture: dict[str, list[Score]] = {}
+        groups: dict[str, list[Score]] = {}
         for score in scores:
             if score.kind == kind:
-                by_picture.setdefault(score.picture, []).append(score)
-        summary[kind] = {
-            metric: math.fsum(np.mean([getattr(score, metric) for score in group]) for group in by_picture.values())
-            / len(by_picture)
+                groups.setdefault(score.picture, []).append(score)
+        values[kind] = {
+            metric: np.array([np.mean([getattr(score, metric) for score in group]) for group in groups.values()])
             for metric in METRICS
         }
-    return summary
+    return values
+
+
+def summarise(scores: Sequence[Score]) -> Summary:
+    """Means over the objects of a picture, then over pictures (protocol: protocols of HQ-SAM, one object each)."""
+    return {
+        kind: {metric: math.fsum(column) / len(column) for metric, column in metrics.items()}
+        for kind, metrics in by_picture(scores).items()
+    }

@@ -6,7 +6,7 @@ is: so all systems are asked the same.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -15,6 +15,7 @@ import tyro
 from PIL import Image
 
 from eval import systems
+from eval.journal import Record
 from eval.loop import Summary
 from eval.protocols import REGION_KINDS, draw_region_prompt
 from eval.report import MEAN, mean_of_sets
@@ -80,27 +81,33 @@ def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
     if taken := sources.keys() & {PAXRAY, *DOMAINS}:
         raise InputError(f"--data-dir: {', '.join(taken)} is the name of a mean in the results; rename the folder.")
 
-    def score(sam: Sam, params: Params, source: ClassMaps) -> tuple[Summary, list[systems.Line]]:
+    def score(sam: Sam, params: Params, source: ClassMaps, each_picture: systems.EachPicture) -> systems.Found:
         if config.router_token == "answer" and sam.config.plugin is not None and not sam.config.hq:
             sam = sam.clone(plugin=sam.plugin.clone(output_token=MASK_TOKENS.start + 1))
-        return evaluate(Predictor(sam, params), source, config)
+        predictor = Predictor(sam, params)
+        return score_records(
+            each_picture(lambda index: begin(predictor, source[index], source, config)), source, config
+        )
 
     systems.run(
         config, sources, score, protocol="mess", metrics=METRICS, lines_file="per_class.csv", means=means_of_sets
     )
 
 
-def evaluate(predictor: Predictor, source: ClassMaps, config: MessConfig) -> tuple[Summary, list[systems.Line]]:
+def score_records(records: Iterable[Record], source: ClassMaps, config: MessConfig) -> systems.Found:
     """A system on one data set.
+
+    Args:
+        records: of `begin`, one for each picture.
 
     Returns:
         mIoU by kind of prompt; and a line for each class that is there or predicted.
     """
     confused = {kind: np.zeros((source.classes, source.classes), np.int64) for kind in config.prompts}
-    for index in config.first(source):
-        labelled = source[index]
-        for kind, predicted in predict_classes(predictor, labelled, source, config):
-            confused[kind] += confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE)
+    for record in records:
+        for kind, counted in record["confused"].items():
+            places, pixels = np.array(counted, np.int64)
+            confused[kind].ravel()[places] += pixels
     lines: list[systems.Line] = [
         {
             "kind": kind,
@@ -114,13 +121,34 @@ def evaluate(predictor: Predictor, source: ClassMaps, config: MessConfig) -> tup
         for number, iou in enumerate(class_iou(matrix))
         if not np.isnan(iou)
     ]
-    return {kind: {"miou": class_miou(matrix)} for kind, matrix in confused.items()}, lines
+    return systems.Found(summary={kind: {"miou": class_miou(matrix)} for kind, matrix in confused.items()}, lines=lines)
 
 
-def predict_classes(
+def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: MessConfig) -> Callable[[], Record]:
+    """Asks for the regions of a picture under every kind of prompt.
+
+    Returns:
+        what is left for the host: a function that makes class maps of the answers, and counts how they differ from the
+        true one. Of the matrix of `confusion`, most of which is 0, it gives places and pixels.
+    """
+    regions, answers = ask(predictor, labelled, source, config)
+
+    def finish() -> Record:
+        confused = {}
+        for kind, logits in answers.items():
+            predicted = class_map(regions, logits, labelled.label.shape, source, predictor.sam.config.image_size)
+            counted = confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE).ravel()
+            places = np.flatnonzero(counted)
+            confused[kind] = [places.tolist(), counted[places].tolist()]
+        return {systems.TRUTH: systems.annotation_digest(labelled.label), "confused": confused}
+
+    return finish
+
+
+def ask(
     predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: MessConfig
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The class map (H, W) that a system makes of the prompts of each kind."""
+) -> tuple[list[Region], dict[str, np.ndarray]]:
+    """The regions of a picture, and for each kind of prompt the answers: (regions, 4G, 4G) logits."""
     size_hw = labelled.picture.shape[:2]
     frame_hw = resized_size(size_hw, config.scale)
     unprompted = {IGNORE} if config.background_prompts else {IGNORE, source.background}
@@ -129,6 +157,7 @@ def predict_classes(
     systems_added = [predictor]
     if config.add_base and predictor.sam.config.plugin is not None:
         systems_added.append(predictor.without_plugin())
+    answers: dict[str, np.ndarray] = {}
     for kind in config.prompts:
         prompts = [
             draw_region_prompt(
@@ -143,12 +172,20 @@ def predict_classes(
             for number, region in enumerate(regions)
         ]
         asked = in_picture(prompts, frame_hw, size_hw)
-        answers = [one.predict_low_res(**asked, multimask_output=True)[0][:, 0] for one in systems_added]
-        best: dict[int, np.ndarray] = {}
-        for region, logits in zip(regions, sum(answers[1:], start=answers[0]), strict=True):
-            scores = upscale_logits(logits, size_hw, predictor.sam.config.image_size)
-            best[region.label] = np.maximum(best[region.label], scores) if region.label in best else scores
-        yield kind, fuse(best, classes=source.classes, background=source.background)
+        logits = [one.predict_low_res(**asked, multimask_output=True)[0][:, 0] for one in systems_added]
+        answers[kind] = sum(logits[1:], start=logits[0])
+    return regions, answers
+
+
+def class_map(
+    regions: Sequence[Region], logits: np.ndarray, size_hw: tuple[int, int], source: ClassMaps, image_size: int
+) -> np.ndarray:
+    """The class map (H, W) that the answers for all regions make."""
+    best: dict[int, np.ndarray] = {}
+    for region, low_res in zip(regions, logits, strict=True):
+        scores = upscale_logits(low_res, size_hw, image_size)
+        best[region.label] = np.maximum(best[region.label], scores) if region.label in best else scores
+    return fuse(best, classes=source.classes, background=source.background)
 
 
 def to_frame(label: np.ndarray, frame_hw: tuple[int, int]) -> np.ndarray:

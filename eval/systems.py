@@ -2,24 +2,61 @@
 
 import csv
 import dataclasses
+import hashlib
+import importlib.metadata
 import io
+import json
 import pathlib
+import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from eval.loop import Summary
-from eval.report import MEAN, check_output, mean_of_sets, show, table, write_results
+import jax
+import numpy as np
+
+from eval import bootstrap
+from eval.journal import Journal, Record
+from eval.loop import Summary, Values
+from eval.overlap import overlapped
+from eval.report import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
-from stablesam_jax.params import Params
+from stablesam_jax.params import Params, digest
 from stablesam_jax.text_file import write_text
 
-Source = TypeVar("Source", bound=Sized)
+
+class Named(Protocol):
+    """A data set: pictures whose names are known without reading them."""
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+
+Source = TypeVar("Source", bound=Named)
 Line = Mapping[str, object]  # of the csv: column -> value
-Evaluate = Callable[[Sam, Params, Source], tuple[Summary, Iterable[Line]]]
+Begin = Callable[[int], Callable[[], Record]]  # number of a picture -> what is left once the device has done its part
+EachPicture = Callable[[Begin], Iterator[Record]]  # records have the `annotation_digest` of their picture as "truth"
+TRUTH = "truth"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
+PROGRESS = 15  # seconds between two lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a system does on one data set."""
+
+    summary: Summary
+    lines: Sequence[Line]
+    values: Values | None = None  # a figure of each picture, where a mean over pictures is what counts
+
+
+Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]
+Results = Mapping[str, Mapping[str, Found]]  # system -> data set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +68,13 @@ class Options:
     data_dir: tuple[pathlib.Path, ...]
     """The data sets, one or more; see README.md, "Data"."""
     output: pathlib.Path
-    """Folder for results.json, results.md and a csv with the single figures."""
+    """Folder for results.json, results.md and a csv with the single figures. Killed, the same command goes on there."""
     seed: int = 0
     """Of the prompts; the same for every system."""
     limit: int | None = None
     """Only the first pictures of each data set."""
 
-    def first(self, source: Sized) -> range:
+    def first(self, source: Named) -> range:
         """Which pictures of a data set are looked at."""
         return range(len(source) if self.limit is None else min(self.limit, len(source)))
 
@@ -68,47 +105,80 @@ def run(
     lines_file: str,
     means: Callable[[Mapping[str, Summary]], Mapping[str, Summary]] | None = None,
     more: Mapping[str, object] | None = None,
+    illustrate: Callable[[Mapping[str, tuple[Sam, Params]], Results], Mapping[str, object]] | None = None,
 ) -> None:
     """Evaluates, writes the results and prints a table for each data set.
 
     Args:
         options: those of the command; they go into the meta data.
         sources: data sets by name.
-        evaluate: a system on one data set -> its figures and the lines of the csv.
+        evaluate: a system on one data set, going through the pictures by the function that it is given.
         protocol: name of the command.
         metrics: those that tables show.
         lines_file: name of the csv.
         means: figures of several sets by name; by default their mean, where there are several.
         more: meta data beside the options, or in the place of one.
+        illustrate: writes figures and pages, with the systems and what they did; what it returns goes into the results.
 
     Raises:
-        InputError: a system cannot be loaded, a picture cannot be read, or a data set has the name of the mean.
+        InputError: a system cannot be loaded, a picture cannot be read, a data set has the name of the mean, or the
+            output holds an evaluation that was begun with other options.
     """
     if MEAN in sources:
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
+    began = time.monotonic()
     built = {system: load_model(system) for system in options.system}
-    results: dict[str, dict[str, Summary]] = {}
-    lines: list[Line] = []
-    for system, (sam, params) in built.items():
-        sets: dict[str, Summary] = {}
-        for name, source in sources.items():
-            began = time.monotonic()
-            sets[name], found = evaluate(sam, params, source)
-            lines += [{"system": system, "data_set": name, **line} for line in found]
-            seconds = time.monotonic() - began
-            print(f"{system}, {name}: {len(options.first(source))} pictures in {seconds:.0f} s", flush=True)
-        if means is not None:
-            sets |= means(sets)
-        elif len(sources) > 1:
-            sets[MEAN] = mean_of_sets(sets)
-        results[system] = sets
-
     left_out = {"system", "data_dir", "output"}  # results name the first two, and the third says nothing
-    asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+    options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+    asked = {"protocol": protocol, **options_asked, **(more or {}), "version": version()}
+    made_by = {"versions": versions(), "parameters": {name: digest(params) for name, (_, params) in built.items()}}
+    names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
+    journal = Journal(options.output, {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}})
+    if journal.found:
+        print(f"going on: {journal.found} pictures are done", flush=True)
+
+    found: dict[str, dict[str, Found]] = {}
+    results: dict[str, dict[str, Summary]] = {}
+    truths: dict[str, list[str]] = {}
+    for system, (sam, params) in built.items():
+        found[system] = {}
+        for name, source in sources.items():
+            truths[name] = []
+            each = _each_picture(journal, system, name, options.first(source), truths[name])
+            found[system][name] = evaluate(sam, params, source, each)
+        results[system] = {name: one.summary for name, one in found[system].items()}
+        if means is not None:
+            results[system] |= means(results[system])
+        elif len(sources) > 1:
+            results[system][MEAN] = mean_of_sets(results[system])
+
     options.output.mkdir(parents=True, exist_ok=True)
+    shown = {} if illustrate is None else illustrate(built, found)
+    lines = [
+        {"system": system, "data_set": name, **line}
+        for system, sets in found.items()
+        for name, one in sets.items()
+        for line in one.lines
+    ]
     write_text(options.output / lines_file, _csv(lines))
-    meta = {"protocol": protocol, **asked, **(more or {}), "version": version()}
-    write_results(options.output, results, meta, metrics=metrics)
+    data = {
+        name: {"pictures": len(of), "sha256": _digest([of, truth])}
+        for (name, of), truth in zip(names.items(), truths.values(), strict=True)
+    }
+    this_run = {
+        "command": [f"python -m eval.main {protocol}", *sys.argv[2:]],
+        "device": jax.devices()[0].device_kind,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write_results(
+        options.output,
+        results,
+        {**asked, **made_by, "data": data, "run": this_run},
+        metrics=metrics,
+        uncertainty=_uncertainty(found, options.seed),
+        more=shown,
+    )
+    journal.remove()
     datasets = next(iter(results.values()))
     show(
         [
@@ -124,7 +194,89 @@ def run(
     print(f"written: {options.output / 'results.json'}")
 
 
-def _csv(lines: Sequence[Line]) -> str:
+def versions() -> dict[str, str]:
+    """What figures may depend on beside this package."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def annotation_digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over what is true of a picture: shape, type and bytes of each array."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        sha.update((np.packbits(array) if array.dtype == bool else array).tobytes())
+    return sha.hexdigest()
+
+
+def _each_picture(journal: Journal, system: str, data_set: str, indices: range, truths: list[str]) -> EachPicture:
+    """Goes through the pictures: what the journal knows, and then the rest; prints how far it is."""
+
+    def records(begin: Begin) -> Iterator[Record]:
+        known = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
+        todo = [index for index in indices if index not in known]
+        results = overlapped(begin, todo)
+        began = said = time.monotonic()
+        for done, index in enumerate(todo, start=1):
+            known[index] = journal.add(system, data_set, index, next(results))
+            now = time.monotonic()
+            if done == len(todo) or now - said > PROGRESS:
+                said, speed = now, done / (now - began)
+                left = f", {(len(todo) - done) / speed:.0f} s left" if done < len(todo) else f" in {now - began:.0f} s"
+                print(
+                    f"{system}, {data_set}: {len(known)} of {len(indices)} pictures{left}, {speed:.1f} pictures/s",
+                    flush=True,
+                )
+        for index in indices:
+            truths.append(known[index][TRUTH])
+            yield known[index]
+
+    return records
+
+
+def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
+    """Intervals over pictures, where figures are means over pictures."""
+    first = next(iter(found.values()))
+    columns = {
+        name: [(kind, metric) for kind, metrics in one.values.items() for metric in metrics]
+        for name, one in first.items()
+        if one.values is not None
+    }
+    if len(columns) < len(first):
+        return None
+    values = {
+        name: np.array([[sets[name].values[kind][metric] for kind, metric in of] for sets in found.values()])  # type: ignore[index]
+        for name, of in columns.items()
+    }
+    own, differences = bootstrap.intervals(
+        {name: of.swapaxes(1, 2) for name, of in values.items()}, seed=seed, mean=MEAN if len(values) > 1 else None
+    )
+    places = next(iter(columns.values()))
+    return Uncertainty(
+        intervals=_by_system(list(found), own, places), differences=_by_system(list(found)[1:], differences, places)
+    )
+
+
+def _by_system(
+    systems: Sequence[str],
+    sets: Mapping[str, Sequence[Sequence[bootstrap.Interval]]],
+    places: Sequence[tuple[str, str]],
+) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
+    """Data set -> S lists of K intervals to system -> data set -> kind -> metric -> interval."""
+    result: dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]] = {system: {} for system in systems}
+    for name, rows in sets.items():
+        for system, row in zip(systems, rows, strict=True):
+            kinds: dict[str, dict[str, bootstrap.Interval]] = result[system].setdefault(name, {})
+            for (kind, metric), one in zip(places, row, strict=True):
+                kinds.setdefault(kind, {})[metric] = one
+    return result
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _csv(lines: Iterable[Line]) -> str:
+    lines = list(lines)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [])
     writer.writeheader()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from eval.loop import Protocol, evaluate
+from eval.loop import Answers, Protocol, evaluate
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.visualize import pixels
 from train import comparison
@@ -36,6 +36,9 @@ class Steady:
 
     def low_res_masks(self, embedding, prompts, size_hw):
         return np.stack([np.where(TARGET, 1, -1).astype(np.float32)] * len(prompts))
+
+    def answer(self, embedding, prompts, size_hw):
+        return Answers(self.low_res_masks(embedding, prompts, size_hw), np.ones(len(prompts), np.float32), None)
 
 
 class Wobbling(Steady):

@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from eval import loop, overlap, systems
 from eval import main as eval_main
-from eval import systems
 from eval.hq import HqConfig, hq
+from eval.journal import JOURNAL
 from stablesam_jax.checkpoint import version
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.params import digest
 from stablesam_jax.plugin_file import save_plugin
 from tests.reference import small
 
@@ -60,14 +63,13 @@ def results(config):
 
 def test_the_json_has_the_documented_schema(results, config):
     stored = json.loads((results / "results.json").read_text())
-    assert stored["meta"] == {
-        "protocol": "hq",
-        "prompts": list(KINDS),
-        "count": 3,
-        "seed": 0,
-        "limit": 2,
-        "version": version(),
-    }
+    meta = stored["meta"]
+    asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "seed": 0, "limit": 2, "version": version()}
+    assert meta.items() >= asked.items()
+    assert meta.keys() - asked.keys() == {"versions", "parameters", "data", "run"}
+    assert meta["parameters"] == {system: digest(built_small(system)[1]) for system in config.system}
+    assert {name: data["pictures"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
+    assert list(stored) == ["systems", "intervals", "differences", "meta"]
     assert list(stored["systems"]) == list(config.system)
     for sets in stored["systems"].values():
         assert list(sets) == ["horses", "coins", "mean"]
@@ -92,7 +94,8 @@ def test_a_fresh_plugin_changes_nothing_as_both_systems_have_the_same_prompts(re
 def test_every_object_has_a_line_and_limit_takes_the_first_pictures(results, config):
     with open(results / "per_image.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == ["system", "data_set", "picture", "object", "kind", "miou", "mbiou", "msf"]
+    assert list(lines[0]) == ["system", "data_set", "picture", "object", "kind", "miou", "mbiou", "msf", "alpha"]
+    assert [bool(line["alpha"]) for line in lines] == ["+" in line["system"] for line in lines]
     seen = [(line["system"], line["picture"], line["kind"]) for line in lines]
     assert seen == [
         (system, f"{name}/{index:02d}", kind)
@@ -107,10 +110,10 @@ def test_every_object_has_a_line_and_limit_takes_the_first_pictures(results, con
     assert stored["miou"] == pytest.approx(np.mean(values), abs=1e-6)
 
 
-def test_results_lie_beside_each_other_and_nothing_else(results):
+def test_results_lie_beside_each_other_and_nothing_else(results, config):
     assert sorted(path.name for path in results.iterdir()) == ["per_image.csv", "results.json", "results.md"]
     headings = [line for line in (results / "results.md").read_text().splitlines() if line.startswith("## ")]
-    assert headings == ["## horses", "## coins", "## mean"]
+    assert headings == ["## horses", "## coins", "## mean", f"## Differences from {config.system[0]}"]
 
 
 def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monkeypatch):
@@ -126,6 +129,108 @@ def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monke
     )
     assert list(second) == ["coins"]  # one folder needs no mean
     assert second["coins"] == first["coins"]
+
+
+def test_intervals_hold_their_figure_and_differences_are_those_of_the_figures(results, config):
+    stored = json.loads((results / "results.json").read_text())
+    base, stable = config.system
+    assert list(stored["differences"]) == [stable]
+    for name, kinds in stored["systems"][base].items():
+        for kind, metrics in kinds.items():
+            for metric, value in metrics.items():
+                low, high = stored["intervals"][base][name][kind][metric]
+                assert low - 1e-12 <= value <= high + 1e-12
+                difference = stored["differences"][stable][name][kind][metric]["value"]
+                assert difference == pytest.approx(stored["systems"][stable][name][kind][metric] - value, abs=1e-12)
+
+
+def without_times(folder):
+    stored = json.loads((folder / "results.json").read_text())
+    del stored["meta"]["run"]
+    return stored, (folder / "results.md").read_text(), (folder / "per_image.csv").read_text()
+
+
+def test_two_runs_are_equal_but_for_times(results, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(systems, "load_model", built_small)
+    hq(dataclasses.replace(config, output=tmp_path / "again"))
+    assert without_times(tmp_path / "again") == without_times(results)
+
+
+def test_the_digest_of_the_data_sees_a_changed_mask(results, config, work, monkeypatch, tmp_path):
+    monkeypatch.setattr(systems, "load_model", built_small)
+    folder = small.save_pairs(tmp_path / "horses", 3)
+    mask = np.asarray(Image.open(folder / "gt" / "01.png")).copy()
+    mask[20, 20] = 0
+    Image.fromarray(mask).save(folder / "gt" / "01.png")
+    hq(
+        dataclasses.replace(
+            config,
+            system=config.system[:1],
+            data_dir=(folder, work / "coins"),
+            output=tmp_path / "out",
+            prompts=("gt-box",),
+        )
+    )
+    before, after = (
+        json.loads((path / "results.json").read_text())["meta"]["data"] for path in (results, tmp_path / "out")
+    )
+    assert after["coins"] == before["coins"]
+    assert after["horses"] != before["horses"]
+
+
+# killed and started again
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(monkeypatch, picture):
+    """Segmenters that are killed when they see the picture of that number."""
+    seen = []
+    encode = loop.Segmenter.encode
+
+    def dying(self, picture_itself):
+        if len(seen) == picture:
+            raise Killed
+        seen.append(1)
+        return encode(self, picture_itself)
+
+    monkeypatch.setattr(loop.Segmenter, "encode", dying)
+    return seen
+
+
+def test_a_killed_evaluation_goes_on_and_its_results_are_those_of_one_run(results, config, tmp_path):
+    asked = dataclasses.replace(config, output=tmp_path / "out")
+    for picture in (5, 2):  # of 8; killed twice
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(systems, "load_model", built_small)
+            patch.setattr(overlap, "THREADS", 1)
+            killed_at(patch, picture)
+            with pytest.raises(Killed):
+                hq(asked)
+        assert [path.name for path in asked.output.iterdir()] == [JOURNAL]
+    with open(asked.output / JOURNAL, "a") as file:
+        file.write('["torn')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systems, "load_model", built_small)
+        seen = killed_at(patch, None)
+        hq(asked)
+    assert len(seen) == 2
+    assert without_times(asked.output) == without_times(results)
+    assert not (asked.output / JOURNAL).exists()
+
+
+def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
+    asked = dataclasses.replace(config, output=tmp_path / "out")
+    monkeypatch.setattr(systems, "load_model", built_small)
+    killed_at(monkeypatch, 3)
+    with pytest.raises(Killed):
+        hq(asked)
+    before = (asked.output / JOURNAL).read_bytes()
+    with pytest.raises(InputError, match=r"asked something else: seed was 0, is 7\. Ask the same to go on, or give"):
+        hq(dataclasses.replace(asked, seed=7))
+    assert (asked.output / JOURNAL).read_bytes() == before
 
 
 # bad input

@@ -10,7 +10,7 @@ import pytest
 from faster_coco_eval.core import mask as mask_api
 
 from eval import instances, systems
-from eval.instances import InstancesConfig, coco, draw_questions, evaluate, read_boxes, sginw
+from eval.instances import InstancesConfig, begin, coco, draw_questions, read_boxes, score_records, sginw
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.prompts import box_iou
 from tests.reference import small
@@ -83,6 +83,12 @@ NOTHING = np.zeros((40, 60), bool)
 
 def asking(kinds, seed=0):
     return lambda source, index: draw_questions(source, index, kinds=kinds, seed=seed)
+
+
+def evaluate(stub, source, indices, ask, *, kinds, rules):
+    records = [begin(stub, source, index, ask(source, index))() for index in indices]
+    found = score_records(records, source, indices, kinds=kinds, rules=rules)
+    return found.summary, found.lines
 
 
 def scores(stub, source, kinds=("gt-box", "n-box-50"), rules=RULES):
@@ -299,8 +305,8 @@ def test_bad_options_are_one_line_and_nothing_is_written(config, change, words):
 
 
 def test_run_lengths_of_the_masks_are_cocos(source):
-    ((_, run_lengths, iou), *_) = instances.answer(
-        Stub(perfect(source)), source, 0, draw_questions(source, 0, kinds=("gt-box",), seed=0)
-    )
-    assert np.array_equal(mask_api.decode(run_lengths), source.objects(0)[0].mask())
-    assert iou == pytest.approx(0.9)
+    answer = begin(Stub(perfect(source)), source, 0, draw_questions(source, 0, kinds=("gt-box",), seed=0))()["answers"][
+        0
+    ]
+    assert np.array_equal(mask_api.decode(answer["run_lengths"]), source.objects(0)[0].mask())
+    assert answer["predicted_iou"] == pytest.approx(0.9)

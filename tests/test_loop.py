@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import loop
-from eval.loop import Protocol, Score, Segmenter, evaluate, squeeze, summarise, to_frame, to_picture
+from eval.loop import Answers, Protocol, Score, Segmenter, evaluate, squeeze, summarise, to_frame, to_picture
 from eval.protocols import PROMPT_KINDS
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import Prompt
@@ -31,17 +31,18 @@ def labelled(name, *masks):
 class Stub:
     """A system that looks its answer up; it notes what it is asked."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, look_up):
+        self.look_up = look_up
         self.asked = []
 
     def encode(self, picture):
         return picture
 
-    def low_res_masks(self, embedding, prompts, size_hw):
+    def answer(self, embedding, prompts, size_hw):
         assert embedding.shape[:2] == size_hw
         self.asked.append(prompts)
-        return np.stack([self.answer(prompt, size_hw) for prompt in prompts])
+        masks = np.stack([self.look_up(prompt, size_hw) for prompt in prompts])
+        return Answers(masks, np.ones(len(prompts), np.float32), None)
 
 
 def perfect(*targets):
@@ -216,6 +217,18 @@ def test_of_hq_sam_the_hq_tokens_mask_counts_and_not_its_sum_with_sams(prompts):
         without = jax.tree.map(np.zeros_like, tree["mask_decoder"][mlp])
         hq.params = tree | {"mask_decoder": tree["mask_decoder"] | {mlp: without}}
         assert (np.abs(hq.low_res_masks(embedding, prompts[:2], (48, 40)) - masks).max() > 1e-3) == counts
+
+
+def test_alpha_is_the_plugins_own_and_absent_without_one(segmenter, embedding, prompts):
+    sam, tree = small.stable_nano()
+    drp = tree["plugin"]["drp"]
+    other = tree | {"plugin": tree["plugin"] | {"drp": jax.tree.map(lambda leaf: leaf + 1, drp)}}
+    alpha, changed = (one.answer(embedding, prompts, (48, 40)).alpha for one in (segmenter, Segmenter(sam, other)))
+    assert alpha.shape == (loop.CHUNK + 1,)
+    assert np.abs(alpha - changed).min() > 1e-3
+    answers = Segmenter(*small.nano()).answer(embedding, prompts[:2], (48, 40))
+    assert answers.alpha is None
+    assert answers.predicted_iou.shape == (2,)
 
 
 def test_two_parameter_trees_of_a_model_share_one_program(segmenter):

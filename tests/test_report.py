@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 
 from eval import report
+from eval.bootstrap import Interval
+from eval.journal import JOURNAL
 from stablesam_jax.errors import InputError
 
 SETS = {
@@ -75,6 +77,32 @@ def test_results_are_fractions_in_the_documented_schema(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## horses", "## coins", "## mean"]
     assert "| base | 60.0 / 50.0 / 75.0 | 20.0 / 10.0 / 40.0 |" in text
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results.md"]
+
+
+def test_differences_have_their_interval_and_noise_is_shown_as_noise(tmp_path):
+    nan = float("nan")
+    row = {"gt-box": {"miou": Interval(0.03, 0.01, 0.05)}, "1-point": {"miou": Interval(-0.002, -0.02, 0.01)}}
+    one_picture = {kind: {"miou": Interval(0.1, nan, nan)} for kind in row}
+    uncertainty = report.Uncertainty(
+        intervals={"base": {"a": row}}, differences={"other": {"a": row, "b": one_picture}}
+    )
+    results = {"base": {"a": SETS["horses"]}, "other": {"a": SETS["horses"]}}
+    report.write_results(tmp_path, results, {}, metrics=("miou",), uncertainty=uncertainty)
+    text = (tmp_path / "results.md").read_text()
+    assert "## Differences from base" in text
+    assert "| other | mIoU | +3.0 (+1.0 to +5.0) | ≈ -0.2 (-2.0 to +1.0) |" in text
+    assert "| other | mIoU | ≈ +10.0 | ≈ +10.0 |" in text
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["intervals"]["base"]["a"]["gt-box"]["miou"] == [0.01, 0.05]
+    assert stored["differences"]["other"]["a"]["gt-box"]["miou"] == {"value": 0.03, "low": 0.01, "high": 0.05}
+    assert stored["differences"]["other"]["b"]["gt-box"]["miou"] == {"value": 0.1, "low": None, "high": None}
+    assert list(stored) == ["systems", "intervals", "differences", "meta"]
+
+
+def test_results_beside_a_journal_are_unfinished_and_may_be_written_again(tmp_path):
+    (tmp_path / "per_image.csv").write_text("half")
+    (tmp_path / JOURNAL).write_text("")
+    report.check_output(tmp_path)
 
 
 @pytest.mark.parametrize("name", report.RESULT_FILES)
