@@ -1,7 +1,7 @@
 """`hq`: masks from sloppy prompts on pictures with object masks, as in Tables 1, 2, 5 and 6."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import tyro
@@ -57,11 +57,16 @@ def evaluate(
             "scores": [dataclasses.asdict(score) for score in finish()],
         }
 
-    scores = [Score(**score) for record in each_picture(begin) for score in record["scores"]]
+    return found(list(each_picture(begin)))
+
+
+def found(records: Sequence[Record]) -> systems.Found:
+    """Means, lines and single figures of records that have "scores"."""
+    scores = [Score(**score) for record in records for score in record["scores"]]
     lines: list[systems.Line] = [
         {"picture": one.picture, "object": one.object_id, "kind": one.kind}
         | {metric: f"{getattr(one, metric):.6f}" for metric in METRICS}
         | {"alpha": "" if one.alpha is None else f"{one.alpha:.6f}"}
         for one in scores
     ]
-    return systems.Found(summary=summarise(scores), lines=lines, values=by_picture(scores))
+    return systems.Found(summary=summarise(scores), lines=lines, values=by_picture(scores), records=records)

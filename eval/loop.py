@@ -155,15 +155,19 @@ def to_picture(low_res: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(low_res, size_hw[::-1], interpolation=cv2.INTER_LINEAR) > 0
 
 
-def begin_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], list[Score]]:
-    """Asks for every object of a picture under every kind of prompt.
+class Asked(NamedTuple):
+    """An object, the prompts of one kind for it, and what a system says to them."""
 
-    Returns:
-        what is left for the host: a function that brings the masks to the picture's size and scores them.
-    """
-    embedding = segmenter.encode(labelled.picture)
+    object_id: int
+    kind: str
+    prompts: list[Prompt]  # in pixels of the picture
+    answers: Answers
+
+
+def ask(segmenter: Segmenter, embedding: ImageEmbedding, labelled: LabelledPicture, protocol: Protocol) -> list[Asked]:
+    """Asks for every object of a picture under every kind of prompt."""
     size_hw = labelled.picture.shape[:2]
-    answers = []
+    asked = []
     for object_id, target in enumerate(labelled.masks):
         for kind in protocol.kinds:
             drawn = draw_prompts(
@@ -174,24 +178,28 @@ def begin_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Pro
                 seed=protocol.seed,
                 count=protocol.prompts,
             )
-            answers.append((object_id, kind, segmenter.answer(embedding, drawn, size_hw)))
-
-    def score() -> list[Score]:
-        return [
-            score_object(labelled.name, object_id, kind, answer, labelled.masks[object_id])
-            for object_id, kind, answer in answers
-        ]
-
-    return score
+            asked.append(Asked(object_id, kind, drawn, segmenter.answer(embedding, drawn, size_hw)))
+    return asked
 
 
-def score_object(picture: str, object_id: int, kind: str, answers: Answers, target: np.ndarray) -> Score:
-    """What the answers to prompts of one kind are worth, beside the true mask (H, W) bool."""
+def begin_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], list[Score]]:
+    """Asks for every object of a picture under every kind of prompt.
+
+    Returns:
+        what is left for the host: a function that brings the masks to the picture's size and scores them.
+    """
+    asked = ask(segmenter, segmenter.encode(labelled.picture), labelled, protocol)
+    return lambda: [score_object(labelled, one) for one in asked]
+
+
+def score_object(labelled: LabelledPicture, asked: Asked) -> Score:
+    """What the answers are worth beside the true mask."""
+    target, answers = labelled.masks[asked.object_id], asked.answers
     masks = [to_picture(logits, target.shape) for logits in answers.low_res_masks]
     return Score(
-        picture=picture,
-        object_id=object_id,
-        kind=kind,
+        picture=labelled.name,
+        object_id=asked.object_id,
+        kind=asked.kind,
         miou=float(np.mean([mask_iou(mask, target) for mask in masks])),
         mbiou=float(np.mean([boundary_iou(mask, target) for mask in masks])),
         msf=stability(masks),

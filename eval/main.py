@@ -8,10 +8,11 @@ import tyro
 from eval.hq import hq
 from eval.instances import coco, sginw
 from eval.semantic import mess
+from eval.wobble import wobble
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.errors import exit_on_input_error
 
-PROTOCOLS: dict[str, Callable[..., Any]] = {"hq": hq, "coco": coco, "sginw": sginw, "mess": mess}
+PROTOCOLS: dict[str, Callable[..., Any]] = {"hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble}
 
 
 def main() -> None:

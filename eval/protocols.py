@@ -21,6 +21,7 @@ class PromptKind(NamedTuple):
 
     points: int  # drawn uniformly from the object; 0: none
     box_iou: tuple[float, float] | None  # IoU of a noisy box with the true box; None: no noise
+    scale: float = prompts.NOISE_SCALE  # of that noise, a share of the box's side
 
 
 PROMPT_KINDS = {
@@ -34,6 +35,16 @@ PROMPT_KINDS = {
     "n-box-50":   PromptKind(0,      (0.5, 0.6)),  # "N-Box (0.5-0.6)" of Tables 3, 10, 11; "Noisy box" of Table 4
     "n-box-60":   PromptKind(0,      (0.6, 0.7)),  # "N-Box (0.6-0.7)"
 }  # fmt: skip
+# Between and beyond those of the paper, for `wobble`: noise-10 is noise of 10 % of the box's side.
+WOBBLE_KINDS = {
+    "2-points":   PromptKind(2,      None),
+    "noise-10":   PromptKind(0,      (0.0, 1.0), 0.1),
+    "noise-20":   PromptKind(0,      (0.0, 1.0), 0.2),
+    "noise-30":   PromptKind(0,      (0.0, 1.0), 0.3),
+    "noise-50":   PromptKind(0,      (0.0, 1.0), 0.5),
+    "noise-60":   PromptKind(0,      (0.0, 1.0), 0.6),
+}  # fmt: skip
+_KINDS = PROMPT_KINDS | WOBBLE_KINDS
 BOX_KINDS = tuple(kind for kind, row in PROMPT_KINDS.items() if not row.points)
 REGION_KINDS = ("oracle-point", "oracle-box", "random-point", "noisy-box")  # MESS (Table 8)
 
@@ -44,7 +55,7 @@ def draw_prompts(
     """The prompts with which an object is evaluated.
 
     Args:
-        kind: one of PROMPT_KINDS.
+        kind: one of PROMPT_KINDS or WOBBLE_KINDS.
         mask: (H, W) bool, the true mask, in the frame in which the prompts are wanted.
         picture_id: unique among the pictures of all data sets, e.g. "DIS5K-VD/0012".
         object_id: unique among the objects of a picture.
@@ -57,9 +68,9 @@ def draw_prompts(
     Raises:
         ValueError: unknown kind, or empty mask.
     """
-    if kind not in PROMPT_KINDS:
-        raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(PROMPT_KINDS)}")
-    points = PROMPT_KINDS[kind].points
+    if kind not in _KINDS:
+        raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(_KINDS)}")
+    points = _KINDS[kind].points
     if points:
         labels = np.ones(points, np.int32)
         rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
@@ -89,7 +100,7 @@ def draw_boxes(
     """The boxes with which an object is evaluated whose true box is known.
 
     Args:
-        kind: one of BOX_KINDS.
+        kind: one of BOX_KINDS, or of WOBBLE_KINDS without points.
         box: (4,) XYXY, the true box.
         size_hw: of the picture.
         picture_id, object_id, seed, count: see `draw_prompts`.
@@ -97,11 +108,11 @@ def draw_boxes(
     Returns:
         (4,) float32 each; `gt-box` gives the true one alone.
     """
-    box_iou = PROMPT_KINDS[kind].box_iou
+    _, box_iou, scale = _KINDS[kind]
     if box_iou is None:
         return [np.asarray(box, np.float32)]
     rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
-    return [prompts.noisy_box(rng, box, size_hw=size_hw, iou_range=box_iou) for rng in rngs]
+    return [prompts.noisy_box(rng, box, size_hw=size_hw, scale=scale, iou_range=box_iou) for rng in rngs]
 
 
 def draw_region_prompt(

@@ -24,7 +24,7 @@ MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {
     "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
 }  # fmt: skip
-RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv")
+RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
 Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
 Intervals = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]]  # the same with an interval of each
 
@@ -133,6 +133,15 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.md", f"{_legend(metrics)}.\n\n" + "\n".join(sections))
     write_text(folder / "results.json", text)
+
+
+def short_names(systems: Sequence[str]) -> list[str]:
+    """Names of systems for figures: of a path the last two parts, where that tells them apart."""
+    short = [
+        "+".join("/".join(pathlib.PurePath(part.removesuffix(".safetensors")).parts[-2:]) for part in system.split("+"))
+        for system in systems
+    ]
+    return short if len(set(short)) == len(short) else list(systems)
 
 
 def check_output(folder: pathlib.Path) -> None:

@@ -53,6 +53,7 @@ class Found:
     summary: Summary
     lines: Sequence[Line]
     values: Values | None = None  # a figure of each picture, where a mean over pictures is what counts
+    records: Sequence[Record] = ()  # of every picture, for those who illustrate them
 
 
 Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]

@@ -278,7 +278,7 @@ class Predictor:
         if jitters < 1 or (point_coords is None and box is None):
             raise InputError("predict_stable needs points or a box to move, and jitters of at least 1.")
         rng = np.random.default_rng(seed)
-        prompts += [_jittered(rng, prompts[0], picture.original_size) for _ in range(jitters)]
+        prompts += [jittered(rng, prompts[0], picture.original_size) for _ in range(jitters)]
         low_res_masks, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)
         masks = (
             upscale_masks(logits[0], picture.original_size, self.sam.config.image_size) for logits in low_res_masks
@@ -428,7 +428,7 @@ def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def _jittered(rng: np.random.Generator, prompt: Prompt, size_hw: tuple[int, int]) -> Prompt:
+def jittered(rng: np.random.Generator, prompt: Prompt, size_hw: tuple[int, int]) -> Prompt:
     """The prompt of a hand that slipped a little."""
     longest, limit = max(size_hw), np.array(size_hw[::-1])
     noise = np.clip(POINT_JITTER * rng.standard_normal(prompt.points.shape), -JITTER_LIMIT, JITTER_LIMIT)

@@ -1,4 +1,4 @@
-"""Figures of masks, prompts, and what the plugin did; the only file that imports matplotlib.
+"""Figures of masks, prompts, and what the plugin did; the only file of the library that imports matplotlib.
 
 Every function returns a Figure, neither shown nor saved: `figure.savefig("name.png", dpi=100)` fits a README. In all of
 them the object is green, a prompt magenta, a mask blue and what the plugin does orange: lightness tells these apart
@@ -61,13 +61,13 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
     figure = Figure(figsize=(3.2 * columns, 3.2 * sum(heights) + 0.35 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for row, line in zip(rows, axes, strict=True):
-        _show(line[0], row.picture, f"{len(row.prompts)} prompts: {row.kind}")
+        show(line[0], row.picture, f"{len(row.prompts)} prompts: {row.kind}")
         for prompt in row.prompts:
             _draw_prompt(line[0], prompt, size=0.5)
         for axis, system in zip(line[1:], systems, strict=True):
-            _show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
+            show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
         for axis in line:
-            _outline(axis, row.target, TARGET_COLOUR)
+            outline(axis, row.target, TARGET_COLOUR)
     figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=TEXT)
     return figure
 
@@ -95,13 +95,13 @@ def samples_figure(samples: Sequence[Sample]) -> Figure:
     figure = Figure(figsize=(columns * side, rows * (side + TITLE)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, sample in zip(axes, samples, strict=False):
-        _show(axis, _tinted(sample.picture / np.float32(255), 0.35 * sample.target, TARGET_COLOUR), sample.caption)
+        show(axis, tinted(sample.picture / np.float32(255), 0.35 * sample.target, TARGET_COLOUR), sample.caption)
         for other in sample.others:
-            _outline(axis, other, PLUGIN_COLOUR)
-        _outline(axis, sample.target, TARGET_COLOUR)
+            outline(axis, other, PLUGIN_COLOUR)
+        outline(axis, sample.target, TARGET_COLOUR)
         if sample.prompt.mask is not None:
             factor = len(sample.target) // len(sample.prompt.mask)
-            _outline(axis, np.kron(sample.prompt.mask > 0, np.ones((factor, factor), bool)), PROMPT_COLOUR)
+            outline(axis, np.kron(sample.prompt.mask > 0, np.ones((factor, factor), bool)), PROMPT_COLOUR)
         _draw_prompt(axis, sample.prompt, size=0.7)
     for axis in axes[len(samples) :]:
         axis.set_axis_off()
@@ -135,10 +135,10 @@ def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarr
     colours = [MASK_COLOURS[index % len(MASK_COLOURS)] for index in range(len(masks))]
     shown = picture / np.float32(255)
     for mask, colour in zip(masks, colours, strict=True):
-        shown = _tinted(shown, 0.5 * mask, colour)
-    _show(axis, shown)
+        shown = tinted(shown, 0.5 * mask, colour)
+    show(axis, shown)
     for mask, prompt, colour in zip(masks, prompts, colours, strict=True):
-        _outline(axis, mask, colour)
+        outline(axis, mask, colour)
         _draw_prompt(axis, prompt, PROMPT_COLOUR if len(masks) == 1 else colour)
     return figure
 
@@ -167,9 +167,9 @@ def attention_figure(
     for axis, (title, (places, weights)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         if target is not None:
             title += f": {_share_on(target, places, weights):.0%} of the attention on the object"
-        _show(axis, _muted(picture), title)
+        show(axis, _muted(picture), title)
         if target is not None:
-            _outline(axis, target, TARGET_COLOUR)
+            outline(axis, target, TARGET_COLOUR)
         diameters = 2 * scale * weights.ravel()
         circles = EllipseCollection(
             diameters,
@@ -203,9 +203,9 @@ def offsets_figure(
     """
     figure = Figure(figsize=(WIDTH, WIDTH * _ratio(picture)), layout="constrained")
     axis = figure.subplots()
-    _show(axis, _muted(picture))
+    show(axis, _muted(picture))
     if target is not None:
-        _outline(axis, target, TARGET_COLOUR)
+        outline(axis, target, TARGET_COLOUR)
     step = math.ceil(max(explanation.cells.shape) / MOST_ARROWS)
     start, end = explanation.cells[::step, ::step], explanation.positions[index, ::step, ::step]
     axis.quiver(
@@ -249,18 +249,18 @@ def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.n
     )
     beside, grid = figure.subfigures(1, 2, squeeze=False, width_ratios=[left, WIDTH - left])[0]
     upper, lower = beside.subplots(2, 1)
-    _show(upper, picture, f"{len(prompts)} prompts")
+    show(upper, picture, f"{len(prompts)} prompts")
     for prompt in prompts:
         _draw_prompt(upper, prompt, size=0.5)
     muted = _muted(picture)
-    _show(lower, _tinted(muted, 0.9 * masks.mean(axis=0), MASK_COLOUR), "all masks, and their union")
-    _outline(lower, union, UNION_COLOUR)
+    show(lower, tinted(muted, 0.9 * masks.mean(axis=0), MASK_COLOUR), "all masks, and their union")
+    outline(lower, union, UNION_COLOUR)
     _zoom(lower, union)
     panels = grid.subplots(rows, columns, squeeze=False).ravel()
     for axis, mask in zip(panels, masks, strict=False):
         filled = np.count_nonzero(mask) / area
-        _show(axis, _tinted(muted, 0.7 * mask, MASK_COLOUR), f"{filled:.2f}")
-        _outline(axis, union, UNION_COLOUR)
+        show(axis, tinted(muted, 0.7 * mask, MASK_COLOUR), f"{filled:.2f}")
+        outline(axis, union, UNION_COLOUR)
         _zoom(axis, union)
     for axis in panels[len(masks) :]:
         axis.set_axis_off()
@@ -279,7 +279,7 @@ def alpha_figure(picture: np.ndarray, explanations: Mapping[str, Explanation]) -
     axes = figure.subplots(len(explanations), 2, squeeze=False, width_ratios=[1, 3])
     most = max(1.0, *(float(explanation.alpha.sum(axis=1).max()) for explanation in explanations.values()))
     for (left, right), (kind, explanation) in zip(axes, explanations.items(), strict=True):
-        _show(left, picture, kind)
+        show(left, picture, kind)
         for prompt in explanation.prompts:
             _draw_prompt(left, prompt, size=0.5)
         deformed = explanation.alpha[:, 0]
@@ -308,7 +308,7 @@ def _ratio(picture: np.ndarray) -> float:
     return picture.shape[0] / picture.shape[1]
 
 
-def _show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
+def show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
     """A picture, or shares of 0 to 1 as heat, without ticks and frame; nothing drawn over it changes its limits."""
     axis.imshow(picture, cmap=HEAT, vmin=0, vmax=1)
     axis.set_title(title, fontsize=TEXT)
@@ -334,7 +334,7 @@ def _muted(picture: np.ndarray) -> np.ndarray:
     return np.repeat((0.4 + 0.55 * grey)[..., None], 3, axis=-1)
 
 
-def _tinted(picture: np.ndarray, opacity: np.ndarray, colour: str) -> np.ndarray:
+def tinted(picture: np.ndarray, opacity: np.ndarray, colour: str) -> np.ndarray:
     """(H, W, 3) float32 and (H, W) of 0 to 1 -> the picture under so much of a colour."""
     opacity = opacity[..., None].astype(np.float32)
     return (1 - opacity) * picture + opacity * np.array(to_rgb(colour), np.float32)
@@ -361,7 +361,7 @@ def _draw_prompt(axis: Axes, prompt: Prompt, colour: str = PROMPT_COLOUR, *, siz
             )
 
 
-def _outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
+def outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
     """Draws the edge of a mask, along the picture's border too; nothing where the mask is empty."""
     if not mask.any():
         return  # matplotlib 3.10 warns of a contour of nothing

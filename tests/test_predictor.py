@@ -381,7 +381,7 @@ def test_jitters_stay_in_the_picture_and_small():
     prompt = predictor.Prompt(
         points=np.array([[0.0, 0.0], [999.0, 499.0]]), labels=np.array([1, 0]), box=np.array([0.0, 0.0, 1000.0, 500.0])
     )
-    moved = [predictor._jittered(rng, prompt, (500, 1000)) for _ in range(300)]
+    moved = [predictor.jittered(rng, prompt, (500, 1000)) for _ in range(300)]
     points = np.array([each.points for each in moved])
     assert points.min() >= 0
     assert (points <= [999, 499]).all()

@@ -101,8 +101,8 @@ def test_an_object_of_one_pixel_has_prompts_of_every_kind():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown prompt kind '2-points'; known: gt-box, noisy-box, 1-point"):
-        draw("2-points")
+    with pytest.raises(ValueError, match="unknown prompt kind '4-points'; known: gt-box, noisy-box, 1-point"):
+        draw("4-points")
 
 
 @pytest.mark.parametrize("kind", protocols.PROMPT_KINDS)

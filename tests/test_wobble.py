@@ -1,0 +1,150 @@
+"""One page from a command: curves, and an honest word on whether a flag finds bad masks."""
+
+import itertools
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from eval import systems, wobble
+from eval.loop import Answers
+from eval.protocols import PROMPT_KINDS, WOBBLE_KINDS
+from eval.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
+from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.prompts import box_iou, gt_box
+from tests.reference import small
+from tests.reference.pictures import refusal
+
+TARGET = np.zeros((40, 60), bool)
+TARGET[5:30, 10:50] = True
+LABELLED = LabelledPicture("a", np.zeros((40, 60, 3), np.uint8), TARGET[None])
+
+
+class Stub:
+    """Answers every prompt with one mask; notes how it is asked."""
+
+    def __init__(self, mask):
+        self.mask, self.asked = mask, []
+
+    def encode(self, picture):
+        return picture
+
+    def answer(self, embedding, prompts, size_hw):
+        self.asked.append(prompts)
+        masks = np.stack([np.where(self.mask, 1, -1).astype(np.float32)] * len(prompts))
+        return Answers(masks, np.linspace(0.5, 0.9, len(prompts), dtype=np.float32), None)
+
+
+def asked_by(mask):
+    stub = Stub(mask)
+    record = wobble.begin(stub, LABELLED, wobble.Protocol(kinds=KINDS, prompts=3))()
+    return stub, record
+
+
+def test_an_oracle_scores_one_and_an_empty_system_zero_under_every_kind():
+    for mask, score in ((TARGET, 1), (~TARGET & TARGET, 0)):
+        _, record = asked_by(mask)
+        assert [one["kind"] for one in record["scores"]] == list(KINDS)
+        assert {(one["miou"], one["mbiou"], one["msf"]) for one in record["scores"]} == {(score,) * 3}
+        assert {(case["iou"], case["stability"]) for case in record["cases"]} == {(score, score)}
+
+
+def test_each_kind_is_asked_once_more_under_small_slips_of_its_first_prompt():
+    stub, record = asked_by(TARGET)
+    own, slipped = stub.asked[: len(KINDS)], stub.asked[len(KINDS) :]
+    for kind, prompts, slips in zip(KINDS, own, slipped, strict=True):
+        assert len(prompts) == (1 if kind == "gt-box" else 3)
+        assert len(slips) == 1 + wobble.JITTERS
+        assert slips[0] is prompts[0]
+        assert len({tuple(slip.points.ravel()) + (() if slip.box is None else tuple(slip.box)) for slip in slips}) > 15
+    assert {case["predicted_iou"] for case in record["cases"]} == {0.5}  # that of the prompt itself
+
+
+def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
+    stub = Stub(TARGET)
+    wobble.begin(stub, LABELLED, wobble.Protocol(kinds=KINDS, prompts=200))
+    asked = dict(zip(KINDS, stub.asked, strict=False))
+    overlap = [np.mean([box_iou(one.box, gt_box(TARGET)) for one in asked[kind]]) for kind in wobble.BOXES.values()]
+    assert overlap[0] == 1
+    assert all(good > bad + 0.02 for good, bad in itertools.pairwise(overlap))
+    assert [(PROMPT_KINDS | WOBBLE_KINDS)[kind].points for kind in wobble.POINTS.values()] == [
+        int(place) for place in wobble.POINTS
+    ]
+
+
+# the verdict
+
+
+def cases(*, stability, predicted, n=60):
+    """Cases of known IoU with signals made from it."""
+    iou = np.random.default_rng(0).uniform(0.2, 1, n)
+    return [
+        Case(
+            kind=KINDS[index % len(KINDS)],
+            iou=value,
+            stability=stability(value),
+            predicted_iou=predicted(value),
+            alpha=None,
+        )
+        for index, value in enumerate(iou)
+    ]
+
+
+def test_a_flag_that_finds_bad_masks_is_worth_it_and_one_that_does_not_is_not():
+    knows = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6) / 10, predicted=lambda iou: 0.5))
+    assert knows["stability"]["rank_correlation"] == pytest.approx(1)
+    assert knows["stability"]["gain"] == pytest.approx(1)
+    assert math.isnan(knows["predicted_iou"]["rank_correlation"])
+    assert "alpha" not in knows
+    assert knows["stability"]["bad_found"] == 1
+    assert "Yes: " in verdict(knows)
+
+    lies = judge(cases(stability=lambda iou: 0.92 + (0.6 - iou) / 10, predicted=lambda iou: iou))
+    assert lies["stability"]["rank_correlation"] == pytest.approx(-1)
+    assert "No: it finds hardly more" in verdict(lies)
+
+
+def test_where_predicted_iou_finds_more_the_page_says_so():
+    rng = np.random.default_rng(1)
+    judged = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6 + rng.normal(0, 0.2)) / 10, predicted=lambda iou: iou))
+    assert "the IoU that the model predicts finds more" in verdict(judged)
+
+
+# the command
+
+
+def test_the_command_writes_one_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "load_model", lambda name: small.stable_nano() if "+" in name else small.nano())
+    folder = small.save_pairs(tmp_path / "horses", 2)
+    output = tmp_path / "out"
+    with small.quick_compilation():
+        wobble.wobble(WobbleConfig(system=("base", "base+plugin"), data_dir=(folder,), output=output, count=2))
+    assert sorted(path.name for path in output.iterdir()) == [
+        "per_image.csv", "results.json", "results.md", "wobble.md", "wobble.png",
+    ]  # fmt: skip
+    stored = json.loads((output / "results.json").read_text())
+    assert list(stored["systems"]["base"]["horses"]) == list(KINDS)
+    assert list(stored) == ["systems", "intervals", "differences", "signals", "meta"]
+    assert stored["signals"]["base"]["masks"] == 2 * len(KINDS)
+    assert "alpha" in stored["signals"]["base+plugin"]
+    assert "alpha" not in stored["signals"]["base"]
+    text = (output / "wobble.md").read_text()
+    assert text.count("Is the flag of `predict_stable`") == 2
+    assert "nan" not in text
+
+
+def test_an_official_file_is_answered_with_the_command_that_converts_it(tmp_path):
+    folder = small.save_pairs(tmp_path / "horses", 1)
+    file = tmp_path / "sam_vit_b_01ec64.pth"
+    file.write_bytes(b"weights")
+    config = WobbleConfig(system=(str(file),), data_dir=(folder,), output=tmp_path / "out")
+    assert "python -m convert.sam_to_flax --checkpoint FILE.pth" in refusal(wobble.wobble, config)
+    assert refusal(wobble.wobble, WobbleConfig(system=("x",), data_dir=(pathlib.Path("y"),), output=tmp_path, count=0))
+
+
+def test_cases_survive_the_journal():
+    _, record = asked_by(TARGET)
+    again = cases_of([json.loads(json.dumps(record))])
+    assert again == cases_of([record])
