@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from eval.report import TITLES
 from eval.signals import risk_coverage
+from eval.tables import TITLES
 from stablesam_jax.visualize import MASK_COLOUR, TARGET_COLOUR, TEXT, WIDTH, outline, show, tinted
 
 # Okabe and Ito's palette without its yellow; markers tell lines apart in print.
@@ -57,6 +58,8 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
         for (name, values), colour, marker in _styled(panel.curves):
             axis.plot(panel.places, values, marker=marker, markersize=4, color=colour, linewidth=1.4, label=name)
         _label(axis, panel.title, panel.axis, "percent")
+        if max(map(len, panel.places)) > 4:
+            axis.tick_params(axis="x", labelrotation=25)
     for axis, one in zip(below, trust, strict=False):
         coverage = 100 * np.arange(1, len(one.iou) + 1) / len(one.iou)
         axis.plot(
@@ -94,6 +97,7 @@ def histogram_figure(values: Mapping[str, Mapping[str, np.ndarray]], metric: str
             axis.stairs(counts, bins, color=colour, linewidth=1.4, label=name)
         _label(axis, kind, f"{TITLES[metric]}, percent", "pictures")
         axis.set_xlim(0, 100)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(kinds) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()

@@ -1,194 +1,168 @@
-"""Results as a file for programs and as a table for people."""
+"""`python -m eval.report RUN... --output report.html`: one page of several evaluations that needs nothing beside it.
 
+A run is an output folder of `eval.main`. Tables are made from results.json; figures are taken into the page.
+"""
+
+import base64
 import dataclasses
+import html
 import json
 import math
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
-import rich.box
-import rich.markup
-from rich.console import Console
-from rich.table import Table
+import tyro
 
 from eval.bootstrap import Interval
-from eval.journal import JOURNAL
-from eval.loop import METRICS, Summary
-from stablesam_jax.errors import InputError
+from eval.tables import TITLES, cell, difference_cell, legend, show, table
+from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.text_file import write_text
 
-NOISE = "≈"
-MEAN = "mean"  # unweighted mean of the data sets
-TITLES = {
-    "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
-}  # fmt: skip
-RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
-Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
-Intervals = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]]  # the same with an interval of each
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
+table { border-collapse: collapse; margin: 0.7rem 0; font-variant-numeric: tabular-nums }
+th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.8rem; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere }
+caption { caption-side: bottom; text-align: left; color: #555; font-size: 0.85rem }
+.wide { overflow-x: auto }
+figure { margin: 1rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: 0.85rem }
+pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; font-size: 0.8rem }
+.noise { color: #888 }
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Uncertainty:
-    """How far figures would move on other pictures."""
+class Options:
+    """One self-contained HTML page from evaluations of eval.main."""
 
-    intervals: Intervals
-    differences: Intervals  # of all systems but the first, from the first
-
-
-def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
-    """The unweighted mean over data sets, as the paper's tables have it (sec. 5.1); over those that have a figure."""
-    kinds = next(iter(sets.values()))
-    return {
-        kind: {metric: _mean([summary[kind][metric] for summary in sets.values()]) for metric in metrics}
-        for kind, metrics in kinds.items()
-    }
+    run: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    """Output folders of eval.main, one or more."""
+    output: pathlib.Path
+    """The page, a file; replaced if it is there."""
 
 
-def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Sequence[str] = METRICS) -> Table:
-    """One row for each entry, the metrics in percent for each kind of prompt."""
-    kinds = list(next(iter(rows.values())))
-    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption=_legend(metrics))
-    result.add_column(first)
-    for kind in kinds:
-        result.add_column(kind, justify="right", no_wrap=True)
-    for name, summary in rows.items():
-        result.add_row(rich.markup.escape(name), *[_cell(summary[kind], metrics) for kind in kinds])
-    return result
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One evaluation as it lies on disk."""
+
+    name: str
+    results: Mapping[str, Any]  # results.json
+    figures: Sequence[pathlib.Path]
 
 
-def show(tables: list[Table]) -> None:
-    """Prints tables; wide enough for all columns where the output is no terminal."""
-    console = Console(width=None if os.isatty(1) else 400)
-    for entry in tables:
-        console.print(entry)
-
-
-def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] = METRICS) -> str:
-    """The same table for a README."""
-    kinds = list(next(iter(rows.values())))
-    lines = [f"| {first} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(_cell(summary[kind], metrics) for kind in kinds) + " |"
-        for name, summary in rows.items()
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def differences_markdown(rows: Mapping[str, Mapping[str, Mapping[str, Interval]]], metrics: Sequence[str]) -> str:
-    """Differences from the first system, in points of a percent; what may be noise is said to be about 0."""
-    kinds = list(next(iter(rows.values())))
-    lines = [f"| system | metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
-    lines += [
-        f"| {name} | {TITLES[metric]} | {' | '.join(_difference(row[kind][metric]) for kind in kinds)} |"
-        for name, row in rows.items()
-        for metric in metrics
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write_results(
-    folder: pathlib.Path,
-    results: Results,
-    meta: Mapping[str, object],
-    *,
-    metrics: Sequence[str] = METRICS,
-    uncertainty: Uncertainty | None = None,
-    more: Mapping[str, object] | None = None,
-) -> None:
-    """Writes results.md (percent) and results.json (fractions; null where there is no figure), each as a whole.
-
-    results.json is the last: where it is, all is done.
-
-    Args:
-        folder: made if it is not there.
-        results: of every system.
-        meta: what made them.
-        metrics: those that tables show.
-        uncertainty: makes the entries `intervals` ([low, high]) and `differences`.
-        more: other entries of results.json.
-    """
-    entries: dict[str, object] = {"systems": results}
-    if uncertainty is not None:
-        entries["intervals"] = _mapped(uncertainty.intervals, lambda one: [one.low, one.high])
-        entries["differences"] = _mapped(uncertainty.differences, lambda one: one._asdict())
-    text = json.dumps(_without_nan({**entries, **(more or {}), "meta": meta}), indent=2, allow_nan=False) + "\n"
-    sections = [
-        f"## {dataset}\n\n"
-        + markdown({system: sets[dataset] for system, sets in results.items()}, first="system", metrics=metrics)
-        for dataset in next(iter(results.values()))
-    ]
-    if uncertainty is not None and uncertainty.differences:
-        first = next(iter(results))
-        sections.append(
-            f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over pictures (bootstrap, "
-            f"paired). {NOISE}: the interval holds 0, so it may be noise.\n"
-        )
-        sections += [
-            f"### {dataset}\n\n"
-            + differences_markdown({name: sets[dataset] for name, sets in uncertainty.differences.items()}, metrics)
-            for dataset in next(iter(uncertainty.differences.values()))
-        ]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.md", f"{_legend(metrics)}.\n\n" + "\n".join(sections))
-    write_text(folder / "results.json", text)
-
-
-def short_names(systems: Sequence[str]) -> list[str]:
-    """Names of systems for figures: of a path the last two parts, where that tells them apart."""
-    short = [
-        "+".join("/".join(pathlib.PurePath(part.removesuffix(".safetensors")).parts[-2:]) for part in system.split("+"))
-        for system in systems
-    ]
-    return short if len(set(short)) == len(short) else list(systems)
-
-
-def check_output(folder: pathlib.Path) -> None:
-    """Looks whether results can be written, hours before they are; makes nothing.
+def read_run(folder: pathlib.Path) -> Run:
+    """Reads a run.
 
     Raises:
-        InputError: the folder holds results already, or cannot be made or written to. Beside a journal they are those
-            of an evaluation that was killed while it wrote them.
+        InputError: the folder holds no results, or they are damaged.
     """
-    if not (folder / JOURNAL).exists() and any((folder / name).exists() for name in RESULT_FILES):
-        raise InputError(f"{folder}: holds results already, and nothing is overwritten; give another --output.")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{folder}: {existing} is no folder that can be written to; give another --output.")
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+        metrics = [
+            metrics for sets in results["systems"].values() for kinds in sets.values() for metrics in kinds.values()
+        ]
+        if not metrics or not all(isinstance(entry, dict) for entry in metrics):
+            raise ValueError("no figures")
+        results["meta"]["protocol"]
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a folder that eval.main has finished."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is no results.json of eval.main ({error!r}); evaluate again.") from None
+    return Run(name=folder.resolve().name, results=results, figures=sorted(folder.rglob("*.png")))
 
 
-def _legend(metrics: Sequence[str]) -> str:
-    return " / ".join(TITLES[metric] for metric in metrics) + " in percent"
+def page(runs: Sequence[Run]) -> str:
+    """The whole page; nothing in it is loaded from elsewhere."""
+    body = "".join(part for run in runs for part in section(run))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Evaluations</title><style>{STYLE}</style></head><body><h1>Evaluations</h1>{body}</body></html>\n"
+    )
 
 
-def _cell(values: Mapping[str, float], metrics: Sequence[str]) -> str:
-    return " / ".join("-" if math.isnan(values[metric]) else f"{100 * values[metric]:.1f}" for metric in metrics)
+def section(run: Run) -> Iterator[str]:
+    """A run: a table for each data set, differences between systems, figures, and what made them."""
+    systems, meta = run.results["systems"], run.results["meta"]
+    data_sets = list(next(iter(systems.values())))
+    metrics = shown_metrics(run)
+    yield f"<section><h2>{html.escape(run.name)}: {html.escape(meta['protocol'])}</h2>"
+    for data_set in data_sets:
+        yield f"<h3>{html.escape(data_set)}</h3>"
+        rows = {
+            name: [cell(known(values), metrics) for values in sets[data_set].values()] for name, sets in systems.items()
+        }
+        yield html_table(["system", *systems[next(iter(systems))][data_set]], rows, f"{legend(metrics)}.")
+    if differences := run.results.get("differences"):
+        yield f"<h3>Differences from {html.escape(next(iter(systems)))}</h3>"
+        for data_set in data_sets:
+            rows = {
+                f"{name}, {TITLES[metric]}": [
+                    difference_cell(Interval(**known(values[metric]))) for values in sets[data_set].values()
+                ]
+                for name, sets in differences.items()
+                for metric in metrics
+            }
+            kinds = list(next(iter(differences.values()))[data_set])
+            yield html_table(
+                [data_set, *kinds],
+                rows,
+                "In points of a percent, with 95 % intervals over pictures. ≈: may be noise.",
+            )
+    for path in run.figures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        name = html.escape(path.stem)
+        yield f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+    made_by = html.escape(json.dumps(meta, indent=1))
+    yield f"<details><summary>What made these figures</summary><pre>{made_by}</pre></details></section>"
 
 
-def _difference(one: Interval) -> str:
-    if math.isnan(one.low):
-        return f"{NOISE} {100 * one.value:+.1f}"
-    text = f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
-    return f"{NOISE} {text}" if one.is_noise else text
+def shown_metrics(run: Run) -> list[str]:
+    """The metrics that tables show, of those that the run has."""
+    kinds = next(iter(next(iter(run.results["systems"].values())).values()))
+    return [metric for metric in TITLES if metric in next(iter(kinds.values()))]
 
 
-def _mapped(value: Any, change: Callable[[Interval], object]) -> object:
-    """Nested mappings with every interval changed."""
-    if isinstance(value, Interval):
-        return change(value)
-    return {key: _mapped(entry, change) for key, entry in value.items()}
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The figures of JSON, nan for null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+def html_table(head: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str) -> str:
+    """A table; cells that begin with the sign of noise are grey."""
+    lines = [f"<tr>{''.join(f'<th>{html.escape(entry)}</th>' for entry in head)}</tr>"]
+    for name, cells in rows.items():
+        columns = [
+            f'<td class="noise">{html.escape(entry)}</td>'
+            if entry.startswith("≈")
+            else f"<td>{html.escape(entry)}</td>"
+            for entry in cells
+        ]
+        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(columns)}</tr>")
+    return f'<div class="wide"><table><caption>{html.escape(caption)}</caption>{"".join(lines)}</table></div>'
 
 
-def _without_nan(value: object) -> object:
-    """The same with None for nan, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the runs, writes the page, and prints the last table of each run."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.report")
+    with exit_on_input_error():
+        if not options.run:
+            raise InputError("Give at least one output folder of eval.main.")
+        if not options.output.absolute().parent.is_dir():
+            raise InputError(f"{options.output}: there is no such folder; make it.")
+        runs = [read_run(folder) for folder in options.run]
+        write_text(options.output, page(runs))
+    for run in runs:
+        systems = run.results["systems"]
+        last = list(next(iter(systems.values())))[-1]
+        rows = {name: {kind: known(values) for kind, values in sets[last].items()} for name, sets in systems.items()}
+        show([table(rows, title=f"{run.name}, {last}", first="system", metrics=shown_metrics(run))])
+    print(f"written: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from eval import systems
 from eval.journal import Record
 from eval.loop import Summary
 from eval.protocols import REGION_KINDS, draw_region_prompt
-from eval.report import MEAN, mean_of_sets
+from eval.tables import MEAN, mean_of_sets
 from stablesam_jax.config import MASK_TOKENS
 from stablesam_jax.data import datasets
 from stablesam_jax.data.class_maps import ClassMap, ClassMaps

@@ -20,7 +20,7 @@ from eval import bootstrap
 from eval.journal import Journal, Record
 from eval.loop import Summary, Values
 from eval.overlap import overlapped
-from eval.report import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
+from eval.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.errors import InputError

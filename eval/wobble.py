@@ -20,7 +20,7 @@ from eval.figures import Panel, Trust, curves_figure
 from eval.journal import Record
 from eval.loop import METRICS, Protocol, Segmenter, Summary, ask, score_object, to_picture
 from eval.protocols import PROMPTS_PER_OBJECT
-from eval.report import TITLES, mean_of_sets, short_names
+from eval.tables import TITLES, mean_of_sets, short_names
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval import hq as hq_module
 from eval import loop, overlap, systems
 from eval import main as eval_main
 from eval.hq import HqConfig, hq
@@ -111,7 +112,9 @@ def test_every_object_has_a_line_and_limit_takes_the_first_pictures(results, con
 
 
 def test_results_lie_beside_each_other_and_nothing_else(results, config):
-    assert sorted(path.name for path in results.iterdir()) == ["per_image.csv", "results.json", "results.md"]
+    assert sorted(path.name for path in results.iterdir()) == ["figures", "per_image.csv", "results.json", "results.md"]
+    figures = ["alpha", "best_0", "best_1", "curves", "stability", "worst_0", "worst_1"]
+    assert sorted(path.name for path in (results / "figures").iterdir()) == [f"{name}.png" for name in figures]
     headings = [line for line in (results / "results.md").read_text().splitlines() if line.startswith("## ")]
     assert headings == ["## horses", "## coins", "## mean", f"## Differences from {config.system[0]}"]
 
@@ -215,6 +218,7 @@ def test_a_killed_evaluation_goes_on_and_its_results_are_those_of_one_run(result
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(systems, "load_model", built_small)
         seen = killed_at(patch, None)
+        patch.setattr(hq_module, "write_figures", lambda *_: None)
         hq(asked)
     assert len(seen) == 2
     assert without_times(asked.output) == without_times(results)
@@ -260,10 +264,10 @@ def test_a_data_set_may_not_be_called_as_the_mean(config, tmp_path):
 
 
 def test_results_are_not_overwritten(results, config):
-    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    before = {path.name: path.read_bytes() for path in results.glob("*.*")}
     with pytest.raises(InputError, match="holds results already, and nothing is overwritten"):
         hq(config)
-    assert {path.name: path.read_bytes() for path in results.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in results.glob("*.*")} == before
 
 
 def run_main(monkeypatch, capsys, *arguments):

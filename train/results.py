@@ -7,7 +7,7 @@ import rich.box
 from rich.table import Table
 
 from eval.loop import Segmenter
-from eval.report import markdown, table
+from eval.tables import markdown, table
 from stablesam_jax import checkpoint, params, plugin_file
 from stablesam_jax.config import SamConfig
 from stablesam_jax.data.sources import source_name
