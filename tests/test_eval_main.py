@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 
@@ -302,6 +303,26 @@ def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, 
     assert error.startswith(f"error: {folder / 'gt' / '01.png'}: the mask is 80 x 56 pixels, its picture 48 x 40")
     assert error.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda folder: Image.new("L", (48, 40)).save(folder / "gt" / "01.png"), "gt/01.png: the mask is empty"),
+        (lambda folder: os.truncate(folder / "im" / "01.png", 2000), "im/01.png: cannot be read"),
+        (lambda folder: os.truncate(folder / "gt" / "01.png", 60), "gt/01.png: cannot be read"),
+    ],
+    ids=["empty mask", "torn picture", "torn mask"],
+)
+def test_a_fault_that_only_reading_shows_is_named(monkeypatch, capsys, tmp_path, fault, words):
+    folder = small.save_pairs(tmp_path / "pairs", 2)
+    fault(folder)
+    monkeypatch.setattr(systems, "load_model", built_small)
+    arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", tmp_path / "out", "--prompts", "gt-box")
+    status, error = run_main(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_options_are_those_of_the_documentation(monkeypatch):
