@@ -38,9 +38,10 @@ BOXES = {
 }  # fmt: skip
 POINTS = {"10": "10-points", "5": "5-points", "3": "3-points", "2": "2-points", "1": "1-point"}
 KINDS = (*BOXES.values(), *POINTS.values())
+WORTH = 1.2  # times the rate of bad masks by chance, from which a flag is worth looking at
+CLOSE = 0.05  # shares of the bad masks that two signals find, which are as good as equal
 # Each signal, higher where the mask should be better. Of alpha_1 nobody says which way it points; the paper has it
 # higher for bad prompts (sec. 5.2), so its negative is taken.
-WORTH = 1.2  # times the rate of bad masks by chance, from which a flag is worth looking at
 SIGNALS = {
     "stability": "stability under small slips",
     "predicted_iou": "predicted IoU",
@@ -245,10 +246,12 @@ def verdict(judged: Mapping) -> str:
         words = "Nothing can be said: no mask is bad, or none is flagged."
     elif not lift > WORTH:
         words = "No: it finds hardly more than a look at as many masks by chance."
-    elif flag["bad_found"] < predicted["bad_found"]:
+    elif flag["bad_found"] < predicted["bad_found"] - CLOSE:
         words = "It beats chance, but the IoU that the model predicts finds more with the same work: sort by that."
     else:
-        words = f"Yes: what it flags is {lift:.1f} times as likely to be bad as any mask; predicted IoU does no better."
+        words = f"Yes: what it flags is {lift:.1f} times as likely to be bad as any mask. "
+        close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
+        words += f"Predicted IoU, which costs nothing, finds {'about as many' if close else 'fewer'}."
     return (
         f"Is the flag of `predict_stable` (stability below {STABLE}) worth a reviewer's time? {words} It flags "
         f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "

@@ -100,6 +100,9 @@ def test_a_flag_that_finds_bad_masks_is_worth_it_and_one_that_does_not_is_not():
     assert "alpha" not in knows
     assert knows["stability"]["bad_found"] == 1
     assert "Yes: " in verdict(knows)
+    assert "finds fewer" in verdict(knows)
+    both = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6) / 10, predicted=lambda iou: iou))
+    assert "Predicted IoU, which costs nothing, finds about as many." in verdict(both)
 
     lies = judge(cases(stability=lambda iou: 0.92 + (0.6 - iou) / 10, predicted=lambda iou: iou))
     assert lies["stability"]["rank_correlation"] == pytest.approx(-1)
