@@ -29,7 +29,7 @@ from PIL import Image
 from rich.table import Table
 
 from eval.parity import IMAGE, draw_params
-from eval.report import show
+from eval.tables import show
 from stablesam_jax import compiled
 from stablesam_jax.build import assemble
 from stablesam_jax.config import MODELS, SamConfig
