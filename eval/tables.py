@@ -47,14 +47,15 @@ def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
 
 
 def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Sequence[str] = METRICS) -> Table:
-    """One row for each entry, the metrics in percent for each kind of prompt."""
+    """One row for each entry, the metrics in percent for each kind of prompt; four of them fit 80 columns."""
     kinds = list(next(iter(rows.values())))
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption=legend(metrics))
-    result.add_column(first)
+    result.add_column(first, min_width=6, overflow="fold")
     for kind in kinds:
         result.add_column(kind, justify="right", no_wrap=True)
     for name, summary in rows.items():
-        result.add_row(rich.markup.escape(name), *[cell(summary[kind], metrics) for kind in kinds])
+        narrow = [cell(summary[kind], metrics).replace(" / ", "/") for kind in kinds]
+        result.add_row(rich.markup.escape(name), *narrow)
     return result
 
 

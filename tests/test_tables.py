@@ -33,7 +33,7 @@ def test_a_table_has_a_row_for_each_entry_in_percent():
     lines = rendered(tables.table(SETS, title="two sets", first="set")).splitlines()
     assert "two sets" in lines[0]
     horses = next(line for line in lines if "horses" in line)
-    assert " ".join(horses.split()[1:]) == "50.0 / 25.0 / 100.0 10.0 / 0.0 / 30.0"
+    assert " ".join(horses.split()[1:]) == "50.0/25.0/100.0 10.0/0.0/30.0"
     assert "mIoU / mBIoU / mSF in percent" in lines[-1]
 
 
@@ -65,7 +65,7 @@ def test_no_figure_is_cut_off_and_no_name_is_taken_for_markup(capfd):
     tables.show([tables.table({name: kinds}, title="wide", first="system")])
     printed = capfd.readouterr().out
     assert name in printed
-    assert printed.count("50.0 / 25.0 / 100.0") == 8
+    assert printed.count("50.0/25.0/100.0") == 8
 
 
 def test_results_are_fractions_in_the_documented_schema(tmp_path):
@@ -125,3 +125,12 @@ def test_a_file_in_the_way_is_one_line(tmp_path, below):
     file.write_text("")
     with pytest.raises(InputError, match=f"{file} is no folder that can be written to; give another --output"):
         tables.check_output(file / below)
+
+
+def test_four_kinds_and_a_long_name_fit_a_terminal_of_80_columns():
+    kinds = ("gt-box", "noisy-box", "1-point", "3-points")
+    row = {kind: {"miou": 0.5, "mbiou": 0.25, "msf": 1.0} for kind in kinds}
+    text = rendered(tables.table({"before": row, "sam_nano+runs/mine/plugin.safetensors": row}, title="", first=""), 80)
+    assert text.count("50.0/25.0/100.0") == 8
+    assert "before" in text
+    assert "…" not in text
