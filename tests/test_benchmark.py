@@ -1,43 +1,141 @@
 """The benchmark compares the same work, in turns."""
 
+import dataclasses
+import functools
 import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from eval import benchmark
-from eval.benchmark import Case, Options, data_cases, measure, plain_sample, plugin_cases, sampler_cases
+from eval.benchmark import __main__ as benchmark
+from eval.benchmark import case as case_module
+from eval.benchmark import data, plugin, sampler, train
+from eval.benchmark.case import Case, Options, measure, prepared
+from eval.benchmark.data import data_cases
+from eval.benchmark.limits import Cost, Limits, cost_of
+from eval.benchmark.plugin import plugin_cases
+from eval.benchmark.sampler import plain_sample, sampler_cases
+from eval.benchmark.train import train_cases
+from stablesam_jax import build
+from stablesam_jax.errors import InputError
 from stablesam_jax.plugin.sampling import bilinear_sample
 from tests.reference import small
+from tests.reference.official import VIT
+
+LIMITS = Limits(flops_per_second=10.0, bytes_per_second=4.0)
+TINY = dataclasses.replace(VIT, image_size=64, embedding_width=256)
 
 
 @pytest.fixture(autouse=True)
 def small_maps(monkeypatch):
-    monkeypatch.setattr(benchmark, "GRID", 5)
-    monkeypatch.setattr(benchmark, "CHANNELS", 4)
+    monkeypatch.setattr(sampler, "GRID", 5)
+    monkeypatch.setattr(sampler, "CHANNELS", 4)
+    monkeypatch.setattr(plugin, "GRID", 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch's threads wait for each other at every small operation: minutes where other processes compute, too."""
+    threads, processors = torch.get_num_threads(), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, processors)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    monkeypatch.setitem(case_module.MODELS, "tiny", TINY)
+    monkeypatch.setattr(benchmark, "WITH_TWIN", ["tiny"])
+    return Options(models=("tiny",), batch_size=2)
 
 
 def test_all_sides_take_turns_to_and_fro_after_one_that_does_not_count():
     order = []
     case = Case("case", lambda: order.append("ours"), {side: lambda s=side: order.append(s) for side in ("a", "b")})
-    assert set(measure(case, 2).ratios) == {"a", "b"}
+    assert set(measure(case, 2, LIMITS).ratios) == {"a", "b"}
     assert order == ["ours", "a", "b", "b", "a", "ours", "ours", "a", "b"]
 
 
 def test_the_ratio_is_theirs_to_ours_of_medians(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(case_module.time, "perf_counter", lambda: clock[0])
     own = iter([9, 1, 2, 7])  # seconds; the first does not count
 
     def work(seconds):
         clock[0] += seconds
 
-    result = measure(Case("case", lambda: work(next(own)), {"theirs": lambda: work(6)}), 3)
+    result = measure(Case("case", lambda: work(next(own)), {"theirs": lambda: work(6)}), 3, LIMITS)
     assert (result.seconds, result.ratios) == (2, {"theirs": 3})
+
+
+def test_sides_that_did_not_do_the_same_work_are_not_compared():
+    def work(result):
+        return lambda: result
+
+    case = Case("case", work(1.0), {"theirs": work(1.5)}, difference=lambda a, b: abs(a - b), bound=0.6)
+    assert measure(case, 1, LIMITS).differences == {"theirs": 0.5}
+    for wrong in (2.0, float("nan")):
+        with pytest.raises(InputError, match="theirs differs"):
+            measure(dataclasses.replace(case, theirs={"theirs": work(wrong)}), 1, LIMITS)
+
+
+def test_what_is_prepared_is_prepared_once_and_when_it_is_needed():
+    calls = []
+    work = prepared(lambda: calls.append("prepared") or (lambda: len(calls)))
+    assert calls == []
+    assert (work(), work()) == (1, 1)
+
+
+def test_the_limit_is_set_by_arithmetic_or_by_memory():
+    assert LIMITS.seconds(Cost(flops=30, bytes=4)) == 3
+    assert LIMITS.seconds(Cost(flops=10, bytes=8)) == 2
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    def product(x):
+        return x @ x
+
+    def looped(x):
+        return jax.lax.fori_loop(0, 7, lambda _, y: product(y), x)
+
+    def convolved(x):
+        return jax.lax.conv(x[None, None], jnp.ones((5, 1, 3, 3)), (1, 1), "VALID")
+
+    x = jnp.ones((4, 4))
+    assert cost_of(jax.jit(product), x) == Cost(flops=2 * 4**3, bytes=2 * 4 * 16)
+    assert cost_of(looped, x).flops == 7 * 2 * 4**3
+    assert cost_of(jax.grad(lambda x: product(x).sum()), x).flops == 3 * 2 * 4**3
+    assert cost_of(convolved, x).flops == 2 * 5 * 2 * 2 * 9
+
+
+def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
+    cases = list(train_cases(tiny_model))
+    assert [case.name for case in cases] == [
+        "plugin, 2 pictures, encoder in the step",
+        "plugin, 2 pictures, cached",
+        "HQ-SAM's parts, 2 pictures, cached",
+    ]
+    assert [list(case.theirs) for case in cases] == [
+        ["HQ-SAM's loop"],
+        ["HQ-SAM's loop", "HQ-SAM's loop, cached"],
+        ["HQ-SAM's loop, cached"],
+    ]
+    with small.quick_compilation():
+        (found,) = measure(cases[2], 1, LIMITS).differences.values()
+        whole, cached = (cases[1].theirs[side]() for side in cases[1].theirs)
+    assert whole == pytest.approx(cached, rel=train.SAME_LOSS)
+    assert found < train.SAME_LOSS
+    encoded, cached, _ = (case.cost().flops for case in cases)
+    sam = build.assemble(TINY)
+    encode = functools.partial(sam.apply, method="encode")
+    pictures = jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)
+    assert encoded - cached == cost_of(encode, {"params": build.shapes(sam)}, pictures).flops
 
 
 @pytest.mark.parametrize("maps", [1, 3])
@@ -64,9 +162,7 @@ def test_all_sides_of_a_sampler_row_do_the_same_work():
     ]
 
 
-def test_the_rows_of_the_plugin_are_decoding_and_the_whole_way(monkeypatch):
-    monkeypatch.setattr(benchmark, "GRID", 4)
-    monkeypatch.setattr(benchmark, "CHANNELS", 256)
+def test_the_rows_of_the_plugin_are_decoding_and_the_whole_way():
     *decoding, whole = plugin_cases(Options(prompts=(1, 3)))
     assert [case.name for case in decoding] == ["decode, 1 prompt", "decode, 3 prompts"]
     assert whole.name.startswith("picture to mask")
@@ -77,17 +173,18 @@ def test_the_rows_of_the_plugin_are_decoding_and_the_whole_way(monkeypatch):
 
 
 def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
-    threads, processors = torch.get_num_threads(), os.sched_getaffinity(0)
-    try:
-        file = tmp_path / "found.json"
-        assert benchmark.main(["--rows", "sampler", "--prompts", "1", "--repeats", "1", "--json", str(file)]) == 0
-    finally:
-        torch.set_num_threads(threads)
-        os.sched_setaffinity(0, processors)
+    file = tmp_path / "found.json"
+    arguments = ["--rows", "sampler", "--prompts", "1", "--repeats", "1", "--threads", "1", "--json", str(file)]
+    assert benchmark.main(arguments) == 0
     assert "PyTorch / ours" in capsys.readouterr().out
-    rows = json.loads(file.read_text())["rows"]["sampler"]
-    assert [row["name"] for row in rows] == ["1 prompt: forward", "1 prompt: forward + backward"]
-    assert all(row["ratios"]["PyTorch"] > 0 for row in rows)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["row"], row["case"], row["peer"]) for row in rows] == [
+        ("sampler", f"1 prompt: {what}", peer)
+        for what in ("forward", "forward + backward")
+        for peer in ("plain JAX", "PyTorch")
+    ]
+    assert all(row["peer_s"] == pytest.approx(row["ratio"] * row["ours_s"]) for row in rows)
+    assert all(row["ratio"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +193,9 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
         ["--threads", "9999"],
         ["--repeats", "0"],
         ["--prompts", "0"],
+        ["--batch-size", "0"],
+        ["--models", "sam_nano"],
+        ["--image-size", "100"],
         ["--rows", "data"],
         ["--data-dir", "."],
         ["--json", "/nowhere/found.json"],
@@ -105,15 +205,15 @@ def test_what_cannot_be_measured_is_refused_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         benchmark.main(arguments)
     assert exit_.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    assert arguments[0].lstrip("-").replace("-", " ") in capsys.readouterr().err.replace("-", " ")
 
 
 def test_the_rows_of_the_data_are_batches_and_the_decoding_of_their_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "DATA_BATCHES", 1)
+    monkeypatch.setattr(data, "DATA_BATCHES", 1)
     (case,) = data_cases(Options(rows=("data",), data_dir=(small.save_pairs(tmp_path / "pairs", 3),), threads=1))
     assert case.name == "8 pictures of pairs"
     opened = []
-    monkeypatch.setattr(benchmark.Image, "open", lambda file, open=Image.open: opened.append(file) or open(file))
+    monkeypatch.setattr(data.Image, "open", lambda file, open=Image.open: opened.append(file) or open(file))
     case.theirs["decoding alone"]()
     assert len(opened) == 16
     assert len(set(opened)) == 6

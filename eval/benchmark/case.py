@@ -1,0 +1,137 @@
+"""What a row is, and how its sides are timed."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from eval.benchmark.limits import Cost, Limits
+from stablesam_jax.config import MODELS, SamConfig
+from stablesam_jax.errors import InputError
+
+GRID, CHANNELS = 64, 256  # SAM's image embedding
+
+Family = Literal["sampler", "plugin", "data", "train"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compares our speed with that of others."""
+
+    rows: tuple[Family, ...] = ("sampler", "plugin")
+    """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
+    a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
+    train: a training step, against HQ-SAM's loop."""
+    models: tuple[str, ...] = ("sam_vit_b",)
+    """Of train: models of segment_anything, or mobile_sam, which is the quickest to try."""
+    image_size: int | None = None
+    """Side of their input in pixels; by default their own."""
+    batch_size: int = 4
+    """Pictures of a training step."""
+    data_dir: tuple[pathlib.Path, ...] = ()
+    """For data: folders with im/ and gt/, a row each."""
+    prompts: tuple[int, ...] = (1, 20, 64)
+    """Prompts on one picture."""
+    repeats: int = 9
+    """Turns; the median of each is taken."""
+    threads: int = len(os.sched_getaffinity(0))
+    """Processors for all sides; by default all that there are."""
+    json: pathlib.Path | None = None
+    """File to write everything to."""
+
+    def configs(self) -> dict[str, SamConfig]:
+        """The models, at the size that is asked for."""
+        configs = {name: MODELS[name] for name in self.models}
+        if self.image_size is None:
+            return configs
+        return {name: dataclasses.replace(config, image_size=self.image_size) for name, config in configs.items()}
+
+
+Work = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: the same work by us and by others. Functions return when the work is done."""
+
+    name: str
+    ours: Work
+    theirs: Mapping[str, Work]  # by whose it is
+    model: str = ""
+    difference: Callable[[Any, Any], float] | None = None  # of what ours and one of theirs return
+    bound: float = 0.0  # that it must not exceed
+    cost: Callable[[], Cost] | None = None  # what the work asks of the machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Medians of one row."""
+
+    name: str
+    seconds: float  # ours
+    ratios: Mapping[str, float]  # theirs / ours: above 1 we are faster
+    model: str = ""
+    differences: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of theirs from ours
+    share_of_limit: float | None = None  # the least time on this machine / ours
+
+
+def measure(case: Case, repeats: int, limits: Limits) -> Result:
+    """Runs all sides once unmeasured and then in turns, so that what else the machine does befalls all of them.
+
+    Every other turn goes backwards: who comes after whom makes a difference, by what is left in caches and of memory.
+
+    Args:
+        case: the row.
+        repeats: turns.
+        limits: of the machine.
+
+    Raises:
+        InputError: the sides did not do the same work.
+    """
+    sides = {"ours": case.ours, **case.theirs}
+    first = {side: work() for side, work in sides.items()}
+    differences = check(case, first)
+    del first
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(repeats):
+        for side, work in list(sides.items())[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            work()
+            times[side].append(time.perf_counter() - start)
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    ratios = {side: medians[side] / medians["ours"] for side in case.theirs}
+    share = limits.seconds(case.cost()) / medians["ours"] if case.cost is not None else None
+    return Result(case.name, medians["ours"], ratios, case.model, differences, share)
+
+
+def check(case: Case, results: Mapping[str, Any]) -> dict[str, float]:
+    """How far each of theirs is from ours, where the case can tell.
+
+    Raises:
+        InputError: further than the case allows.
+    """
+    if case.difference is None:
+        return {}
+    differences = {side: case.difference(results["ours"], results[side]) for side in case.theirs}
+    for side, difference in differences.items():
+        if not difference <= case.bound:  # nan is none
+            raise InputError(f"{case.name}: {side} differs from ours by {difference:.2g}, allowed is {case.bound:.2g}.")
+    return differences
+
+
+def prepared(prepare: Callable[[], Work]) -> Work:
+    """Work that is prepared when it is first done, which does not count: models are read when their row comes."""
+    once = functools.cache(prepare)
+    return lambda: once()()
+
+
+def count_prompts(count: int) -> str:
+    """ "1 prompt", "20 prompts"."""
+    return f"{count} prompt{'s' if count > 1 else ''}"
+
+
+Rows = Callable[[Options], Iterator[Case]]
