@@ -16,7 +16,7 @@ from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.model.sam import ImageEmbedding
 from tests.reference import small
 from train import step as step_module
-from train.presets import MASK_TOKEN, PLUGIN_ONLY, PRESETS
+from train.presets import MASK_DECODER, MASK_TOKEN, PLUGIN_ONLY, PRESETS
 from train.step import State, encoder_halves, make_update, normalise, sample_keys
 
 STEPS, PICTURES = 3, 4
@@ -240,3 +240,41 @@ def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
     clicked = first_update(samples, "pretrain", clicks=1)
     assert np.isfinite(clicked[2].loss).all()
     assert clicked[2].loss[0] != plain[2].loss[0]
+
+
+# what rests costs nothing
+
+
+def flops(samples, trainable, *, cached):
+    """Of the update's program on one device, with the features of a cache or with pictures.
+
+    As it goes to the compiler, which takes a minute and leaves as much to 2 %: what is not in it cannot be in the
+    compiled one.
+    """
+    sam, tree = small.stable_nano()
+    trained, frozen = params.split(tree, trainable)
+    state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=OPTIMIZER.init(trained))
+    batch = samples[0] | {"features": ImageEmbedding(samples[0]["features"].features)}
+    if not cached:
+        del batch["features"]
+        batch["picture"] = np.zeros((PICTURES, small.SIZE, small.SIZE, 3), np.uint8)
+    update = make_update(sam, OPTIMIZER, "stable", neck_trains=False)
+    lowered = parallel.run_on_all(update, jax.local_devices()[:1]).lower(
+        *jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state, frozen)),
+        parallel.shard(batch, 1),
+        np.zeros(1, np.uint32),
+    )
+    return lowered.cost_analysis()["flops"]
+
+
+def test_the_backward_pass_costs_nothing_for_what_rests(samples):
+    sam, tree = small.stable_nano()
+    freeze, _ = encoder_halves(sam, neck_trains=False)
+    pictures = np.zeros((PICTURES, small.SIZE, small.SIZE, 3), np.uint8)
+    forward = jax.jit(freeze).lower(tree, pictures).cost_analysis()["flops"]
+
+    plugin = flops(samples, PLUGIN_ONLY, cached=True)
+    assert flops(samples, PLUGIN_ONLY, cached=False) - plugin == pytest.approx(forward, rel=0.02)
+    assert flops(samples, (*PLUGIN_ONLY, "image_encoder/.*"), cached=False) - plugin > 2 * forward
+    # Neither does the first layer of the decoder, or any matrix of the others.
+    assert plugin < 0.8 * flops(samples, (*PLUGIN_ONLY, *MASK_DECODER), cached=True)

@@ -25,7 +25,7 @@ from eval.benchmark.limits import measure_limits
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import sampler_cases
 from eval.benchmark.train import train_cases
-from eval.report import show
+from eval.tables import show
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.text_file import write_text
