@@ -16,11 +16,11 @@ from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
 
 stand_ins.provide()
 
-from segment_anything import modeling  # noqa: E402
+from segment_anything import SamPredictor, modeling  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 from segment_anything_hq import modeling as hq_modeling  # noqa: E402
 
-__all__ = ["ResizeLongestSide", "build", "hq_modeling", "modeling", "picture_features", "randomise"]
+__all__ = ["ResizeLongestSide", "SamPredictor", "build", "hq_modeling", "modeling", "picture_features", "randomise"]
 
 Official: TypeAlias = modeling.Sam | hq_modeling.Sam
 

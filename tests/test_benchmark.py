@@ -14,9 +14,10 @@ from PIL import Image
 
 from eval.benchmark import __main__ as benchmark
 from eval.benchmark import case as case_module
-from eval.benchmark import data, plugin, sampler, train
+from eval.benchmark import data, inference, plugin, sampler, train
 from eval.benchmark.case import Case, Options, measure, prepared
 from eval.benchmark.data import data_cases
+from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import Cost, Limits, cost_of
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
@@ -136,6 +137,24 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     encode = functools.partial(sam.apply, method="encode")
     pictures = jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)
     assert encoded - cached == cost_of(encode, {"params": build.shapes(sam)}, pictures).flops
+
+
+@pytest.mark.parametrize("cases", [encoder_cases, decode_cases, predict_cases, stability_cases])
+def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, tiny_model, monkeypatch):
+    monkeypatch.setattr(inference, "PHOTOGRAPH", (160, 120))
+    found = {}
+    for case in cases(dataclasses.replace(tiny_model, prompts=(2,))):
+        with small.quick_compilation():
+            found[case.name] = measure(case, 1, LIMITS)
+        assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
+    assert len(found) == (3 if cases is decode_cases else 1)
+
+
+def test_a_mask_that_is_another_is_seen(tiny_model):
+    case = next(decode_cases(dataclasses.replace(tiny_model, prompts=(2,))))
+    theirs = case.theirs["PyTorch"]()
+    assert case.difference(theirs, theirs) == 0
+    assert case.difference(theirs[::-1], theirs) > case.bound
 
 
 @pytest.mark.parametrize("maps", [1, 3])

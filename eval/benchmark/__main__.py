@@ -1,6 +1,6 @@
 """How fast are we? Every figure is a ratio, theirs / ours, of times that were taken in turns in one run.
 
-    python -m eval.benchmark --rows sampler plugin
+    python -m eval.benchmark --rows encoder decode predict stability train
 
 A family of rows is a function that yields cases; `ROWS` names them.
 """
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from eval.benchmark.case import Family, Options, Result, Rows, measure
 from eval.benchmark.data import data_cases
+from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import measure_limits
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import sampler_cases
@@ -35,6 +36,10 @@ ROWS: Mapping[Family, Rows] = {
     "plugin": plugin_cases,
     "data": data_cases,
     "train": train_cases,
+    "encoder": encoder_cases,
+    "decode": decode_cases,
+    "predict": predict_cases,
+    "stability": stability_cases,
 }
 WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]
 

@@ -15,7 +15,7 @@ from stablesam_jax.errors import InputError
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
 
-Family = Literal["sampler", "plugin", "data", "train"]
+Family = Literal["sampler", "plugin", "data", "train", "encoder", "decode", "predict", "stability"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,17 @@ class Options:
     rows: tuple[Family, ...] = ("sampler", "plugin")
     """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
     a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
-    train: a training step, against HQ-SAM's loop."""
+    train: a training step, against HQ-SAM's loop. encoder: one picture. decode: prompts on an embedding, of SAM and
+    HQ-SAM, and of Stable-SAM against plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20
+    boxes."""
     models: tuple[str, ...] = ("sam_vit_b",)
-    """Of train: models of segment_anything, or mobile_sam, which is the quickest to try."""
+    """Of train and what follows it: models of segment_anything, or mobile_sam, which is the quickest to try."""
     image_size: int | None = None
     """Side of their input in pixels; by default their own."""
     batch_size: int = 4
     """Pictures of a training step."""
+    compile: bool = False
+    """Compare with PyTorch's compiled models, too, where they are only used: each takes minutes to compile."""
     data_dir: tuple[pathlib.Path, ...] = ()
     """For data: folders with im/ and gt/, a row each."""
     prompts: tuple[int, ...] = (1, 20, 64)

@@ -1,0 +1,213 @@
+"""Rows of what a user waits for: encoding a picture, decoding prompts, and both together, against PyTorch.
+
+Weights are random and the same on both sides, which must give the same masks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from PIL import Image
+
+from eval import torch_sam, twins
+from eval.benchmark.case import Case, Options, Work, count_prompts, prepared
+from eval.benchmark.limits import Cost, cost_of
+from eval.parity import IMAGE, draw_params
+from stablesam_jax import compiled
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import PluginConfig, SamConfig
+from stablesam_jax.metrics import stability
+from stablesam_jax.model.prompt_encoder import Prompts
+from stablesam_jax.model.sam import ImageEmbedding
+from stablesam_jax.picture_file import read_picture
+from stablesam_jax.predictor import JITTERS, Predictor
+from stablesam_jax.preprocess import preprocess
+from stablesam_jax.prompts import jittered_box
+
+PHOTOGRAPH = (4000, 3000)  # width and height, 12 megapixels
+SAME_EMBEDDING = 1e-3  # largest difference, in deviations
+SAME_MASKS = 1e-4  # share of the pixels that may differ
+BOX = np.array([0.2, 0.2, 0.8, 0.8])  # shares of width and height
+
+
+def encoder_cases(options: Options) -> Iterator[Case]:
+    """One picture to its embedding."""
+    for name, config in options.configs().items():
+        pixels = preprocess(_picture((config.image_size, config.image_size)), config)[None]
+
+        def ours(config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
+            encode, params = compiled.encoder(assemble(config)), jax.device_put(draw_params(config, seed=0))
+            return lambda: np.asarray(encode(params, pixels).features)
+
+        def theirs(wrap: Callable, config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
+            encode = wrap(_official(config).image_encoder)
+            channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+            return _without_gradients(lambda: encode(channels_first).permute(0, 2, 3, 1).numpy())
+
+        def cost(config: SamConfig = config, pixels: np.ndarray = pixels) -> Cost:
+            sam = assemble(config)
+            return cost_of(functools.partial(sam.apply, method="encode"), {"params": shapes(sam)}, pixels)
+
+        yield Case(
+            "image encoder", prepared(ours), _peers(options, theirs), name, _largest_difference, SAME_EMBEDDING, cost
+        )
+
+
+def decode_cases(options: Options) -> Iterator[Case]:
+    """Boxes on one embedding to low-resolution logits: SAM, HQ-SAM, and Stable-SAM against plain SAM."""
+    for name, base in options.configs().items():
+        hq = dataclasses.replace(base, hq=True)
+        stable = dataclasses.replace(base, plugin=PluginConfig())
+        for what, config, peer in (("SAM", base, base), ("HQ-SAM", hq, hq), ("Stable-SAM", stable, base)):
+            for count in options.prompts:
+                boxes = _boxes(count, (config.image_size, config.image_size))
+                yield Case(
+                    f"{what}, {count_prompts(count)}",
+                    prepared(functools.partial(_decode, config, boxes)),
+                    _peers(options, functools.partial(_official_decode, peer, boxes)),
+                    name,
+                    difference=None if config.plugin else _flips,
+                    bound=SAME_MASKS,
+                    cost=functools.partial(_decode_cost, config, boxes),
+                )
+
+
+def predict_cases(options: Options) -> Iterator[Case]:
+    """A photograph in memory and one box to a mask of its size."""
+    boxes = BOX[None] * np.tile(PHOTOGRAPH, 2)
+    return _whole_cases(options, "12 megapixels and a box to a mask", _picture(PHOTOGRAPH), boxes, lambda masks: masks)
+
+
+def stability_cases(options: Options) -> Iterator[Case]:
+    """A picture and as many slightly different boxes as the paper takes, to masks and their stability."""
+    picture = _picture((1024, 768))
+    boxes = _boxes(JITTERS, picture.shape[:2])
+
+    def judge(masks: np.ndarray) -> np.ndarray:
+        stability(masks)
+        return masks
+
+    return _whole_cases(options, f"a picture and {JITTERS} boxes to their stability", picture, boxes, judge)
+
+
+def _whole_cases(
+    options: Options, what: str, picture: np.ndarray, boxes: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Case]:
+    for name, config in options.configs().items():
+
+        def ours(config: SamConfig = config) -> Work:
+            predictor = Predictor(assemble(config), draw_params(config, seed=0))
+
+            def work() -> np.ndarray:
+                predictor.set_image(picture)
+                masks, _, _ = predictor.predict(box=boxes[:, None], multimask_output=False)
+                return finish(masks[:, 0])
+
+            return work
+
+        def theirs(wrap: Callable, config: SamConfig = config) -> Work:
+            official = _official(config)
+            official.image_encoder.forward = wrap(official.image_encoder.forward)
+            official.mask_decoder.forward = wrap(official.mask_decoder.forward)
+            predictor = torch_sam.SamPredictor(official)
+
+            def work() -> np.ndarray:
+                predictor.set_image(picture)
+                moved = predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), picture.shape[:2])
+                masks, _, _ = predictor.predict_torch(None, None, boxes=moved.float(), multimask_output=False)
+                return finish(masks[:, 0].numpy())
+
+            return work
+
+        yield Case(what, prepared(ours), _peers(options, theirs), name, _flips, SAME_MASKS)
+
+
+def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
+    sam = assemble(config)
+    params = jax.device_put(draw_params(config, seed=0))
+    embedding = jax.jit(functools.partial(sam.apply, method="fuse"))({"params": params}, _embedding(config))
+    decode = compiled.decoder(sam)
+    return lambda: np.asarray(decode(params, embedding, _prompts(boxes)).low_res_masks[0, :, 0])
+
+
+def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Work:
+    official = _official(config)
+    embedding = _embedding(config)
+    features = torch.tensor(np.asarray(embedding.features)).permute(0, 3, 1, 2).contiguous()
+    # HQ-SAM's decoder fuses both at each call; ours has done it with the picture.
+    early = (
+        {"hq_token_only": False, "interm_embeddings": [torch.tensor(np.asarray(embedding.early))]} if config.hq else {}
+    )
+
+    def decode(boxes: torch.Tensor) -> torch.Tensor:
+        sparse, dense = official.prompt_encoder(points=None, boxes=boxes, masks=None)
+        image_pe = official.prompt_encoder.get_dense_pe()
+        return official.mask_decoder(features, image_pe, sparse, dense, multimask_output=False, **early)[0][:, 0]
+
+    wrapped = wrap(decode)
+    return _without_gradients(lambda: wrapped(torch.from_numpy(boxes)).numpy())
+
+
+def _decode_cost(config: SamConfig, boxes: np.ndarray) -> Cost:
+    sam = assemble(config)
+    variables = {"params": shapes(sam)}
+    embedding = jax.eval_shape(functools.partial(sam.apply, method="fuse"), variables, _embedding(config))
+    return cost_of(functools.partial(sam.apply, method="decode"), variables, embedding, _prompts(boxes))
+
+
+def _embedding(config: SamConfig) -> ImageEmbedding:
+    rng = np.random.default_rng(0)
+    sam = assemble(config)
+    pictures = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    expected = jax.eval_shape(functools.partial(sam.apply, method="encode"), {"params": shapes(sam)}, pictures)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), expected)
+
+
+def _prompts(boxes: np.ndarray) -> Prompts:
+    count = len(boxes)
+    return Prompts(
+        coords=jnp.asarray(boxes.reshape(1, count, 2, 2)),
+        labels=jnp.broadcast_to(jnp.array([2, 3], jnp.int32)[None, None], (1, count, 2)),
+        valid=jnp.ones((1, count, 2), bool),
+    )
+
+
+def _boxes(count: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """(N, 4) XYXY float32."""
+    rng = np.random.default_rng(0)
+    box = BOX * np.tile(size_hw[::-1], 2)
+    return np.stack([jittered_box(rng, box, size_hw=size_hw) for _ in range(count)]).astype(np.float32)
+
+
+def _picture(size: tuple[int, int]) -> np.ndarray:
+    """A photograph, enlarged to (width, height)."""
+    return np.asarray(Image.fromarray(read_picture(IMAGE)).resize(size, Image.Resampling.BICUBIC))
+
+
+def _official(config: SamConfig) -> torch_sam.Official:
+    return twins.load_official(config, draw_params(config, seed=0))
+
+
+def _peers(options: Options, theirs: Callable[[Callable], Work]) -> dict[str, Work]:
+    peers = {"PyTorch": prepared(functools.partial(theirs, lambda function: function))}
+    if options.compile:
+        peers["PyTorch, compiled"] = prepared(functools.partial(theirs, torch.compile))
+    return peers
+
+
+def _without_gradients(work: Work) -> Work:
+    return torch.no_grad()(work)
+
+
+def _largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / theirs.std())
+
+
+def _flips(ours: Any, theirs: Any) -> float:
+    """The share of pixels in which masks, or masks of logits, differ."""
+    return float(np.mean((ours > 0) != (theirs > 0)))
