@@ -14,14 +14,16 @@ from PIL import Image
 
 from eval.benchmark import __main__ as benchmark
 from eval.benchmark import case as case_module
-from eval.benchmark import data, inference, plugin, sampler, train
-from eval.benchmark.case import Case, Options, measure, prepared
+from eval.benchmark import data, inference, limits, plugin, sampler, train
+from eval.benchmark.case import Case, Options, Result, measure, prepared
 from eval.benchmark.data import data_cases
 from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import Cost, Limits, cost_of
+from eval.benchmark.memory import Peak, peak
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
 from eval.benchmark.train import train_cases
+from eval.report import show
 from stablesam_jax import build
 from stablesam_jax.errors import InputError
 from stablesam_jax.plugin.sampling import bilinear_sample
@@ -37,6 +39,8 @@ def small_maps(monkeypatch):
     monkeypatch.setattr(sampler, "GRID", 5)
     monkeypatch.setattr(sampler, "CHANNELS", 4)
     monkeypatch.setattr(plugin, "GRID", 4)
+    monkeypatch.setattr(limits, "_SIDE", 64)
+    monkeypatch.setattr(limits, "_MOVED", 1 << 16)
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +159,31 @@ def test_a_mask_that_is_another_is_seen(tiny_model):
     theirs = case.theirs["PyTorch"]()
     assert case.difference(theirs, theirs) == 0
     assert case.difference(theirs[::-1], theirs) > case.bound
+
+
+def rows_that_take_memory(options):
+    def work(mebibytes):
+        return lambda: np.ones(mebibytes << 17).sum()
+
+    yield Case("little", work(1), {"theirs": work(1)})
+    yield Case("much", work(50), {"theirs": work(200)})
+
+
+def test_the_peak_is_that_of_one_side_of_one_row_while_it_works():
+    ours, theirs = (peak(rows_that_take_memory, Options(threads=1), 1, side) for side in ("ours", "theirs"))
+    assert 49 < ours.above_base < 70
+    assert 199 < theirs.above_base < 220
+    assert theirs.absolute > theirs.above_base + 50
+
+
+def test_peaks_are_shown_and_written_beside_times(capsys):
+    rows = [Result("row", 1.0, {"theirs": 2.0})]
+    peaks = [{"ours": Peak(absolute=7, above_base=3), "theirs": Peak(absolute=9, above_base=5)}]
+    show([benchmark.memory_table("memory", rows, peaks)])
+    assert "3 / 7" in (printed := capsys.readouterr().out)
+    assert "5 / 9" in printed
+    (entry,) = benchmark.entries("family", rows, peaks)
+    assert (entry["peer_s"], entry["ours_peak_mib"]["absolute"], entry["peer_peak_mib"]["above_base"]) == (2, 7, 5)
 
 
 @pytest.mark.parametrize("maps", [1, 3])

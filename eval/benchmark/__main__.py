@@ -23,6 +23,7 @@ from eval.benchmark.case import Family, Options, Result, Rows, measure
 from eval.benchmark.data import data_cases
 from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import measure_limits
+from eval.benchmark.memory import Peak, peak
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import sampler_cases
 from eval.benchmark.train import train_cases
@@ -58,7 +59,22 @@ def table(title: str, results: Sequence[Result]) -> Table:
     return result
 
 
-def entries(family: str, results: Sequence[Result]) -> list[dict[str, Any]]:
+def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]]) -> Table:
+    """Peak memory of every side, above what its process holds between two works, and in all."""
+    sides = list(dict.fromkeys(side for row in peaks for side in row))
+    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="MiB above the process's base / in all")
+    result.add_column("")
+    for side in ("model", *sides):
+        result.add_column(side, justify="right", no_wrap=True)
+    for row, found in zip(results, peaks, strict=True):
+        cells = (
+            f"{found[side].above_base:.0f} / {found[side].absolute:.0f}" if side in found else "" for side in sides
+        )
+        result.add_row(row.name, row.model, *cells)
+    return result
+
+
+def entries(family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]]) -> list[dict[str, Any]]:
     """One for each comparison, as JSON holds it."""
     return [
         {
@@ -72,8 +88,10 @@ def entries(family: str, results: Sequence[Result]) -> list[dict[str, Any]]:
             "ratio": ratio,
             "difference": row.differences.get(peer),
             "share_of_limit": row.share_of_limit,
+            "ours_peak_mib": dataclasses.asdict(found["ours"]) if found else None,
+            "peer_peak_mib": dataclasses.asdict(found[peer]) if found else None,
         }
-        for row in results
+        for row, found in zip(results, peaks, strict=True)
         for peer, ratio in row.ratios.items()
     ]
 
@@ -110,12 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         found = []
         for family in dict.fromkeys(options.rows):
-            results = []
-            for case in ROWS[family](options):
+            results, peaks = [], []
+            for index, case in enumerate(ROWS[family](options)):
                 print(f"{family}: {case.name}", flush=True)
                 results.append(measure(case, options.repeats, limits))
+                sides = ("ours", *case.theirs) if options.memory else ()
+                peaks.append({side: peak(ROWS[family], options, index, side) for side in sides})
             show([table(f"{family}: medians of {options.repeats} turns", results)])
-            found += entries(family, results)
+            if options.memory:
+                show([memory_table(f"{family}: peak memory", results, peaks)])
+            found += entries(family, results, peaks)
     if options.json is not None:
         facts = {
             "threads": options.threads,

@@ -36,6 +36,8 @@ class Options:
     """Pictures of a training step."""
     compile: bool = False
     """Compare with PyTorch's compiled models, too, where they are only used: each takes minutes to compile."""
+    memory: bool = False
+    """Measure peak memory, too, of each side in a process of its own; on Linux."""
     data_dir: tuple[pathlib.Path, ...] = ()
     """For data: folders with im/ and gt/, a row each."""
     prompts: tuple[int, ...] = (1, 20, 64)
