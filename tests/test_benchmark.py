@@ -22,6 +22,7 @@ from eval.benchmark.limits import Cost, Limits, cost_of
 from eval.benchmark.memory import Peak, peak
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
+from eval.benchmark.startup import startup_cases
 from eval.benchmark.train import train_cases
 from eval.report import show
 from stablesam_jax import build
@@ -152,6 +153,13 @@ def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, tiny_model, m
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
     assert len(found) == (3 if cases is decode_cases else 1)
+
+
+def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():
+    case = next(startup_cases(Options(models=("mobile_sam",))))
+    ours = case.ours()
+    assert 0 < ours.mean() < 1
+    assert case.difference(ours, case.theirs["PyTorch"]()) <= case.bound
 
 
 def test_a_mask_that_is_another_is_seen(tiny_model):

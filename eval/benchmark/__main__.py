@@ -1,6 +1,6 @@
 """How fast are we? Every figure is a ratio, theirs / ours, of times that were taken in turns in one run.
 
-    python -m eval.benchmark --rows encoder decode predict stability train
+    python -m eval.benchmark --rows encoder decode predict stability startup train
 
 A family of rows is a function that yields cases; `ROWS` names them.
 """
@@ -26,6 +26,7 @@ from eval.benchmark.limits import measure_limits
 from eval.benchmark.memory import Peak, peak
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import sampler_cases
+from eval.benchmark.startup import startup_cases
 from eval.benchmark.train import train_cases
 from eval.tables import show
 from stablesam_jax.config import MODELS
@@ -41,6 +42,7 @@ ROWS: Mapping[Family, Rows] = {
     "decode": decode_cases,
     "predict": predict_cases,
     "stability": stability_cases,
+    "startup": startup_cases,
 }
 WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]
 
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for index, case in enumerate(ROWS[family](options)):
                 print(f"{family}: {case.name}", flush=True)
                 results.append(measure(case, options.repeats, limits))
-                sides = ("ours", *case.theirs) if options.memory else ()
+                sides = ("ours", *case.theirs) if options.memory and family != "startup" else ()
                 peaks.append({side: peak(ROWS[family], options, index, side) for side in sides})
             show([table(f"{family}: medians of {options.repeats} turns", results)])
             if options.memory:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from eval.benchmark.limits import Cost, Limits
 from stablesam_jax.config import MODELS, SamConfig
 from stablesam_jax.errors import InputError
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
 
-Family = Literal["sampler", "plugin", "data", "train", "encoder", "decode", "predict", "stability"]
+Family = Literal["sampler", "plugin", "data", "train", "encoder", "decode", "predict", "stability", "startup"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Options:
     a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
     train: a training step, against HQ-SAM's loop. encoder: one picture. decode: prompts on an embedding, of SAM and
     HQ-SAM, and of Stable-SAM against plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20
-    boxes."""
+    boxes. startup: from nothing to a first mask."""
     models: tuple[str, ...] = ("sam_vit_b",)
     """Of train and what follows it: models of segment_anything, or mobile_sam, which is the quickest to try."""
     image_size: int | None = None
@@ -133,6 +135,11 @@ def prepared(prepare: Callable[[], Work]) -> Work:
     """Work that is prepared when it is first done, which does not count: models are read when their row comes."""
     once = functools.cache(prepare)
     return lambda: once()()
+
+
+def share_of_flips(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The share of pixels in which masks, or the masks of logits, differ."""
+    return float(np.mean((ours > 0) != (theirs > 0)))
 
 
 def count_prompts(count: int) -> str:

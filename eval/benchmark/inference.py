@@ -6,7 +6,6 @@ Weights are random and the same on both sides, which must give the same masks.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from eval import torch_sam, twins
-from eval.benchmark.case import Case, Options, Work, count_prompts, prepared
+from eval.benchmark.case import Case, Options, Work, count_prompts, prepared, share_of_flips
 from eval.benchmark.limits import Cost, cost_of
 from eval.parity import IMAGE, draw_params
 from stablesam_jax import compiled
@@ -71,7 +70,7 @@ def decode_cases(options: Options) -> Iterator[Case]:
                     prepared(functools.partial(_decode, config, boxes)),
                     _peers(options, functools.partial(_official_decode, peer, boxes)),
                     name,
-                    difference=None if config.plugin else _flips,
+                    difference=None if config.plugin else share_of_flips,
                     bound=SAME_MASKS,
                     cost=functools.partial(_decode_cost, config, boxes),
                 )
@@ -124,7 +123,7 @@ def _whole_cases(
 
             return work
 
-        yield Case(what, prepared(ours), _peers(options, theirs), name, _flips, SAME_MASKS)
+        yield Case(what, prepared(ours), _peers(options, theirs), name, share_of_flips, SAME_MASKS)
 
 
 def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
@@ -206,8 +205,3 @@ def _without_gradients(work: Work) -> Work:
 
 def _largest_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / theirs.std())
-
-
-def _flips(ours: Any, theirs: Any) -> float:
-    """The share of pixels in which masks, or masks of logits, differ."""
-    return float(np.mean((ours > 0) != (theirs > 0)))
