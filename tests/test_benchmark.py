@@ -24,7 +24,7 @@ from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
 from eval.benchmark.startup import startup_cases
 from eval.benchmark.train import train_cases
-from eval.report import show
+from eval.tables import show
 from stablesam_jax import build
 from stablesam_jax.errors import InputError
 from stablesam_jax.plugin.sampling import bilinear_sample

@@ -261,7 +261,7 @@ def flops(samples, trainable, *, cached):
     update = make_update(sam, OPTIMIZER, "stable", neck_trains=False)
     lowered = parallel.run_on_all(update, jax.local_devices()[:1]).lower(
         *jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state, frozen)),
-        parallel.shard(batch, 1),
+        parallel.shard(batch, jax.local_devices()[:1]),
         np.zeros(1, np.uint32),
     )
     return lowered.cost_analysis()["flops"]

@@ -73,7 +73,7 @@ def _ours(config: SamConfig, trainable: Sequence[str], size: int, *, cached: boo
 
     def step() -> float:
         nonlocal state
-        state, measured = update(state, everywhere, parallel.shard(batch, len(devices)), seed)
+        state, measured = update(state, everywhere, parallel.shard(batch, devices), seed)
         return float(parallel.unreplicate(measured.loss))
 
     return step
