@@ -11,7 +11,7 @@ from typing import Any
 
 from stablesam_jax.errors import InputError
 
-JOURNAL = "journal.jsonl"
+JOURNAL = "journal.jsonl"  # of the first host
 MOST_DIFFERENCES = 4  # named in one message
 
 Record = Mapping[str, Any]  # what is found on one picture, as JSON holds it
@@ -20,17 +20,18 @@ Record = Mapping[str, Any]  # what is found on one picture, as JSON holds it
 class Journal:
     """The records of one evaluation by (system, data set, number of the picture)."""
 
-    def __init__(self, folder: pathlib.Path, asked: Mapping[str, Any]):
+    def __init__(self, folder: pathlib.Path, asked: Mapping[str, Any], *, host: int = 0):
         """Reads what an earlier run has left; makes nothing.
 
         Args:
             folder: of the output.
             asked: everything that figures depend on, as JSON holds it.
+            host: whose records these are, each has a file of its own.
 
         Raises:
             InputError: that run was asked something else; says what.
         """
-        self._path = folder / JOURNAL
+        self._path = folder / (f"host{host}.{JOURNAL}" if host else JOURNAL)
         self._asked = json.loads(json.dumps(asked))
         self._records: dict[tuple[str, str, int], Record] = {}
         self._size = 0  # of what is sound; a line that was torn is written again

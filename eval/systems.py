@@ -21,6 +21,7 @@ from eval.journal import Journal, Record
 from eval.loop import Summary, Values
 from eval.overlap import overlapped
 from eval.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
+from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
 from stablesam_jax.errors import InputError
@@ -74,6 +75,13 @@ class Options:
     """Of the prompts; the same for every system."""
     limit: int | None = None
     """Only the first pictures of each data set."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own --host;
+    or auto, on a cluster that JAX knows."""
+    hosts: int | None = None
+    """How many they are."""
+    host: int | None = None
+    """Which of them this is, from 0; the first writes the results."""
 
     def first(self, source: Named) -> range:
         """Which pictures of a data set are looked at."""
@@ -81,10 +89,10 @@ class Options:
 
 
 def check_options(options: Options, prompts: Sequence[str], known: Iterable[str]) -> None:
-    """Looks at what needs neither data nor model.
+    """Looks at what needs neither data nor model, and joins the other hosts.
 
     Raises:
-        InputError: unknown prompts, a limit below 1, or results that cannot be written.
+        InputError: unknown prompts, a limit below 1, results that cannot be written, or hosts that do not come.
     """
     known = tuple(known)
     if unknown := [kind for kind in prompts if kind not in known]:
@@ -94,6 +102,8 @@ def check_options(options: Options, prompts: Sequence[str], known: Iterable[str]
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit {options.limit}: must be at least 1.")
     check_output(options.output)
+    if options.coordinator is not None:
+        parallel.join_hosts(options.coordinator, options.hosts, options.host)
 
 
 def run(
@@ -129,13 +139,17 @@ def run(
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     began = time.monotonic()
     built = {system: load_model(system) for system in options.system}
-    left_out = {"system", "data_dir", "output"}  # results name the first two, and the third says nothing
+    # Results name the first two, and the others say nothing.
+    left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
     options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
     asked = {"protocol": protocol, **options_asked, **(more or {}), "version": version()}
     made_by = {"versions": versions(), "parameters": {name: digest(params) for name, (_, params) in built.items()}}
     names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
-    journal = Journal(options.output, {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}})
-    if journal.found:
+    depends = {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
+    parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
+    first_host = jax.process_index() == 0
+    journal = Journal(options.output, depends, host=jax.process_index())
+    if journal.found and first_host:
         print(f"going on: {journal.found} pictures are done", flush=True)
 
     found: dict[str, dict[str, Found]] = {}
@@ -153,6 +167,10 @@ def run(
         elif len(sources) > 1:
             results[system][MEAN] = mean_of_sets(results[system])
 
+    if not first_host:
+        parallel.on_any_host(False)  # until the results are written
+        journal.remove()
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     shown = {} if illustrate is None else illustrate(built, found)
     lines = [
@@ -169,6 +187,7 @@ def run(
     this_run = {
         "command": [f"python -m eval.main {protocol}", *sys.argv[2:]],
         "device": jax.devices()[0].device_kind,
+        "hosts": jax.process_count(),
         "seconds": round(time.monotonic() - began, 1),
     }
     write_results(
@@ -179,6 +198,7 @@ def run(
         uncertainty=_uncertainty(found, options.seed),
         more=shown,
     )
+    parallel.on_any_host(False)  # the other hosts wait for this
     journal.remove()
     datasets = next(iter(results.values()))
     show(
@@ -210,23 +230,32 @@ def annotation_digest(*arrays: np.ndarray) -> str:
 
 
 def _each_picture(journal: Journal, system: str, data_set: str, indices: range, truths: list[str]) -> EachPicture:
-    """Goes through the pictures: what the journal knows, and then the rest; prints how far it is."""
+    """Goes through the pictures: what journals know, and then this host's share of the rest; prints how far it is."""
+    host, hosts = jax.process_index(), jax.process_count()
+
+    def together(own: Mapping[int, Record]) -> dict[int, Record]:
+        """Of all hosts."""
+        return {index: record for pairs in parallel.gather(list(own.items())) for index, record in pairs}
 
     def records(begin: Begin) -> Iterator[Record]:
-        known = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
-        todo = [index for index in indices if index not in known]
+        own = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
+        known = together(own)
+        todo = [index for index in indices if index not in known][host::hosts]
         results = overlapped(begin, todo)
         began = said = time.monotonic()
         for done, index in enumerate(todo, start=1):
-            known[index] = journal.add(system, data_set, index, next(results))
+            own[index] = known[index] = journal.add(system, data_set, index, next(results))
             now = time.monotonic()
-            if done == len(todo) or now - said > PROGRESS:
+            if (done == len(todo) or now - said > PROGRESS) and host == 0:
                 said, speed = now, done / (now - began)
                 left = f", {(len(todo) - done) / speed:.0f} s left" if done < len(todo) else f" in {now - began:.0f} s"
+                share = f" (this host's share of {hosts})" if hosts > 1 else ""
                 print(
-                    f"{system}, {data_set}: {len(known)} of {len(indices)} pictures{left}, {speed:.1f} pictures/s",
+                    f"{system}, {data_set}: {len(known)} of {len(indices)} pictures{share}{left}, "
+                    f"{speed:.1f} pictures/s",
                     flush=True,
                 )
+        known = together(own)
         for index in indices:
             truths.append(known[index][TRUTH])
             yield known[index]

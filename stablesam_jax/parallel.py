@@ -5,6 +5,7 @@ measurements are means over the devices. A host makes its own share of a batch a
 is read from a run's folder comes from the first.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -95,6 +96,16 @@ def from_first_host(tree: Any) -> Any:
 def on_any_host(flag: bool) -> bool:
     """Whether it is true on one of the hosts; all call it together, and wait for each other."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gather(value: Any) -> list[Any]:
+    """What JSON can hold, from all hosts in their order; all call it together."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size))
+    every = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - data.size)))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
 def check_same_on_hosts(digest: bytes, what: str) -> None:

@@ -105,6 +105,33 @@ def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
         np.testing.assert_allclose([record["loss"] for record in measurements(folder)], losses[2:], rtol=2e-4)
 
 
+def test_an_evaluation_on_two_hosts_gives_the_results_of_one(work):
+    def evaluate(output, *options):
+        command = [
+            sys.executable, "-m", "eval.main", "hq", "--system", str(work / "base"), "--data-dir", str(work / "pairs"),
+            "--prompts", "gt-box", "noisy-box", "--count", "2", "--output", str(work / output), *options,
+        ]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command, cwd=work, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    finish(evaluate("alone"))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    spread = ("--coordinator", address, "--hosts", "2", "--host")
+    first, second = finish(*[evaluate("together", *spread, str(host)) for host in range(2)])
+    assert "(this host's share of 2)" in first
+    assert "pictures" not in second  # the other host says nothing
+    results = [json.loads((work / name / "results.json").read_text()) for name in ("alone", "together")]
+    for one in results:
+        del one["meta"]["run"]
+    assert results[0] == results[1]
+    assert (work / "alone" / "per_image.csv").read_bytes() == (work / "together" / "per_image.csv").read_bytes()
+    assert not list((work / "together").glob("*journal*"))
+
+
 def test_hosts_that_do_not_fit_together_are_told_so_in_one_line(work):
     cases = {
         ("--coordinator", "localhost"): "write HOST:PORT of the first host",
