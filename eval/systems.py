@@ -76,8 +76,8 @@ class Options:
     limit: int | None = None
     """Only the first pictures of each data set."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own --host;
-    or auto, on a cluster that JAX knows."""
+    """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
+    --host; or auto, on a cluster that JAX knows."""
     hosts: int | None = None
     """How many they are."""
     host: int | None = None
