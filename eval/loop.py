@@ -94,9 +94,8 @@ class Segmenter:
             chunk = tokens[start : start + CHUNK]
             padded = chunk + [chunk[-1]] * (CHUNK - len(chunk))
             coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in zip(*padded, strict=True))
-            answers = self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid))
-            chunks.append(jax.tree.map(lambda part: np.asarray(part)[: len(chunk)], answers))  # noqa: B023 (at once)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+            chunks.append(self._decode(self.params, embedding, Prompts(coords=coords, labels=labels, valid=valid)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(tokens)], *chunks)
 
     def low_res_masks(
         self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]

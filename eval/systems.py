@@ -274,7 +274,13 @@ def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
     if len(columns) < len(first):
         return None
     values = {
-        name: np.array([[sets[name].values[kind][metric] for kind, metric in of] for sets in found.values()])  # type: ignore[index]
+        name: np.array(
+            [
+                [per_picture[kind][metric] for kind, metric in of]
+                for sets in found.values()
+                if (per_picture := sets[name].values) is not None
+            ]
+        )
         for name, of in columns.items()
     }
     own, differences = bootstrap.intervals(
