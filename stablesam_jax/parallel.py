@@ -23,7 +23,7 @@ MOST_CPU_DEVICES = 4  # each holds a copy of all parameters
 
 
 def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
-    """Makes this process one of several that train together; before JAX's first operation.
+    """Makes this process one of several that work together; before JAX's first operation.
 
     Args:
         coordinator: HOST:PORT of the first, the same for all; or "auto", which takes this and what follows from the
