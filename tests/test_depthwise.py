@@ -24,9 +24,9 @@ def case(size_hw, k):
     return rng.standard_normal((2, *size_hw, 3), np.float32), rng.standard_normal((k, k, 3), np.float32)
 
 
-@pytest.mark.parametrize("size_hw", [(8, 7), (1, 2)], ids=str)
+@pytest.mark.parametrize("size_hw", [(8, 7), (7, 6), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("k", [1, 3, 5])
 def test_values_and_gradients_are_those_of_a_grouped_convolution(k, stride, size_hw):
     x, kernel = case(size_hw, k)
 
@@ -52,6 +52,18 @@ def test_one_weight_in_the_centre_keeps_the_map():
 def test_leading_axes_are_kept():
     x, kernel = case((4, 6), 3)
     np.testing.assert_array_equal(depthwise_conv(x[:, None, None], kernel)[:, 0, 0], depthwise_conv(x, kernel))
+
+
+def test_under_vmap_values_and_gradients_are_those_of_an_axis_more():
+    x, kernel = case((6, 5), 5)
+
+    def mapped(x, kernel):
+        return jax.vmap(depthwise_conv, (0, None))(x, kernel)
+
+    ours, pull_ours = jax.vjp(mapped, x, kernel)
+    theirs, pull_theirs = jax.vjp(depthwise_conv, x, kernel)
+    for left, right in zip((ours, *pull_ours(theirs)), (theirs, *pull_theirs(theirs)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("size_hw", [(8, 7), (1, 2)], ids=str)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, depthwise_same, sampling_positions
+from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 
 WIDTH = 16  # channels in these tests; nothing depends on 256
 
@@ -20,43 +20,6 @@ def started(config: PluginConfig, features):
     """A network and its first parameters."""
     network = OffsetNetwork(config)
     return network, jax.jit(network.init)(jax.random.key(1), features)["params"]
-
-
-def grouped_convolution(features, kernel):
-    return jax.lax.conv_general_dilated(
-        features,
-        kernel[:, :, None, :],
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=features.shape[-1],
-    )
-
-
-@pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (7, 6)])
-def test_depthwise_equals_the_grouped_convolution_with_both_gradients(size, shape):
-    features = normal(0, 2, *shape, 4)
-    kernel = normal(1, size, size, 4)
-    cotangent = normal(2, *features.shape)
-    result, pull_back = jax.vjp(depthwise_same, features, kernel)
-    expected, expected_pull_back = jax.vjp(grouped_convolution, features, kernel)
-    # Sums of 25 products, for the kernel's gradient of 84, in another order: 1e-6 of their size.
-    for ours, theirs in zip((result, *pull_back(cotangent)), (expected, *expected_pull_back(cotangent)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
-
-
-def test_depthwise_under_vmap_equals_an_axis_more():
-    features = normal(0, 2, 3, 6, 5, 4)
-    kernel = normal(1, 5, 5, 4)
-
-    def mapped(features, kernel):
-        return jax.vmap(depthwise_same, (0, None))(features, kernel)
-
-    result, pull_back = jax.vjp(depthwise_same, features, kernel)
-    expected, expected_pull_back = jax.vjp(mapped, features, kernel)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
-    np.testing.assert_allclose(pull_back(result)[1], expected_pull_back(result)[1], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("amplitude", ["project", "gate", "none"])

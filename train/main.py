@@ -185,6 +185,7 @@ def run_steps(
         except (InputError, OSError) as error:  # a picture that cannot be read, a full disk
             if step > saved:
                 with contextlib.suppress(InputError, OSError, NotFiniteError):
+                    progress.look()
                     run.save(parallel.unreplicate(state))
                     saved = step
             raise RunError(f"{error} The run is kept up to step {saved}; the same command continues.") from None

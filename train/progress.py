@@ -61,7 +61,16 @@ class Progress:
         if self.first is None:
             jax.block_until_ready(measured)
             self.first = step, time.monotonic()
-        if not now and time.monotonic() - self.looked_at < self.seconds:
+        if now or time.monotonic() - self.looked_at >= self.seconds:
+            self.look()
+
+    def look(self) -> None:
+        """Puts on record what was measured since the last look, and shows it.
+
+        Raises:
+            NotFiniteError: as `add`.
+        """
+        if not self.pending:
             return
         pairs = [(float(value.loss[0]), float(value.iou[0])) for value in jax.device_get(self.pending)]
         losses, ious = np.array(pairs).T
@@ -71,7 +80,7 @@ class Progress:
         if finite < len(pairs):
             bad = self.looked_step + 1 + finite
             raise NotFiniteError(f"the loss is {losses[finite]} at step {bad}", bad)
-        self._say(step, loss=float(losses.mean()), iou=float(ious.mean()))
+        self._say(self.looked_step + len(pairs), loss=float(losses.mean()), iou=float(ious.mean()))
 
     def _say(self, step: int, *, loss: float, iou: float) -> None:
         moment = time.monotonic()

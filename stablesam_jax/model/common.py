@@ -126,15 +126,19 @@ class Conv(nn.Module):
         """(..., H, W, C) -> (..., H', W', width)."""
         *batch, height, columns, channels = x.shape
         shape = (self.kernel_size, self.kernel_size, channels, self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        maps = jax.lax.conv_general_dilated(
-            x.reshape(-1, height, columns, channels),
-            kernel.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        maps = maps.reshape(*batch, *maps.shape[1:])
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
+        if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
+            # XLA on the CPU takes half as long for a product, and a third for its gradient.
+            maps = x @ kernel[0, 0]
+        else:
+            maps = jax.lax.conv_general_dilated(
+                x.reshape(-1, height, columns, channels),
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((self.padding, self.padding),) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            maps = maps.reshape(*batch, *maps.shape[1:])
         if not self.use_bias:
             return maps
         return maps + across(self.param("bias", nn.initializers.zeros, (self.width,)), maps)

@@ -91,49 +91,8 @@ def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Pa
     return sampled[0] if len(sampled) == 1 else jnp.concatenate(sampled, axis=-1)
 
 
-@jax.custom_vjp
-def depthwise_same(features: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` of stride 1 with its gradient written out.
-
-    JAX's own gradient is the same sum, but on the CPU its k * k fused reductions take five times as long: (8, 32, 32,
-    256) with k = 5 takes 310 ms as a grouped convolution, 105 ms as JAX differentiates the shifted sum, 21 ms here.
-    The price is that forward-mode differentiation (jvp) is not defined.
-
-    Args:
-        features: (..., H, W, C).
-        kernel: (k, k, C), k odd.
-
-    Returns:
-        (..., H, W, C).
-    """
-    return depthwise_conv(features, kernel)
-
-
-def _depthwise_forward(features, kernel):
-    return depthwise_conv(features, kernel), (features, kernel)
-
-
-def _depthwise_backward(saved, gradient):
-    features, kernel = saved
-    k = kernel.shape[0]
-    margin = (k // 2, k // 2)
-    padded = jnp.pad(features, [(0, 0)] * (features.ndim - 3) + [margin, margin, (0, 0)])
-
-    def kernel_gradient(tap: jax.Array) -> jax.Array:
-        corner = (0,) * (features.ndim - 3) + (tap // k, tap % k, 0)
-        window = jax.lax.dynamic_slice(padded, corner, features.shape)
-        return jnp.sum(window * gradient, axis=tuple(range(features.ndim - 1)))
-
-    # One tap after the other: XLA on the CPU vectorises a single reduction, not 25 that it has fused.
-    taps = jax.lax.map(kernel_gradient, jnp.arange(k * k))
-    return depthwise_conv(gradient, kernel[::-1, ::-1]), taps.reshape(kernel.shape)
-
-
-depthwise_same.defvjp(_depthwise_forward, _depthwise_backward)
-
-
 class _Depthwise(nn.Module):
-    """`depthwise_same` with a kernel and a bias of its own."""
+    """`depthwise_conv` with a kernel and a bias of its own."""
 
     size: int
 
@@ -143,7 +102,7 @@ class _Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (self.size, self.size, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise_same(features, kernel.astype(features.dtype)) + across(bias, features)
+        return depthwise_conv(features, kernel.astype(features.dtype)) + across(bias, features)
 
 
 def _identity(key: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:
