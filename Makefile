@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Large pages for large arrays: a training step on a CPU takes a fifth less (glibc 2.35 or newer; ignored elsewhere).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv quickstart test lint parity clean
+.PHONY: venv quickstart tables test lint parity clean
 
 venv: $(STAMP)
 
@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP)
 	$(BIN)/python -m train.main quickstart
+
+# The paper's tables in miniature: make tables TRAIN="DIR ..." TEST="DIR ..." OPTIONS="--image-size 320"
+tables: $(STAMP)
+	$(BIN)/python -m train.tables --data-dir $(TRAIN) --test-dir $(TEST) $(OPTIONS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

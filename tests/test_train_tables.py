@@ -1,0 +1,117 @@
+"""`train.tables` trains what the tables compare, once, and sets it beside the paper."""
+
+import contextlib
+import dataclasses
+import io
+import re
+
+import pytest
+
+from stablesam_jax.errors import InputError
+from tests.reference import small
+from train import tables
+from train.presets import PRESETS
+from train.rows import SYSTEMS, TABLES
+from train.tables import TablesConfig
+
+ONLY = ("stable-sam", "pt-sam-rts")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    return TablesConfig(
+        model=str(small.save_nano(folder / "base")),
+        image_size=small.SIZE,
+        data_dir=(small.save_pairs(folder / "pairs", 6),),
+        test_dir=(small.save_pairs(folder / "first", 3), small.save_pairs(folder / "second", 2)),
+        output=folder / "tables",
+        cache=folder / "cache",
+        seeds=2,
+        steps=2,
+        count=2,
+        only=ONLY,
+    )
+
+
+def run(config, **changes):
+    """Runs that it took, by name and seed."""
+    trained = []
+
+    def remember(run):
+        trained.append(run.output.name)
+        tables.train(dataclasses.replace(run, batch_size=2, prompts_per_picture=2, devices=1))
+
+    with small.quick_compilation(), contextlib.redirect_stdout(io.StringIO()):
+        tables.tables(dataclasses.replace(config, **changes), remember)
+    return trained
+
+
+@pytest.fixture(scope="module")
+def trained(config):
+    return run(config)
+
+
+def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
+    assert trained == ["stable-sam-seed0", "pt-sam-rts-seed0", "stable-sam-seed1", "pt-sam-rts-seed1"]
+    before = (config.output / "tables.md").read_text()
+    assert run(config) == []
+    assert (config.output / "tables.md").read_text() == before
+
+
+def test_other_prompts_are_asked_anew_of_what_is_trained(config, trained):
+    before = (config.output / "tables.md").read_text()
+    try:
+        assert run(config, count=3) == []
+        assert (config.output / "tables.md").read_text() != before
+    finally:
+        run(config)
+
+
+@pytest.fixture
+def noisy_boxes(config, trained):
+    """Table 6 under noisy boxes: name -> cells."""
+    table = (config.output / "tables.md").read_text().partition("## Table 6")[2]
+    lines = table.partition("noisy-box:")[2].partition("1-point:")[0].strip().splitlines()[2:]
+    return {name: cells for name, *cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+
+
+def test_a_row_has_ours_with_interval_and_seeds_beside_the_papers(noisy_boxes):
+    assert list(noisy_boxes) == ["SAM", "PT-SAM + RTS", "Ours + RTS"]
+    assert noisy_boxes["SAM"][1:] == ["", "", "", "48.8 / 42.1 / 39.5", ""]
+    figures, gained, seeds, closed, *theirs = noisy_boxes["Ours + RTS"]
+    assert re.fullmatch(r"[\d.]+ / [\d.]+ / [\d.]+", figures)
+    assert re.fullmatch(r"(≈ )?[+-][\d.]+ \([+-][\d.]+ to [+-][\d.]+\)", gained)
+    assert len(seeds.split(", ")) == 2
+    assert re.fullmatch(r"-?\d+%", closed)
+    assert theirs == ["82.3 / 74.1 / 82.3", "109%"]
+
+
+def test_gains_are_those_of_the_figures_shown(noisy_boxes):
+    before, after = (float(noisy_boxes[name][0].split(" / ")[0]) for name in ("SAM", "Ours + RTS"))
+    _, gained, seeds, *_ = noisy_boxes["Ours + RTS"]
+    rounding = 0.11
+    assert after - before == pytest.approx(float(re.search(r"[+-][\d.]+", gained)[0]), abs=rounding)
+    assert after - before == pytest.approx(sum(map(float, seeds.split(", "))) / 2, abs=rounding)
+
+
+def test_every_row_of_a_table_is_a_system_and_every_figure_of_the_paper_has_its_row():
+    for _, kinds, rows, figures in TABLES.values():
+        assert {name for _, name in rows} - {""} <= set(SYSTEMS)
+        assert set(figures) <= {label for label, _ in rows}
+        assert any(kind in row for kind in kinds for row in figures.values())
+    named = {name for _, _, rows, _ in TABLES.values() for _, name in rows}
+    assert set(SYSTEMS) == named - {""}
+    assert {system.preset for system in SYSTEMS.values()} <= set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only": ("sam",)}, "--only sam: unknown; known are stable-sam"),
+        ({"seeds": 0}, "--seeds 0: must be at least 1"),
+    ],
+)
+def test_an_option_out_of_range_is_named(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(config, **changes)

@@ -1,0 +1,243 @@
+"""`python -m train.tables`: the paper's Tables 2, 5, 6, 7 and 11 in miniature, every system trained and compared.
+
+Every system is a training run of its own for every seed, with the same budget; all are asked the same prompts on the
+same pictures, which none was trained on. Killed, the same command goes on: what is trained is not trained again.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tyro
+
+from eval import bootstrap, paper
+from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
+from eval.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
+from stablesam_jax import parallel
+from stablesam_jax.build import load_model
+from stablesam_jax.compilation_cache import keep_compiled_programs
+from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.sources import open_sources
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.text_file import write_text
+from train.comparison import RememberingSegmenter
+from train.main import RunError, train
+from train.presets import PRESETS, TrainConfig
+from train.rows import SYSTEMS, TABLES, Row
+
+KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """What is trained on, compared on, and with which budget."""
+
+    data_dir: tuple[pathlib.Path, ...]
+    """Pictures to train on; see README.md, "Data"."""
+    test_dir: tuple[pathlib.Path, ...]
+    """Pictures to compare on, the mean of all folders; none of them may be among those to train on."""
+    output: pathlib.Path = pathlib.Path("runs/tables")
+    """Folder of the runs and of tables.md. The same command goes on where it was stopped."""
+    model: str = "sam_nano"
+    """The base of every system."""
+    image_size: int | None = None
+    """Side of the model's input in pixels. Default: the model's own."""
+    seeds: int = 3
+    """Runs of every system; their prompts, views, order and initial parameters differ."""
+    steps: int = 300
+    """Updates of every run, 8 pictures x 4 prompts each."""
+    learning_rate: float = 1e-3
+    """Of Adam; it falls to 1 % along a cosine."""
+    occlusion: float = 0.0
+    """Share of views with synthetic occlusion, in robust training."""
+    count: int = 6
+    """Prompts of each random kind and object, in the comparison."""
+    limit: int | None = 20
+    """Only the first pictures of each test folder."""
+    only: tuple[str, ...] = ()
+    """Names of systems, as the folders of their runs are called. Default: all of the tables."""
+    cache: pathlib.Path = pathlib.Path(".cache/features")
+    """Folder for the frozen encoder's features."""
+
+
+def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
+    """The training run of a system."""
+    system = SYSTEMS[name]
+    changes: dict[str, Any] = {
+        "model": config.model,
+        "image_size": config.image_size,
+        "data_dir": config.data_dir,
+        "output": config.output / f"{name}-seed{seed}",
+        "steps": system.budget * config.steps,
+        "learning_rate": config.learning_rate,
+        "schedule": "cosine",
+        "scale_range": (0.6, 1.6),
+        "occlusion": config.occlusion,
+        "views": system.budget,
+        "cache": config.cache,
+        "seed": seed,
+        "held_out": 0,
+        "eval_every": 0,
+    }
+    return dataclasses.replace(PRESETS[system.preset][1], **{**changes, **system.changes})
+
+
+class Comparison:
+    """What systems do on the test pictures; every embedding is made once for systems that share an encoder."""
+
+    def __init__(self, config: TablesConfig):
+        """Opens the pictures."""
+        self.config = config
+        self.protocol = Protocol(kinds=KINDS, prompts=config.count)
+        self.sources: dict[str, Pictures] = {}
+        for name, source in open_sources(config.test_dir).items():
+            shown = range(len(source) if config.limit is None else min(config.limit, len(source)))
+            self.sources[name] = Selection(source, shown)
+        self.known: dict[bool, dict] = {False: {}, True: {}}  # with HQ-SAM's early features or without
+
+    def __call__(self, system: str, path: pathlib.Path) -> dict[str, Values]:
+        """Figures of each picture by data set, from a file where it holds them."""
+        asked = {"prompts": dataclasses.asdict(self.protocol), "pictures": self._pictures()}
+        asked = json.loads(json.dumps(asked))
+        if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
+            scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
+        else:
+            sam, params = load_model(system, image_size=self.config.image_size)
+            segmenter = RememberingSegmenter(sam, params, self.known[sam.config.hq])
+            scores = {
+                name: [score for of in evaluate(segmenter, source, self.protocol) for score in of]
+                for name, source in self.sources.items()
+            }
+            entries = {name: [dataclasses.asdict(score) for score in of] for name, of in scores.items()}
+            write_text(path, json.dumps({"asked": asked, "scores": entries}))
+        return {name: by_picture(of) for name, of in scores.items()}
+
+    def _pictures(self) -> dict[str, list[str]]:
+        return {name: source.names for name, source in self.sources.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A system over all its seeds."""
+
+    runs: Sequence[dict[str, Values]]  # of each seed: data set -> kind -> metric -> figure of each picture
+
+    def mean(self) -> Summary:
+        """The mean over seeds of the mean over data sets."""
+        return mean_of_sets({str(seed): self.of_seed(seed) for seed in range(len(self.runs))})
+
+    def of_seed(self, seed: int) -> Summary:
+        """The mean over data sets of the means over pictures."""
+        return mean_of_sets(
+            {
+                name: {kind: {metric: float(v.mean()) for metric, v in of.items()} for kind, of in values.items()}
+                for name, values in self.runs[seed].items()
+            }
+        )
+
+    def columns(self, kind: str) -> dict[str, np.ndarray]:
+        """Data set -> (P, metrics): means over seeds."""
+        return {
+            name: np.mean([np.stack([of[name][kind][m] for m in METRICS], axis=-1) for of in self.runs], axis=0)
+            for name in self.runs[0]
+        }
+
+
+def share_closed(base: Summary, figures: Summary, kind: str) -> float:
+    """Of the base's gap between the true box and a sloppy prompt, in mIoU: what is closed; nan for the true box."""
+    gap = base["gt-box"]["miou"] - base[kind]["miou"]
+    return math.nan if kind == "gt-box" else (figures[kind]["miou"] - base[kind]["miou"]) / gap
+
+
+def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], figures: paper.Rows) -> str:
+    """A table of one kind of prompt: ours, what it gained, and the paper's beside it."""
+    base = found[""]
+    lines = [
+        "| system | here | mIoU gained | of each seed | gap closed | paper | gap closed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, name in rows:
+        theirs = figures.get(label, {}).get(kind)
+        printed = ["" if theirs is None else " / ".join(map(str, theirs)), ""]
+        if theirs is not None and kind != "gt-box" and label != "SAM":
+            gap = paper.SAM["gt-box"][0] - paper.SAM[kind][0]
+            printed[1] = f"{(theirs[0] - paper.SAM[kind][0]) / gap:.0%}"
+        if name not in found:
+            continue
+        one = found[name]
+        cells = [cell(one.mean()[kind], METRICS), "", "", ""]
+        if name:
+            sets = {data: np.stack([base.columns(kind)[data], one.columns(kind)[data]]) for data in base.columns(kind)}
+            _, differences = bootstrap.intervals(sets, seed=0, mean=MEAN)
+            gains = [one.of_seed(seed)[kind]["miou"] - base.mean()[kind]["miou"] for seed in range(len(one.runs))]
+            cells[1] = difference_cell(differences[MEAN][0][METRICS.index("miou")])
+            cells[2] = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+            share = share_closed(base.mean(), one.mean(), kind)
+            cells[3] = "" if math.isnan(share) else f"{share:.0%}"
+        lines.append("| " + " | ".join([label, *cells, *printed]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
+    """All tables that have a row beside the base."""
+    sections = [
+        f"{legend(METRICS)}, mean of {', '.join(path.name for path in config.test_dir)}. Gained: over the base, with "
+        "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it holds 0). Gap closed: "
+        "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n"
+    ]
+    for number, (title, kinds, rows, figures) in TABLES.items():
+        if not any(name and name in found for _, name in rows):
+            continue
+        sections.append(f"## {number}: {title}\n")
+        sections += [f"{kind}:\n\n{table_markdown(found, kind, rows, figures)}" for kind in kinds]
+    return "\n".join(sections)
+
+
+def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train) -> None:
+    """Trains and compares what is not done yet, seed by seed, and writes tables.md after each.
+
+    Raises:
+        InputError: an option, the base or the pictures cannot be used.
+    """
+    if unknown := [name for name in config.only if name not in SYSTEMS]:
+        raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
+    if config.seeds < 1:
+        raise InputError(f"--seeds {config.seeds}: must be at least 1.")
+    check_output(config.output)
+    compare = Comparison(config)
+    config.output.mkdir(parents=True, exist_ok=True)
+    base = compare(config.model, config.output / "base.json")
+    runs: dict[str, list[dict[str, Values]]] = {"": [base]}
+    for seed in range(config.seeds):
+        for name in config.only or SYSTEMS:
+            run = run_config(config, name, seed)
+            scores = run.output / "scores.json"
+            if not scores.exists():
+                do_train(run)
+            plugin = run.output / "plugin.safetensors"
+            system = f"{config.model}+{plugin}" if plugin.exists() else str(run.output / "model")
+            if not plugin.exists() and not (run.output / "model").exists():  # asked to stop
+                return
+            runs.setdefault(name, []).append(compare(system, scores))
+            write_text(config.output / "tables.md", markdown(config, {key: Found(of) for key, of in runs.items()}))
+    print(f"written: {config.output / 'tables.md'}")
+
+
+def main() -> None:
+    """Reads the options, trains and compares."""
+    config = tyro.cli(TablesConfig, prog="python -m train.tables")
+    with exit_on_input_error():
+        parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
+        keep_compiled_programs()
+        try:
+            tables(config)
+        except RunError as error:
+            raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
