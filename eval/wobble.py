@@ -8,6 +8,9 @@ the plugin's router.
 
 import dataclasses
 import math
+import pathlib
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -51,12 +54,15 @@ SIGNALS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WobbleConfig(systems.Options):
-    """How masks hold up as boxes get sloppier and points fewer; one page for every SAM. Official .pth files are
-    converted first (python -m convert.sam_to_flax).
+    """How masks hold up as boxes get sloppier and points fewer; one page for every SAM.
 
     Data: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq.
     """
 
+    system: tuple[str, ...] = ()
+    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
+    checkpoint: tuple[pathlib.Path, ...] = ()
+    """Official files of SAM, HQ-SAM or MobileSAM (.pth); they are converted into OUTPUT/checkpoints first."""
     count: int = PROMPTS_PER_OBJECT
     """Prompts of each kind and object."""
 
@@ -76,8 +82,12 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
     """Curves of every system over box noise and number of points, with the same prompts for all."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
+    if not (config.system or config.checkpoint):
+        raise InputError("Give --checkpoint FILE.pth or --system NAME, one or more.")
     systems.check_options(config, KINDS, KINDS)
     sources = open_sources(config.data_dir)
+    folders = [converted(file, config.output / "checkpoints") for file in config.checkpoint]
+    config = dataclasses.replace(config, system=(*map(str, folders), *config.system), checkpoint=())
     protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
@@ -100,6 +110,22 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
     systems.run(
         config, sources, score, protocol="wobble", metrics=METRICS, lines_file="per_image.csv", illustrate=illustrate
     )
+
+
+def converted(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """An official file as a checkpoint folder, made in `folder` by the command that knows PyTorch's files.
+
+    Raises:
+        InputError: the file cannot be converted.
+    """
+    output = folder / file.stem
+    if not output.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "convert.sam_to_flax", "--checkpoint", str(file), "--output", str(output)]
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if ended.returncode:
+            raise InputError(ended.stderr.removeprefix("error: ").strip() or f"{file}: cannot be converted.")
+    return output
 
 
 def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:

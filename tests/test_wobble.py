@@ -1,5 +1,6 @@
 """One page from a command: curves, and an honest word on whether a flag finds bad masks."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -7,14 +8,17 @@ import pathlib
 
 import numpy as np
 import pytest
+import torch
 
 from eval import systems, wobble
 from eval.loop import Answers
 from eval.protocols import PROMPT_KINDS, WOBBLE_KINDS
 from eval.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
+from stablesam_jax.build import load_model
+from stablesam_jax.config import MODELS
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import box_iou, gt_box
-from tests.reference import small
+from tests.reference import official, small
 from tests.reference.pictures import refusal
 
 TARGET = np.zeros((40, 60), bool)
@@ -138,13 +142,28 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
     assert "nan" not in text
 
 
-def test_an_official_file_is_answered_with_the_command_that_converts_it(tmp_path):
+def test_an_official_file_is_converted_once(tmp_path):
+    file = tmp_path / "mobile_sam.pt"
+    torch.save(official.state_dict(MODELS["mobile_sam"]), file)
+    folder = wobble.converted(file, tmp_path / "checkpoints")
+    assert load_model(folder)[0].config == MODELS["mobile_sam"]
+    file.unlink()
+    assert wobble.converted(file, tmp_path / "checkpoints") == folder
+
+
+def test_a_file_that_cannot_be_converted_is_refused_with_the_reason(tmp_path):
     folder = small.save_pairs(tmp_path / "horses", 1)
     file = tmp_path / "sam_vit_b_01ec64.pth"
     file.write_bytes(b"weights")
-    config = WobbleConfig(system=(str(file),), data_dir=(folder,), output=tmp_path / "out")
-    assert "python -m convert.sam_to_flax --checkpoint FILE.pth" in refusal(wobble.wobble, config)
-    assert refusal(wobble.wobble, WobbleConfig(system=("x",), data_dir=(pathlib.Path("y"),), output=tmp_path, count=0))
+    config = WobbleConfig(checkpoint=(file,), data_dir=(folder,), output=tmp_path / "out")
+    assert refusal(wobble.wobble, config).startswith(f"{file}: ")
+    assert not any((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_options_out_of_range_are_named(tmp_path):
+    config = WobbleConfig(data_dir=(pathlib.Path("y"),), output=tmp_path)
+    assert refusal(wobble.wobble, config) == "Give --checkpoint FILE.pth or --system NAME, one or more."
+    assert "--count 0" in refusal(wobble.wobble, dataclasses.replace(config, count=0))
 
 
 def test_cases_survive_the_journal():
