@@ -130,8 +130,13 @@ class PromptEncoder(nn.Module):
     def get_dense_pe(self) -> jax.Array:
         """image_pe: (1, 1, G, G, C) positional encoding of the cells' centres."""
         centres = jnp.arange(0.5, self.grid_size) / self.grid_size
-        x, y = jnp.meshgrid(centres, centres)
-        return self.pe_layer(jnp.stack([x, y], axis=-1))[None, None]
+        middle = jnp.full_like(centres, 0.5)  # where a coordinate adds nothing to the angle
+        along_x = self.pe_layer(jnp.stack([centres, middle], axis=-1))[None]
+        along_y = self.pe_layer(jnp.stack([middle, centres], axis=-1))[:, None]
+        # The sine of a sum from sines of its parts: 2 G sines for each channel, where G^2 take as long as a layer.
+        (sin_x, cos_x), (sin_y, cos_y) = (jnp.split(part, 2, axis=-1) for part in (along_x, along_y))
+        parts = [sin_x * cos_y + cos_x * sin_y, cos_x * cos_y - sin_x * sin_y]
+        return jnp.concatenate(parts, axis=-1)[None, None]
 
     def _embed_tokens(self, coords: jax.Array, labels: jax.Array) -> jax.Array:
         # Coordinates name pixels by their corner; the encoding is of the pixel's centre.
