@@ -19,7 +19,8 @@ from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.plugin import Plugin
 from stablesam_jax.plugin_file import check_base, load_plugin
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one checkpoint folder for each shipped model
+# A checkpoint folder for each shipped model, and a plugin file under the name of the model that has it.
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
 def load_model(
@@ -41,6 +42,8 @@ def load_model(
             base, or the model cannot have that size.
     """
     system = os.fspath(system)
+    if system in _shipped_plugins():
+        system = f"{system.removeprefix('stable_')}+{_shipped_plugins()[system]}"
     if _is_model(system) or "+" not in system:
         sam, params = _load_base(system)
     else:
@@ -146,11 +149,16 @@ def _is_model(system: str) -> bool:
     return system in MODELS or pathlib.Path(system).is_dir()
 
 
+def _shipped_plugins() -> dict[str, pathlib.Path]:
+    return {file.stem: file for file in PRETRAINED.glob("*.safetensors")}
+
+
 def _load_base(system: str) -> tuple[Sam, Params]:
     shipped = [name for name in MODELS if (PRETRAINED / name).is_dir()]
     if not (system in shipped or (system not in MODELS and _is_model(system))):
+        known = [*shipped, *_shipped_plugins()]
         raise InputError(
-            f"{system}: neither a shipped model ({', '.join(shipped) or 'none is'}) nor a checkpoint folder. "
+            f"{system}: neither a shipped model ({', '.join(known) or 'none is'}) nor a checkpoint folder. "
             "Convert an official file (python -m convert.sam_to_flax --checkpoint FILE.pth --output DIR); give DIR."
         )
     folder = PRETRAINED / system if system in shipped else pathlib.Path(system)

@@ -55,6 +55,15 @@ def test_a_shipped_name_is_found_in_the_package(folder, monkeypatch):
     assert load_model("tiny")[0].config == TINY
 
 
+def test_a_shipped_plugin_has_the_name_of_the_model_that_it_makes(folder, plugin_file, monkeypatch):
+    monkeypatch.setattr(build_module, "PRETRAINED", folder.parent)
+    folder.rename(folder.parent / "sam_nano")
+    plugin_file.rename(folder.parent / "stable_sam_nano.safetensors")
+    sam, loaded = load_model("stable_sam_nano")
+    assert sam.config == dataclasses.replace(TINY, plugin=PluginConfig())
+    assert count(loaded["plugin"]) == 81_829
+
+
 def test_base_plus_file_adds_the_plugin_and_moves_nothing_else(folder, plugin_file, params):
     sam, loaded = load_model(f"{folder}+{plugin_file}")
     assert sam.config == dataclasses.replace(TINY, plugin=PluginConfig())
