@@ -7,6 +7,7 @@ the plugin's router.
 """
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import subprocess
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
+import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -24,6 +26,7 @@ from eval.journal import Record
 from eval.loop import METRICS, Protocol, Segmenter, Summary, ask, score_object, to_picture
 from eval.protocols import PROMPTS_PER_OBJECT
 from eval.tables import TITLES, mean_of_sets, short_names
+from stablesam_jax import parallel
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
@@ -86,7 +89,7 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
         raise InputError("Give --checkpoint FILE.pth or --system NAME, one or more.")
     systems.check_options(config, KINDS, KINDS)
     sources = open_sources(config.data_dir)
-    folders = [converted(file, config.output / "checkpoints") for file in config.checkpoint]
+    folders = convert(config.checkpoint, config.output / "checkpoints")
     config = dataclasses.replace(config, system=(*map(str, folders), *config.system), checkpoint=())
     protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
 
@@ -112,20 +115,38 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
     )
 
 
-def converted(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """An official file as a checkpoint folder, made in `folder` by the command that knows PyTorch's files.
+def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Official files as checkpoint folders, made in `folder` by the command that knows PyTorch's files.
+
+    They are named by the file and its content, so one that is there is that file's. The first host converts.
+
+    Args:
+        files: of SAM, HQ-SAM or MobileSAM.
+        folder: made where it is needed.
 
     Raises:
-        InputError: the file cannot be converted.
+        InputError: one cannot be read or converted.
     """
-    output = folder / file.stem
-    if not output.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "convert.sam_to_flax", "--checkpoint", str(file), "--output", str(output)]
-        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-        if ended.returncode:
-            raise InputError(ended.stderr.removeprefix("error: ").strip() or f"{file}: cannot be converted.")
-    return output
+    outputs = [folder / f"{file.stem}-{_digest(file)}" for file in files]
+    if jax.process_index() == 0:
+        for file, output in zip(files, outputs, strict=True):
+            if not output.exists():
+                arguments = ["--checkpoint", str(file), "--output", str(output)]
+                command = [sys.executable, "-m", "convert.sam_to_flax", *arguments]
+                ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+                if ended.returncode:
+                    raise InputError(ended.stderr.removeprefix("error: ").strip() or f"{file}: cannot be converted.")
+    parallel.on_any_host(False)  # the others wait
+    return outputs
+
+
+def _digest(file: pathlib.Path) -> str:
+    """The first eight letters of its SHA-256."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
 
 
 def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:

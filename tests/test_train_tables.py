@@ -59,6 +59,11 @@ def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
     assert (config.output / "tables.md").read_text() == before
 
 
+def test_runs_of_other_options_are_refused(config, trained):
+    with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.001 -> 0\.01\)"):
+        run(config, learning_rate=0.01)
+
+
 def test_other_prompts_are_asked_anew_of_what_is_trained(config, trained):
     before = (config.output / "tables.md").read_text()
     try:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -142,22 +143,33 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
     assert "nan" not in text
 
 
-def test_an_official_file_is_converted_once(tmp_path):
+def test_an_official_file_is_converted_once(tmp_path, monkeypatch):
     file = tmp_path / "mobile_sam.pt"
     torch.save(official.state_dict(MODELS["mobile_sam"]), file)
-    folder = wobble.converted(file, tmp_path / "checkpoints")
+    (folder,) = wobble.convert([file], tmp_path / "checkpoints")
     assert load_model(folder)[0].config == MODELS["mobile_sam"]
-    file.unlink()
-    assert wobble.converted(file, tmp_path / "checkpoints") == folder
+    monkeypatch.delattr(wobble.subprocess, "run")
+    assert wobble.convert([file], tmp_path / "checkpoints") == [folder]
 
 
-def test_a_file_that_cannot_be_converted_is_refused_with_the_reason(tmp_path):
+def test_files_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    files = [tmp_path / name / "sam.pth" for name in ("first", "second")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    monkeypatch.setattr(wobble.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    assert len(set(wobble.convert(files, tmp_path / "checkpoints"))) == 2
+
+
+@pytest.mark.parametrize("content", [b"weights", None])
+def test_a_file_that_cannot_be_converted_is_refused_with_the_reason(content, tmp_path):
     folder = small.save_pairs(tmp_path / "horses", 1)
     file = tmp_path / "sam_vit_b_01ec64.pth"
-    file.write_bytes(b"weights")
+    if content is not None:
+        file.write_bytes(content)
     config = WobbleConfig(checkpoint=(file,), data_dir=(folder,), output=tmp_path / "out")
     assert refusal(wobble.wobble, config).startswith(f"{file}: ")
-    assert not any((tmp_path / "out" / "checkpoints").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_out_of_range_are_named(tmp_path):

@@ -99,11 +99,21 @@ class Comparison:
             self.sources[name] = Selection(source, shown)
         self.known: dict[bool, dict] = {False: {}, True: {}}  # with HQ-SAM's early features or without
 
-    def __call__(self, system: str, path: pathlib.Path) -> dict[str, Values]:
-        """Figures of each picture by data set, from a file where it holds them."""
-        asked = {"prompts": dataclasses.asdict(self.protocol), "pictures": self._pictures()}
-        asked = json.loads(json.dumps(asked))
-        if path.exists() and (kept := json.loads(path.read_text()))["asked"] == asked:
+    def __call__(self, system: str, path: pathlib.Path, made_by: Mapping[str, Any]) -> dict[str, Values]:
+        """Figures of each picture by data set.
+
+        Args:
+            system: for `load_model`.
+            path: of the file that keeps them; figures that it holds of other prompts, pictures or options are replaced.
+            made_by: the options that the system comes from, as JSON holds them.
+        """
+        asked = {
+            "made_by": made_by,
+            "prompts": _plain(dataclasses.asdict(self.protocol)),
+            "pictures": {name: source.names for name, source in self.sources.items()},
+        }
+        kept = _read(path)
+        if kept.get("asked") == asked:
             scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
         else:
             sam, params = load_model(system, image_size=self.config.image_size)
@@ -116,8 +126,14 @@ class Comparison:
             write_text(path, json.dumps({"asked": asked, "scores": entries}))
         return {name: by_picture(of) for name, of in scores.items()}
 
-    def _pictures(self) -> dict[str, list[str]]:
-        return {name: source.names for name, source in self.sources.items()}
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _plain(value: object) -> Any:
+    """As JSON holds it."""
+    return json.loads(json.dumps(value, default=str))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +164,9 @@ class Found:
 
 
 def share_closed(base: Summary, figures: Summary, kind: str) -> float:
-    """Of the base's gap between the true box and a sloppy prompt, in mIoU: what is closed; nan for the true box."""
+    """Of the base's gap between the true box and a sloppy prompt, in mIoU, the share that is closed; nan for none."""
     gap = base["gt-box"]["miou"] - base[kind]["miou"]
-    return math.nan if kind == "gt-box" else (figures[kind]["miou"] - base[kind]["miou"]) / gap
+    return (figures[kind]["miou"] - base[kind]["miou"]) / gap if gap else math.nan
 
 
 def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], figures: paper.Rows) -> str:
@@ -161,24 +177,25 @@ def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], f
         "|---|---|---|---|---|---|---|",
     ]
     for label, name in rows:
-        theirs = figures.get(label, {}).get(kind)
-        printed = ["" if theirs is None else " / ".join(map(str, theirs)), ""]
-        if theirs is not None and kind != "gt-box" and label != "SAM":
-            gap = paper.SAM["gt-box"][0] - paper.SAM[kind][0]
-            printed[1] = f"{(theirs[0] - paper.SAM[kind][0]) / gap:.0%}"
         if name not in found:
             continue
         one = found[name]
-        cells = [cell(one.mean()[kind], METRICS), "", "", ""]
+        gained = of_seeds = closed = closed_in_paper = ""
         if name:
-            sets = {data: np.stack([base.columns(kind)[data], one.columns(kind)[data]]) for data in base.columns(kind)}
+            before, after = base.columns(kind), one.columns(kind)
+            sets = {data: np.stack([before[data], after[data]]) for data in before}
             _, differences = bootstrap.intervals(sets, seed=0, mean=MEAN)
+            gained = difference_cell(differences[MEAN][0][METRICS.index("miou")])
             gains = [one.of_seed(seed)[kind]["miou"] - base.mean()[kind]["miou"] for seed in range(len(one.runs))]
-            cells[1] = difference_cell(differences[MEAN][0][METRICS.index("miou")])
-            cells[2] = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
-            share = share_closed(base.mean(), one.mean(), kind)
-            cells[3] = "" if math.isnan(share) else f"{share:.0%}"
-        lines.append("| " + " | ".join([label, *cells, *printed]) + " |")
+            of_seeds = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+        theirs = figures.get(label, {}).get(kind, ())
+        if name and kind != "gt-box":
+            closed = f"{share_closed(base.mean(), one.mean(), kind):.0%}"
+            if theirs:
+                gap = paper.SAM["gt-box"][0] - paper.SAM[kind][0]
+                closed_in_paper = f"{(theirs[0] - paper.SAM[kind][0]) / gap:.0%}"
+        here, printed = cell(one.mean()[kind], METRICS), " / ".join(map(str, theirs))
+        lines.append("| " + " | ".join([label, here, gained, of_seeds, closed, printed, closed_in_paper]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -210,19 +227,19 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     check_output(config.output)
     compare = Comparison(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    base = compare(config.model, config.output / "base.json")
-    runs: dict[str, list[dict[str, Values]]] = {"": [base]}
+    untrained = {"model": config.model, "image_size": config.image_size}
+    runs = {"": [compare(config.model, config.output / "base.json", untrained)]}
     for seed in range(config.seeds):
         for name in config.only or SYSTEMS:
             run = run_config(config, name, seed)
-            scores = run.output / "scores.json"
-            if not scores.exists():
-                do_train(run)
-            plugin = run.output / "plugin.safetensors"
-            system = f"{config.model}+{plugin}" if plugin.exists() else str(run.output / "model")
-            if not plugin.exists() and not (run.output / "model").exists():  # asked to stop
+            scores, made_by = run.output / "scores.json", _plain(dataclasses.asdict(run))
+            if _read(scores).get("asked", {}).get("made_by") != made_by:
+                do_train(run)  # goes on, or refuses where a run of other options lies
+            plugin, model = run.output / "plugin.safetensors", run.output / "model"
+            if not plugin.exists() and not model.exists():  # asked to stop
                 return
-            runs.setdefault(name, []).append(compare(system, scores))
+            system = f"{config.model}+{plugin}" if plugin.exists() else str(model)
+            runs.setdefault(name, []).append(compare(system, scores, made_by))
             write_text(config.output / "tables.md", markdown(config, {key: Found(of) for key, of in runs.items()}))
     print(f"written: {config.output / 'tables.md'}")
 
