@@ -75,7 +75,7 @@ def build_official(config: SamConfig) -> torch_sam.Official:
     """The official model of a configuration without its plugin; of sam_nano what `official_parts` names."""
     if not isinstance(config.encoder, LiteConfig):
         return torch_sam.build(config)
-    early_width = 4 * config.encoder.stages[config.encoder.taps[0]].width
+    early_width = 4 * config.encoder.stages[config.encoder.taps[1]].width
     any_encoder = ViTConfig(width=early_width, depth=1, heads=1, global_blocks=(0,))
     official = torch_sam.build(dataclasses.replace(config, encoder=any_encoder))
     official.image_encoder = NoEncoder(config.image_size)

@@ -74,7 +74,7 @@ class LiteConfig:
         LiteStage(repeats=4, kernel=5, stride=2, expansion=6, width=192),
         LiteStage(repeats=1, kernel=3, stride=1, expansion=6, width=320),
     )
-    taps: tuple[int, ...] = (2, 4, 6)  # stages whose outputs (strides 8, 16, 32) feed the neck
+    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose outputs (strides 4, 8, 16, 32) feed the neck
     patch_size: int = 16  # pixels per cell of the image embedding, after the neck
 
     @property

@@ -72,16 +72,16 @@ def test_nano_is_sam_at_half_the_size():
     assert config.embedding_width == MODELS["sam_vit_b"].embedding_width  # the same plugin fits
 
 
-def test_lite0_has_16_blocks_and_its_taps_the_strides_8_16_and_32():
+def test_lite0_has_16_blocks_and_its_taps_the_strides_4_8_16_and_32():
     config = LiteConfig()
     assert sum(stage.repeats for stage in config.stages) == 16
     strides, stride = [], 2  # the stem's
     for stage in config.stages:
         stride *= stage.stride
         strides.append(stride)
-    assert [strides[tap] for tap in config.taps] == [8, 16, 32]
-    assert [config.stages[tap].width for tap in config.taps] == [40, 112, 320]
-    assert strides[config.taps[1]] == config.patch_size
+    assert [strides[tap] for tap in config.taps] == [4, 8, 16, 32]
+    assert [config.stages[tap].width for tap in config.taps] == [24, 40, 112, 320]
+    assert strides[config.taps[2]] == config.patch_size
 
 
 @pytest.mark.parametrize("image_size", [1023, 8, 100])

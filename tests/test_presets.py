@@ -83,7 +83,7 @@ def test_only_presets_for_sam_nano_have_no_count_on_the_others():
     others = {"quickstart", "stable-sam-12ep", "low-shot-220", "low-shot-440", "hq-sam-recipe"}
     assert PRESETS.keys() - COUNTS == {"pretrain-nano", *others}
     assert all(trained_by(name) == trained_by("hq-sam" if name == "hq-sam-recipe" else "stable-sam") for name in others)
-    neck, prompt_encoder = 743_168, 6_476
+    neck, prompt_encoder = 841_472, 6_476
     assert params.count(trained_by("pretrain-nano")) == neck + prompt_encoder + DECODER
 
 

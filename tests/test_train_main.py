@@ -120,7 +120,7 @@ def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken, c
         assert min(figure.size) > 300
     records = measurements(folder)
     assert [record["step"] for record in records] == [1, 2, 3]
-    assert "training 81,829 of 7,828,933 parameters on 8 pictures, 3 steps of 2 x 2 prompts, 2 device(s)" in printed
+    assert "training 81,829 of 7,927,237 parameters on 8 pictures, 3 steps of 2 x 2 prompts, 2 device(s)" in printed
     assert f"features of 6 views are encoded when first needed and kept in {config.cache}: up to " in printed
     assert "features: 0 read, 6 encoded; 0.00 GiB in " in printed
     assert f"written: {folder / 'plugin.safetensors'}" in printed

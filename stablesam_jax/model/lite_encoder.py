@@ -1,4 +1,4 @@
-"""The image encoder of sam_nano: EfficientNet-Lite0 and a neck over three of its scales.
+"""The image encoder of sam_nano: EfficientNet-Lite0 and a neck over four of its scales.
 
 Batch norms are folded into the convolutions, so every layer is a convolution with a bias. The backbone is apart from
 the neck, because pre-training keeps it frozen and caches its features.
@@ -12,7 +12,7 @@ from stablesam_jax.config import LiteConfig
 from stablesam_jax.depthwise import depthwise_conv
 from stablesam_jax.model.common import Conv, LayerNorm, across, gelu
 
-LiteFeatures = tuple[jax.Array, jax.Array, jax.Array]  # maps at strides 8, 16, 32
+LiteFeatures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # maps at strides 4, 8, 16, 32
 
 
 def relu6(x: jax.Array) -> jax.Array:
@@ -72,23 +72,24 @@ class LiteBackbone(nn.Module):
                 x = block(x)
                 index += 1
             outputs.append(x)
-        fine, middle, coarse = (outputs[tap] for tap in self.config.taps)
-        return fine, middle, coarse
+        finest, fine, middle, coarse = (outputs[tap] for tap in self.config.taps)
+        return finest, fine, middle, coarse
 
 
 class LiteNeck(nn.Module):
-    """Sums three scales at stride 16, mixes them with one 3 x 3 convolution, normalises as SAM's neck ends."""
+    """Sums four scales at stride 16, mixes them with one 3 x 3 convolution, normalises as SAM's neck ends."""
 
     width: int
 
     @nn.compact
     def __call__(self, features: LiteFeatures) -> jax.Array:
-        """((B, 2G, 2G, .), (B, G, G, .), (B, G / 2, G / 2, .)) -> (B, G, G, width)."""
-        fine, middle, coarse = features
+        """((B, 4G, 4G, .), (B, 2G, 2G, .), (B, G, G, .), (B, G / 2, G / 2, .)) -> (B, G, G, width)."""
+        finest, fine, middle, coarse = features
         lifted = Conv(self.width, 1, name="coarse")(coarse)
         lifted = jnp.repeat(jnp.repeat(lifted, 2, axis=1), 2, axis=2)
         x = Conv(self.width, 2, stride=2, name="fine")(fine) + Conv(self.width, 1, name="middle")(middle)
-        x = gelu(LayerNorm(name="norm")(x + lifted))
+        x = x + lifted + Conv(self.width, 4, stride=4, use_bias=False, name="finest")(finest)
+        x = gelu(LayerNorm(name="norm")(x))
         return LayerNorm(name="output_norm")(Conv(self.width, 3, padding=1, use_bias=False, name="output")(x))
 
 
@@ -109,7 +110,7 @@ class ImageEncoderLite(nn.Module):
             pictures: (B, S, S, 3) normalised, S a multiple of 32.
 
         Returns:
-            (B, G, G, output_width) image embedding, G = S / 16, and (B, G, G, 160) the finest features.
+            (B, G, G, output_width) image embedding, G = S / 16, and (B, G, G, 160) early features.
         """
         return self.finish(self.backbone(pictures))
 
@@ -119,7 +120,7 @@ class ImageEncoderLite(nn.Module):
         Each 2 x 2 square of the stride-8 map is one cell of the early features, so that HQ-SAM's branch finds the
         grid it expects and no detail is lost.
         """
-        fine = features[0]
+        fine = features[1]
         batch, height, width, channels = fine.shape
         squares = fine.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
         return self.neck(features), squares.reshape(batch, height // 2, width // 2, 4 * channels)
