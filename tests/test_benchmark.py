@@ -15,11 +15,12 @@ from PIL import Image
 from eval.benchmark import __main__ as benchmark
 from eval.benchmark import case as case_module
 from eval.benchmark import data, inference, limits, plugin, sampler, train
-from eval.benchmark.case import Case, Options, Result, measure, prepared
+from eval.benchmark.case import Case, Options, Point, Result, measure, prepared
 from eval.benchmark.data import data_cases
 from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import Cost, Limits, cost_of
 from eval.benchmark.memory import Peak, peak
+from eval.benchmark.output import entries, figure, markdown, memory_table
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
 from eval.benchmark.startup import startup_cases
@@ -144,11 +145,12 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     assert encoded - cached == cost_of(encode, {"params": build.shapes(sam)}, pictures).flops
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cases", [encoder_cases, decode_cases, predict_cases, stability_cases])
-def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, tiny_model, monkeypatch):
+def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkeypatch):
     monkeypatch.setattr(inference, "PHOTOGRAPH", (160, 120))
     found = {}
-    for case in cases(dataclasses.replace(tiny_model, prompts=(2,))):
+    for case in cases(dataclasses.replace(tiny_model, prompts=(2,), dtype=dtype)):
         with small.quick_compilation():
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
@@ -188,11 +190,26 @@ def test_the_peak_is_that_of_one_side_of_one_row_while_it_works():
 def test_peaks_are_shown_and_written_beside_times(capsys):
     rows = [Result("row", 1.0, {"theirs": 2.0})]
     peaks = [{"ours": Peak(absolute=7, above_base=3), "theirs": Peak(absolute=9, above_base=5)}]
-    show([benchmark.memory_table("memory", rows, peaks)])
+    show([memory_table("memory", rows, peaks)])
     assert "3 / 7" in (printed := capsys.readouterr().out)
     assert "5 / 9" in printed
-    (entry,) = benchmark.entries("family", rows, peaks)
+    (entry,) = entries("family", rows, peaks, "float32")
     assert (entry["peer_s"], entry["ours_peak_mib"]["absolute"], entry["peer_peak_mib"]["above_base"]) == (2, 7, 5)
+    assert "| row |  | 1000.0 | theirs | 2.00 |  | 3, 5 |" in markdown([entry])
+
+
+def test_rows_that_differ_in_a_size_alone_make_a_curve_for_each_side():
+    rows = [
+        Result(f"SAM, {count} prompts", count / 10, {"PyTorch": 4.0}, points=(Point("SAM", "prompts", count),))
+        for count in (20, 1)
+    ]
+    rows.append(Result("image encoder", 2.0, {"PyTorch": 1.5}, points=(Point("sam_vit_b", "px", 1024),)))
+    ratios, prompts = figure(rows).axes
+    assert [bar.get_width() for bar in ratios.patches] == [4.0, 4.0, 1.5]
+    assert {line.get_label(): line.get_xydata().tolist() for line in prompts.lines} == {
+        "SAM, stablesam_jax": [[1, 0.1], [20, 2]],
+        "SAM, PyTorch": [[1, 0.4], [20, 8]],
+    }
 
 
 @pytest.mark.parametrize("maps", [1, 3])
@@ -234,6 +251,9 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
     arguments = ["--rows", "sampler", "--prompts", "1", "--repeats", "1", "--threads", "1", "--json", str(file)]
     assert benchmark.main(arguments) == 0
     assert "PyTorch / ours" in capsys.readouterr().out
+    assert file.with_suffix(".md").read_text().count("PyTorch") == 2
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert picture.size[0] > 300
     rows = json.loads(file.read_text())["rows"]
     assert [(row["row"], row["case"], row["peer"]) for row in rows] == [
         ("sampler", f"1 prompt: {what}", peer)
@@ -253,6 +273,8 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
         ["--batch-size", "0"],
         ["--models", "sam_nano"],
         ["--image-size", "100"],
+        ["--pictures", "0"],
+        ["--dtype", "bfloat16", "--rows", "encoder", "train"],
         ["--rows", "data"],
         ["--data-dir", "."],
         ["--json", "/nowhere/found.json"],

@@ -37,7 +37,7 @@ def decoder(monkeypatch, sam, params, predictor, token=1):
     @jax.jit
     def run(params, embedding, prompts):
         seen = []
-        monkeypatch.setattr(transformer, "softmax", lambda logits: seen.append(softmax(logits)) or seen[-1])
+        monkeypatch.setattr(transformer, "softmax", lambda *given: seen.append(softmax(*given)) or seen[-1])
         _, state = sam.apply({"params": params}, embedding, prompts, method="decode", mutable=["intermediates"])
         to_image = [
             weights[0, :, :, token].mean(axis=1).reshape(-1, 4, 4) for weights in seen if weights.shape[-1] == CELLS

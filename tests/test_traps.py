@@ -90,7 +90,7 @@ def test_weights_of_attention_sum_to_one_in_bfloat16():
         return np.abs(np.asarray(weights, np.float64).sum(-1) - 1).max()
 
     # Each weight is rounded to 8 bits; the errors of 4,096 nearly cancel. JAX's own softmax sums in bfloat16.
-    assert error(softmax(logits)) < 1e-3
+    assert error(softmax(logits, logits.dtype)) < 1e-3
     assert error(nn.softmax(logits)) > 3e-3
 
 

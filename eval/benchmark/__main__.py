@@ -11,19 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import rich.box
 import torch
 import tyro
-from rich.table import Table
 
-from eval.benchmark.case import Family, Options, Result, Rows, measure
+from eval.benchmark.case import Family, Options, Rows, measure
 from eval.benchmark.data import data_cases
 from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
 from eval.benchmark.limits import measure_limits
-from eval.benchmark.memory import Peak, peak
+from eval.benchmark.memory import peak
+from eval.benchmark.output import entries, figure, markdown, memory_table, table
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import sampler_cases
 from eval.benchmark.startup import startup_cases
@@ -32,6 +30,7 @@ from eval.tables import show
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.text_file import write_text
+from stablesam_jax.visualize import save_figure
 
 ROWS: Mapping[Family, Rows] = {
     "sampler": sampler_cases,
@@ -44,58 +43,8 @@ ROWS: Mapping[Family, Rows] = {
     "stability": stability_cases,
     "startup": startup_cases,
 }
+IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "decode", "predict", "stability")
 WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]
-
-
-def table(title: str, results: Sequence[Result]) -> Table:
-    """Times in milliseconds, theirs / ours, and the share of the machine's limit that ours reach."""
-    others = list(dict.fromkeys(other for row in results for other in row.ratios))
-    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="theirs / ours: above 1 we are faster")
-    result.add_column("")
-    for header in ("model", "ours, ms", *(f"{other} / ours" for other in others), "of the limit"):
-        result.add_column(header, justify="right", no_wrap=True)
-    for row in results:
-        ratios = (f"{row.ratios[other]:.2f}" if other in row.ratios else "" for other in others)
-        limit = "" if row.share_of_limit is None else f"{100 * row.share_of_limit:.0f} %"
-        result.add_row(row.name, row.model, f"{1e3 * row.seconds:.1f}", *ratios, limit)
-    return result
-
-
-def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]]) -> Table:
-    """Peak memory of every side, above what its process holds between two works, and in all."""
-    sides = list(dict.fromkeys(side for row in peaks for side in row))
-    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="MiB above the process's base / in all")
-    result.add_column("")
-    for side in ("model", *sides):
-        result.add_column(side, justify="right", no_wrap=True)
-    for row, found in zip(results, peaks, strict=True):
-        cells = (
-            f"{found[side].above_base:.0f} / {found[side].absolute:.0f}" if side in found else "" for side in sides
-        )
-        result.add_row(row.name, row.model, *cells)
-    return result
-
-
-def entries(family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]]) -> list[dict[str, Any]]:
-    """One for each comparison, as JSON holds it."""
-    return [
-        {
-            "row": family,
-            "case": row.name,
-            "model": row.model,
-            "dtype": "float32",
-            "ours_s": row.seconds,
-            "peer": peer,
-            "peer_s": ratio * row.seconds,
-            "ratio": ratio,
-            "difference": row.differences.get(peer),
-            "share_of_limit": row.share_of_limit,
-            "ours_peak_mib": dataclasses.asdict(found["ours"]) if found else None,
-            "peer_peak_mib": dataclasses.asdict(found[peer]) if found else None,
-        }
-        for row, found in zip(results, peaks, strict=True)
-        for peer, ratio in row.ratios.items()
-    ]
 
 
 def check_options(options: Options) -> None:
@@ -107,11 +56,15 @@ def check_options(options: Options) -> None:
         raise InputError(f"--threads {options.threads}: there are 1 to {available} processors to be had.")
     if ("data" in options.rows) != bool(options.data_dir):
         raise InputError("--rows data and --data-dir go together: give folders with im/ and gt/.")
-    if min(options.repeats, options.batch_size, min(options.prompts, default=0)) < 1:
-        raise InputError("--repeats, --batch-size and --prompts must be 1 or more.")
+    if min(options.repeats, options.batch_size, *(options.prompts or [0]), *(options.pictures or [0])) < 1:
+        raise InputError("--repeats, --batch-size, --prompts and --pictures must be 1 or more.")
     for name in options.models:
         if name not in WITH_TWIN:
             raise InputError(f"--models {name}: no model with an official twin; there are {', '.join(WITH_TWIN)}.")
+    if options.dtype != "float32" and (others := [row for row in options.rows if row not in IN_ANY_DTYPE]):
+        raise InputError(
+            f"--dtype {options.dtype}: {others[0]} is compared in float32; {', '.join(IN_ANY_DTYPE)} in any."
+        )
     options.configs()  # refuses a size
 
 
@@ -123,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA has a thread for each
         torch.set_num_threads(options.threads)
         device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
-        limits = measure_limits()
+        limits = measure_limits(options.dtype)
         print(
             f"{device}, {options.threads} threads, load {load:.1f} when it began; limits: "
             f"{limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
         )
-        found = []
+        found, measured = [], []
         for family in dict.fromkeys(options.rows):
             results, peaks = [], []
             for index, case in enumerate(ROWS[family](options)):
@@ -139,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show([table(f"{family}: medians of {options.repeats} turns", results)])
             if options.memory:
                 show([memory_table(f"{family}: peak memory", results, peaks)])
-            found += entries(family, results, peaks)
+            found += entries(family, results, peaks, options.dtype)
+            measured += results
     if options.json is not None:
         facts = {
             "threads": options.threads,
@@ -151,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rows": found,
         }
         write_text(options.json, json.dumps(facts, indent=1) + "\n")
+        write_text(options.json.with_suffix(".md"), markdown(found))
+        save_figure(figure(measured), options.json.with_suffix(".png"))
     return 0
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from eval.benchmark.limits import Cost, Limits
-from stablesam_jax.config import MODELS, SamConfig
+from stablesam_jax.config import MODELS, Dtype, SamConfig
 from stablesam_jax.errors import InputError
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
@@ -32,12 +33,17 @@ class Options:
     boxes. startup: from nothing to a first mask."""
     models: tuple[str, ...] = ("sam_vit_b",)
     """Of train and what follows it: models of segment_anything, or mobile_sam, which is the quickest to try."""
-    image_size: int | None = None
-    """Side of their input in pixels; by default their own."""
+    image_size: tuple[int, ...] = ()
+    """Side of their input in pixels, rows for each; by default their own."""
+    dtype: Dtype = "float32"
+    """What both sides compute in, of encoder, decode, predict and stability. In bfloat16 PyTorch has its weights in it
+    in the encoder and autocast elsewhere, the faster way of each."""
+    pictures: tuple[int, ...] = (1,)
+    """Pictures that the encoder is given at once."""
     batch_size: int = 4
     """Pictures of a training step."""
     compile: bool = False
-    """Compare with PyTorch's compiled models, too, where they are only used: each takes minutes to compile."""
+    """Compare with PyTorch's compiled models, too: each takes minutes to compile."""
     memory: bool = False
     """Measure peak memory, too, of each side in a process of its own; on Linux."""
     data_dir: tuple[pathlib.Path, ...] = ()
@@ -49,17 +55,30 @@ class Options:
     threads: int = len(os.sched_getaffinity(0))
     """Processors for all sides; by default all that there are."""
     json: pathlib.Path | None = None
-    """File to write everything to."""
+    """File to write everything to; the tables and a figure lie beside it, as .md and .png."""
 
     def configs(self) -> dict[str, SamConfig]:
-        """The models, at the size that is asked for."""
-        configs = {name: MODELS[name] for name in self.models}
-        if self.image_size is None:
-            return configs
-        return {name: dataclasses.replace(config, image_size=self.image_size) for name, config in configs.items()}
+        """The models at the sizes that are asked for, by what to call them."""
+        own = {name: dataclasses.replace(MODELS[name], dtype=self.dtype) for name in self.models}
+        if not self.image_size:
+            return own
+        return {
+            f"{name}, {size} px": dataclasses.replace(config, image_size=size)
+            for name, config in own.items()
+            for size in self.image_size
+        }
 
 
 Work = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Where a row stands on a curve of time."""
+
+    curve: str
+    axis: str  # what grows along it
+    at: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +92,7 @@ class Case:
     difference: Callable[[Any, Any], float] | None = None  # of what ours and one of theirs return
     bound: float = 0.0  # that it must not exceed
     cost: Callable[[], Cost] | None = None  # what the work asks of the machine
+    points: tuple[Point, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +105,7 @@ class Result:
     model: str = ""
     differences: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of theirs from ours
     share_of_limit: float | None = None  # the least time on this machine / ours
+    points: tuple[Point, ...] = ()
 
 
 def measure(case: Case, repeats: int, limits: Limits) -> Result:
@@ -113,7 +134,7 @@ def measure(case: Case, repeats: int, limits: Limits) -> Result:
     medians = {side: statistics.median(values) for side, values in times.items()}
     ratios = {side: medians[side] / medians["ours"] for side in case.theirs}
     share = limits.seconds(case.cost()) / medians["ours"] if case.cost is not None else None
-    return Result(case.name, medians["ours"], ratios, case.model, differences, share)
+    return Result(case.name, medians["ours"], ratios, case.model, differences, share, case.points)
 
 
 def check(case: Case, results: Mapping[str, Any]) -> dict[str, float]:
@@ -137,14 +158,28 @@ def prepared(prepare: Callable[[], Work]) -> Work:
     return lambda: once()()
 
 
+def peers(options: Options, theirs: Callable[[Callable[[Any], Any]], Work], name: str = "PyTorch") -> dict[str, Work]:
+    """One of theirs as it is and, where that is asked for, compiled.
+
+    Args:
+        options: of the command.
+        theirs: what wraps a function or module of PyTorch -> their work.
+        name: whose it is.
+    """
+    found = {name: prepared(functools.partial(theirs, lambda function: function))}
+    if options.compile:
+        found[f"{name}, compiled"] = prepared(functools.partial(theirs, torch.compile))
+    return found
+
+
 def share_of_flips(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The share of pixels in which masks, or the masks of logits, differ."""
     return float(np.mean((ours > 0) != (theirs > 0)))
 
 
-def count_prompts(count: int) -> str:
+def count_of(what: str, count: int) -> str:
     """ "1 prompt", "20 prompts"."""
-    return f"{count} prompt{'s' if count > 1 else ''}"
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 Rows = Callable[[Options], Iterator[Case]]

@@ -5,7 +5,7 @@ prompts, SAM's own decoder, whose masks nobody uses, DistributedDataParallel, an
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,21 @@ class Loop:
         return loss.item()
 
 
-def start(config: SamConfig, params: Params) -> Loop:
-    """A run from our weights of an HQ-SAM; all but what HQ-SAM adds to SAM rests."""
+def start(config: SamConfig, params: Params, wrap: Callable[[Any], Any]) -> Loop:
+    """A run from our weights of an HQ-SAM; all but what HQ-SAM adds to SAM rests.
+
+    Args:
+        config: of the HQ-SAM.
+        params: its weights.
+        wrap: what becomes of its encoder and of its decoder, as torch.compile, or themselves.
+    """
     sam = twins.load_official(config, params)
     sam.requires_grad_(False)
     trained: list[Any] = []
     for name in ADDED:
         trained += getattr(sam.mask_decoder, name).requires_grad_(True).parameters()
+    sam.image_encoder.forward = wrap(sam.image_encoder.forward)
+    sam.mask_decoder.predict_masks = wrap(sam.mask_decoder.predict_masks)
     return Loop(sam, torch.optim.Adam(trained, lr=1e-3))
 
 

@@ -5,7 +5,9 @@ Weights are random and the same on both sides, which must give the same masks.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from eval import torch_sam, twins
-from eval.benchmark.case import Case, Options, Work, count_prompts, prepared, share_of_flips
+from eval.benchmark.case import Case, Options, Point, Work, count_of, peers, prepared, share_of_flips
 from eval.benchmark.limits import Cost, cost_of
 from eval.parity import IMAGE, draw_params
 from stablesam_jax import compiled
@@ -29,22 +31,24 @@ from stablesam_jax.preprocess import preprocess
 from stablesam_jax.prompts import jittered_box
 
 PHOTOGRAPH = (4000, 3000)  # width and height, 12 megapixels
-SAME_EMBEDDING = 1e-3  # largest difference, in deviations
-SAME_MASKS = 1e-4  # share of the pixels that may differ
+SAME_EMBEDDING = {"float32": 1e-3, "bfloat16": 0.3}  # largest difference, in deviations
+SAME_MASKS = {"float32": 1e-4, "bfloat16": 0.03}  # share of the pixels that may differ
 BOX = np.array([0.2, 0.2, 0.8, 0.8])  # shares of width and height
 
 
 def encoder_cases(options: Options) -> Iterator[Case]:
-    """One picture to its embedding."""
-    for name, config in options.configs().items():
-        pixels = preprocess(_picture((config.image_size, config.image_size)), config)[None]
+    """Pictures to their embeddings."""
+    for (name, config), count in itertools.product(options.configs().items(), options.pictures):
+        picture = preprocess(_picture((config.image_size, config.image_size)), config)
+        pixels = np.repeat(picture[None], count, axis=0)
+        what = count_of("picture", count)
 
         def ours(config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
             encode, params = compiled.encoder(assemble(config)), jax.device_put(draw_params(config, seed=0))
-            return lambda: np.asarray(encode(params, pixels).features)
+            return lambda: np.asarray(encode(params, pixels).features, np.float32)
 
         def theirs(wrap: Callable, config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
-            encode = wrap(_official(config).image_encoder)
+            encode = wrap(_encoding(_official(config).image_encoder, config))
             channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
             return _without_gradients(lambda: encode(channels_first).permute(0, 2, 3, 1).numpy())
 
@@ -53,7 +57,14 @@ def encoder_cases(options: Options) -> Iterator[Case]:
             return cost_of(functools.partial(sam.apply, method="encode"), {"params": shapes(sam)}, pixels)
 
         yield Case(
-            "image encoder", prepared(ours), _peers(options, theirs), name, _largest_difference, SAME_EMBEDDING, cost
+            f"image encoder, {what}",
+            prepared(ours),
+            peers(options, theirs),
+            name,
+            _largest_difference,
+            SAME_EMBEDDING[config.dtype],
+            cost,
+            (Point(name, "pictures", count), Point(f"{config.name}, {what}", "px", config.image_size)),
         )
 
 
@@ -66,13 +77,14 @@ def decode_cases(options: Options) -> Iterator[Case]:
             for count in options.prompts:
                 boxes = _boxes(count, (config.image_size, config.image_size))
                 yield Case(
-                    f"{what}, {count_prompts(count)}",
+                    f"{what}, {count_of('prompt', count)}",
                     prepared(functools.partial(_decode, config, boxes)),
-                    _peers(options, functools.partial(_official_decode, peer, boxes)),
+                    peers(options, functools.partial(_official_decode, peer, boxes)),
                     name,
                     difference=None if config.plugin else share_of_flips,
-                    bound=SAME_MASKS,
+                    bound=SAME_MASKS[config.dtype],
                     cost=functools.partial(_decode_cost, config, boxes),
+                    points=(Point(f"{what}, {name}", "prompts", count),),
                 )
 
 
@@ -111,8 +123,8 @@ def _whole_cases(
 
         def theirs(wrap: Callable, config: SamConfig = config) -> Work:
             official = _official(config)
-            official.image_encoder.forward = wrap(official.image_encoder.forward)
-            official.mask_decoder.forward = wrap(official.mask_decoder.forward)
+            official.image_encoder.forward = wrap(_encoding(official.image_encoder, config))
+            official.mask_decoder.forward = wrap(_decoding(official.mask_decoder.forward, config))
             predictor = torch_sam.SamPredictor(official)
 
             def work() -> np.ndarray:
@@ -123,7 +135,7 @@ def _whole_cases(
 
             return work
 
-        yield Case(what, prepared(ours), _peers(options, theirs), name, share_of_flips, SAME_MASKS)
+        yield Case(what, prepared(ours), peers(options, theirs), name, share_of_flips, SAME_MASKS[config.dtype])
 
 
 def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
@@ -131,24 +143,24 @@ def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
     params = jax.device_put(draw_params(config, seed=0))
     embedding = jax.jit(functools.partial(sam.apply, method="fuse"))({"params": params}, _embedding(config))
     decode = compiled.decoder(sam)
-    return lambda: np.asarray(decode(params, embedding, _prompts(boxes)).low_res_masks[0, :, 0])
+    return lambda: np.asarray(decode(params, embedding, _prompts(boxes)).low_res_masks[0, :, 0], np.float32)
 
 
 def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Work:
     official = _official(config)
     embedding = _embedding(config)
-    features = torch.tensor(np.asarray(embedding.features)).permute(0, 3, 1, 2).contiguous()
+    features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous()
     # HQ-SAM's decoder fuses both at each call; ours has done it with the picture.
-    early = (
-        {"hq_token_only": False, "interm_embeddings": [torch.tensor(np.asarray(embedding.early))]} if config.hq else {}
-    )
+    early = {}
+    if config.hq:
+        early = {"hq_token_only": False, "interm_embeddings": [torch.tensor(np.asarray(embedding.early, np.float32))]}
 
     def decode(boxes: torch.Tensor) -> torch.Tensor:
         sparse, dense = official.prompt_encoder(points=None, boxes=boxes, masks=None)
         image_pe = official.prompt_encoder.get_dense_pe()
         return official.mask_decoder(features, image_pe, sparse, dense, multimask_output=False, **early)[0][:, 0]
 
-    wrapped = wrap(decode)
+    wrapped = wrap(_decoding(decode, config))
     return _without_gradients(lambda: wrapped(torch.from_numpy(boxes)).numpy())
 
 
@@ -164,7 +176,7 @@ def _embedding(config: SamConfig) -> ImageEmbedding:
     sam = assemble(config)
     pictures = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     expected = jax.eval_shape(functools.partial(sam.apply, method="encode"), {"params": shapes(sam)}, pictures)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), expected)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32), leaf.dtype), expected)
 
 
 def _prompts(boxes: np.ndarray) -> Prompts:
@@ -192,11 +204,24 @@ def _official(config: SamConfig) -> torch_sam.Official:
     return twins.load_official(config, draw_params(config, seed=0))
 
 
-def _peers(options: Options, theirs: Callable[[Callable], Work]) -> dict[str, Work]:
-    peers = {"PyTorch": prepared(functools.partial(theirs, lambda function: function))}
-    if options.compile:
-        peers["PyTorch, compiled"] = prepared(functools.partial(theirs, torch.compile))
-    return peers
+def _encoding(encoder: torch.nn.Module, config: SamConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    forward = encoder.forward
+    if config.dtype == "float32":
+        return forward
+    encoder.to(torch.bfloat16)
+    return lambda pictures: forward(pictures.to(torch.bfloat16)).float()
+
+
+def _decoding(decode: Callable[..., Any], config: SamConfig) -> Callable[..., Any]:
+    if config.dtype == "float32":
+        return decode
+
+    def mixed(*arguments: Any, **options: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = decode(*arguments, **options)
+        return jax.tree.map(torch.Tensor.float, result)
+
+    return mixed
 
 
 def _without_gradients(work: Work) -> Work:

@@ -1,6 +1,7 @@
 """What no program can beat on this machine: its matrix rate and its memory bandwidth, and what a work asks of them."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.extend import core
+
+from stablesam_jax.config import Dtype
 
 _SIDE = 3072  # of the products, as wide as a ViT's layers
 _MOVED = 1 << 26  # numbers that are copied: 256 MiB, beyond every cache
@@ -36,14 +39,14 @@ class Limits:
         return max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
 
 
-def measure_limits() -> Limits:
-    """Float32 products by whichever of XLA and PyTorch is faster, and copies of large arrays."""
+def measure_limits(dtype: Dtype = "float32") -> Limits:
+    """Products by whichever of XLA and PyTorch is faster, and copies of large arrays."""
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
-    ours, theirs = jnp.asarray(matrix), torch.from_numpy(matrix)
-    product = jax.jit(jnp.matmul)
+    ours, theirs = jnp.asarray(matrix, dtype), torch.from_numpy(matrix).to(getattr(torch, dtype))
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     times = [
         _best(lambda: product(ours, ours).block_until_ready()),
-        _best(lambda: torch.mm(theirs, theirs, out=torch.empty_like(theirs))),
+        _best(lambda: torch.mm(theirs, theirs)),
     ]
     source, target = np.ones(_MOVED, np.float32), np.ones(_MOVED, np.float32)
     copy = _best(lambda: np.copyto(target, source))

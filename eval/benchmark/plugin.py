@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.benchmark.case import CHANNELS, GRID, Case, Options, count_prompts
+from eval.benchmark.case import CHANNELS, GRID, Case, Options, count_of
 from eval.parity import IMAGE, draw_params
 from stablesam_jax import compiled
 from stablesam_jax.build import assemble
@@ -42,7 +42,7 @@ def plugin_cases(options: Options) -> Iterator[Case]:
         def decode(config: SamConfig, prompts: Prompts = prompts) -> Masks:
             return jax.block_until_ready(compiled.decoder(assemble(config))(params, embedding, prompts))
 
-        yield _with_and_without(f"decode, {count_prompts(count)}", decode, stable)
+        yield _with_and_without(f"decode, {count_of('prompt', count)}", decode, stable)
 
     picture = read_picture(IMAGE)
     predictors: dict[SamConfig, Predictor] = {}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from eval.benchmark.case import CHANNELS, GRID, Case, Options, count_prompts
+from eval.benchmark.case import CHANNELS, GRID, Case, Options, count_of
 from stablesam_jax.plugin.sampling import bilinear_sample
 
 REACH = 8  # cells; the plugin's default bound on offsets
@@ -56,7 +56,7 @@ def _sampler_cases(count: int, maps: int) -> Iterator[Case]:
     def forward_and_backward() -> None:
         torch.autograd.grad(grid_sample(), (maps_first, grid), gradient)
 
-    kind = count_prompts(count) + (", shared features" if maps < count else "")
+    kind = count_of("prompt", count) + (", shared features" if maps < count else "")
     for name, backward, theirs in (("forward", False, forward), ("forward + backward", True, forward_and_backward)):
         yield Case(
             f"{kind}: {name}",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.benchmark import hq_training
-from eval.benchmark.case import Case, Options, Work, prepared
+from eval.benchmark.case import Case, Options, Work, peers, prepared
 from eval.benchmark.limits import Cost, cost_of
 from eval.parity import draw_params
 from stablesam_jax import parallel
@@ -37,20 +37,22 @@ def train_cases(options: Options) -> Iterator[Case]:
         hq = dataclasses.replace(config, hq=True)
         stable = dataclasses.replace(config, plugin=PluginConfig())
         size = options.batch_size
-        loop = prepared(functools.partial(_theirs, hq, size, cached=False))
+        # One loop for two rows; "cached" has a new one for each, whose first loss is that of our weights.
+        loop = peers(options, functools.partial(_theirs, hq, size, cached=False), "HQ-SAM's loop")
         for system, trainable, cached in (
             (stable, PLUGIN_ONLY, False),
             (stable, PLUGIN_ONLY, True),
             (hq, HQ_PARTS, True),
         ):
-            peers = {} if system.hq else {"HQ-SAM's loop": loop}
-            if cached:  # a new run, whose first loss is that of the weights that ours starts from
-                peers["HQ-SAM's loop, cached"] = prepared(functools.partial(_theirs, hq, size, cached=True))
+            theirs = {} if system.hq else loop
+            if cached:
+                again = functools.partial(_theirs, hq, size, cached=True)
+                theirs = theirs | peers(options, again, "HQ-SAM's loop, cached")
             what = "HQ-SAM's parts" if system.hq else "plugin"
             yield Case(
                 f"{what}, {size} pictures, {'cached' if cached else 'encoder in the step'}",
                 prepared(functools.partial(_ours, system, trainable, size, cached=cached)),
-                peers,
+                theirs,
                 model=name,
                 difference=_share if system.hq else None,
                 bound=SAME_LOSS,
@@ -79,8 +81,8 @@ def _ours(config: SamConfig, trainable: Sequence[str], size: int, *, cached: boo
     return step
 
 
-def _theirs(config: SamConfig, size: int, *, cached: bool) -> Work:
-    loop = hq_training.start(config, draw_params(config, seed=0))
+def _theirs(config: SamConfig, size: int, wrap: Callable[[Any], Any], *, cached: bool) -> Work:
+    loop = hq_training.start(config, draw_params(config, seed=0), wrap)
     batch = _batch(config, size)
     pictures, boxes, targets = batch["picture"], batch["coords"][:, 0, :2].reshape(-1, 4), batch["targets"]
     # One by one, to spare the memory that the loop itself takes for all at once.

@@ -25,9 +25,18 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(np.promote_types(x.dtype, jnp.float32))
 
 
-def softmax(logits: jax.Array) -> jax.Array:
-    """Over the last axis; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
-    return nn.softmax(wide(logits), axis=-1).astype(logits.dtype)
+def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
+    """Over the last axis, in float32 at least; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
+    return nn.softmax(wide(logits), axis=-1).astype(dtype)
+
+
+def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum of two arrays, summed and returned in float32 at least.
+
+    Asked for float32, XLA takes bfloat16 to a processor's matrix units (AMX); asked for bfloat16, it does not, and
+    takes three times as long.
+    """
+    return jnp.einsum(subscripts, a, b, preferred_element_type=np.promote_types(a.dtype, jnp.float32))
 
 
 class Dense(nn.Module):
@@ -40,7 +49,7 @@ class Dense(nn.Module):
         """(..., C) -> (..., width)."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return x @ kernel.astype(x.dtype) + across(bias, x)
+        return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
 
 
 def across(vector: jax.Array, x: jax.Array) -> jax.Array:
@@ -108,7 +117,7 @@ class UpscaleBy2(nn.Module):
         *batch, height, columns, channels = x.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, channels, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        pixels = jnp.einsum("...hwc,ijco->...hiwjo", x, kernel.astype(x.dtype))
+        pixels = product("...hwc,ijco->...hiwjo", x, kernel.astype(x.dtype)).astype(x.dtype)
         return pixels.reshape(*batch, 2 * height, 2 * columns, self.width) + across(bias, x)
 
 
@@ -129,7 +138,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
         if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
             # XLA on the CPU takes half as long for a product, and a third for its gradient.
-            maps = x @ kernel[0, 0]
+            maps = product("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
         else:
             maps = jax.lax.conv_general_dilated(
                 x.reshape(-1, height, columns, channels),
@@ -154,5 +163,4 @@ def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
     Returns:
         (B, N, M, H, W) logits, float32 or wider.
     """
-    dtype = np.promote_types(features.dtype, jnp.float32)
-    return jnp.einsum("bnmc,bnhwc->bnmhw", weights, features, preferred_element_type=dtype)
+    return product("bnmc,bnhwc->bnmhw", weights, features)

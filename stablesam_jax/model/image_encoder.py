@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, gelu, softmax
+from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, gelu, product
+
+QUERIES = 512  # of a head that are asked at a time
 
 
 def window_partition(x: jax.Array, window: int) -> jax.Array:
@@ -74,14 +76,26 @@ class Attention(nn.Module):
         # q, k, v are blocks of C channels each, with the heads inside.
         qkv = qkv.reshape(batch, height * width, 3, self.heads, head_width).transpose(2, 3, 0, 1, 4)
 
+        # A few rows of queries at a time, so that their logits stay in the processor's cache.
+        step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
+        rows = rows.reshape(height // step, step, height, head_width)
+
         def attend(head: jax.Array) -> jax.Array:
             q, k, v = head  # each (B, H * W, D)
-            grid = q.reshape(batch, height, width, head_width)  # unscaled: relative positions see q before the scale
-            by_row = jnp.einsum("bhwd,hkd->bhwk", grid, rows).reshape(batch, height * width, height, 1)
-            by_column = jnp.einsum("bhwd,wld->bhwl", grid, columns).reshape(batch, height * width, 1, width)
-            logits = jnp.einsum("bqd,bkd->bqk", q * head_width**-0.5, k)
-            logits = logits + (by_row + by_column).reshape(batch, height * width, height * width)
-            return jnp.einsum("bqk,bkd->bqd", softmax(logits), v)
+
+            def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
+                q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
+                by_row = product("brwd,rkd->brwk", q, rows)[..., None]
+                by_column = product("brwd,wld->brwl", q, columns)[..., None, :]
+                logits = product("brwd,bkd->brwk", q * head_width**-0.5, k)
+                logits = logits + (by_row + by_column).reshape(logits.shape)
+                weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+                attended = product("brwk,bkd->brwd", weights.astype(v.dtype), v)
+                return (attended / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+            grid = q.reshape(batch, height // step, step, width, head_width).swapaxes(0, 1)
+            attended = jax.lax.map(ask, (grid, rows))  # (H / step, B, step, W, D)
+            return attended.swapaxes(0, 1).reshape(batch, height * width, head_width)
 
         # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
         attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H * W, D)

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import TinyViTConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, across, gelu, softmax, wide
+from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, across, gelu, product, softmax, wide
 from stablesam_jax.model.image_encoder import Neck, window_partition, window_unpartition
 
 BATCH_NORM_EPS = 1e-5
@@ -142,9 +141,9 @@ class Attention(nn.Module):
         # Heads outermost: each has its own q, k and v, unlike the ViT's three blocks of C channels.
         qkv = qkv.reshape(batch, window**2, self.heads, 3, head_width)
         q, k, v = (qkv[:, :, :, part] for part in range(3))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_width**-0.5, k)
+        logits = product("bqhd,bkhd->bhqk", q * head_width**-0.5, k)
         logits = logits + biases[None, :, bias_index(window)].astype(logits.dtype)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", softmax(logits), v)
+        attended = product("bhqk,bkhd->bqhd", softmax(logits, v.dtype), v).astype(v.dtype)
         return Dense(channels, name="proj")(attended.reshape(windows.shape))
 
 

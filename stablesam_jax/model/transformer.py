@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.model.common import DECODER_EPS, MLP, Dense, LayerNorm, softmax
+from stablesam_jax.model.common import DECODER_EPS, MLP, Dense, LayerNorm, product, softmax
 
 HEADS = 8
 MLP_WIDTH = 2048
@@ -50,16 +50,17 @@ class Attention(nn.Module):
         Returns:
             (B, N, Tq, C).
         """
-        attended = jnp.einsum("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), self._heads(self.v_proj(v)))
+        v = self._heads(self.v_proj(v))
+        attended = product("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), v).astype(v.dtype)
         return self.out_proj(attended.reshape(*attended.shape[:-2], self.inner_width))
 
     def weights(self, q: jax.Array, k: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
         """What each query gives each key: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
         q, k = self._heads(self.q_proj(q)), self._heads(self.k_proj(k))
-        logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
+        logits = product("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
         if key_valid is not None:
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        return softmax(logits)
+        return softmax(logits, q.dtype)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
