@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 
 import pytest
 
@@ -59,6 +60,12 @@ def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
     assert (config.output / "tables.md").read_text() == before
 
 
+def test_scores_stand_for_a_run_that_is_gone(config, trained, tmp_path):
+    shutil.copytree(config.output / "scores", tmp_path / "scores")
+    assert run(config, output=tmp_path) == []
+    assert (tmp_path / "tables.md").read_text() == (config.output / "tables.md").read_text()
+
+
 def test_runs_of_other_options_are_refused(config, trained):
     with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.001 -> 0\.01\)"):
         run(config, learning_rate=0.01)
@@ -66,8 +73,11 @@ def test_runs_of_other_options_are_refused(config, trained):
 
 def test_other_prompts_are_asked_anew_of_what_is_trained(config, trained):
     before = (config.output / "tables.md").read_text()
+    plugin = config.output / "stable-sam-seed0" / "plugin.safetensors"
+    trained_at = plugin.stat().st_mtime_ns
     try:
-        assert run(config, count=3) == []
+        run(config, count=3)
+        assert plugin.stat().st_mtime_ns == trained_at
         assert (config.output / "tables.md").read_text() != before
     finally:
         run(config)

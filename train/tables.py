@@ -1,7 +1,8 @@
 """`python -m train.tables`: the paper's Tables 2, 5, 6, 7 and 11 in miniature, every system trained and compared.
 
 Every system is a training run of its own for every seed, with the same budget; all are asked the same prompts on the
-same pictures, which none was trained on. Killed, the same command goes on: what is trained is not trained again.
+same pictures, which none was trained on. Killed, the same command goes on: what is trained is not trained again, and
+a run whose figures are in scores/ need not lie there any more.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.params import digest
 from stablesam_jax.text_file import write_text
 from train.comparison import RememberingSegmenter
 from train.main import RunError, train
@@ -41,7 +43,7 @@ class TablesConfig:
     test_dir: tuple[pathlib.Path, ...]
     """Pictures to compare on, the mean of all folders; none of them may be among those to train on."""
     output: pathlib.Path = pathlib.Path("runs/tables")
-    """Folder of the runs and of tables.md. The same command goes on where it was stopped."""
+    """Folder of the runs, of their scores/ and of tables.md. The same command goes on where it was stopped."""
     model: str = "sam_nano"
     """The base of every system."""
     image_size: int | None = None
@@ -90,8 +92,9 @@ class Comparison:
     """What systems do on the test pictures; every embedding is made once for systems that share an encoder."""
 
     def __init__(self, config: TablesConfig):
-        """Opens the pictures."""
+        """Opens base and pictures."""
         self.config = config
+        self.base = digest(load_model(config.model)[1])
         self.protocol = Protocol(kinds=KINDS, prompts=config.count)
         self.sources: dict[str, Pictures] = {}
         for name, source in open_sources(config.test_dir).items():
@@ -99,23 +102,33 @@ class Comparison:
             self.sources[name] = Selection(source, shown)
         self.known: dict[bool, dict] = {False: {}, True: {}}  # with HQ-SAM's early features or without
 
-    def __call__(self, system: str, path: pathlib.Path, made_by: Mapping[str, Any]) -> dict[str, Values]:
+    def __call__(
+        self, path: pathlib.Path, options: Mapping[str, Any], make: Callable[[], str | None]
+    ) -> dict[str, Values] | None:
         """Figures of each picture by data set.
 
         Args:
-            system: for `load_model`.
-            path: of the file that keeps them; figures that it holds of other prompts, pictures or options are replaced.
-            made_by: the options that the system comes from, as JSON holds them.
+            path: of the file that keeps them; figures that it holds of another base, of other prompts, pictures or
+                options are replaced.
+            options: that the system comes from.
+            make: trains the system, where its figures are not kept, and says what `load_model` knows it by; None where
+                it was asked to stop.
         """
-        asked = {
-            "made_by": made_by,
-            "prompts": _plain(dataclasses.asdict(self.protocol)),
-            "pictures": {name: source.names for name, source in self.sources.items()},
-        }
-        kept = _read(path)
+        asked = _plain(
+            {
+                "base": self.base,
+                "options": options,
+                "prompts": dataclasses.asdict(self.protocol),
+                "pictures": {name: source.names for name, source in self.sources.items()},
+            }
+        )
+        kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.get("asked") == asked:
             scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
         else:
+            system = make()
+            if system is None:
+                return None
             sam, params = load_model(system, image_size=self.config.image_size)
             segmenter = RememberingSegmenter(sam, params, self.known[sam.config.hq])
             scores = {
@@ -123,12 +136,15 @@ class Comparison:
                 for name, source in self.sources.items()
             }
             entries = {name: [dataclasses.asdict(score) for score in of] for name, of in scores.items()}
-            write_text(path, json.dumps({"asked": asked, "scores": entries}))
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps({"asked": asked, "scores": entries}) + "\n")
         return {name: by_picture(of) for name, of in scores.items()}
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _what_matters(run: TrainConfig) -> dict[str, Any]:
+    """The options of a run, without what says where it lies."""
+    options = dataclasses.asdict(run)
+    return {name: options[name] for name in options.keys() - {"output", "cache", "cache_limit", "fresh", "model"}}
 
 
 def _plain(value: object) -> Any:
@@ -227,19 +243,25 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     check_output(config.output)
     compare = Comparison(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    untrained = {"model": config.model, "image_size": config.image_size}
-    runs = {"": [compare(config.model, config.output / "base.json", untrained)]}
+    kept = config.output / "scores"
+    untrained = compare(kept / "base.json", {"image_size": config.image_size}, lambda: config.model)
+    assert untrained is not None
+    runs = {"": [untrained]}
     for seed in range(config.seeds):
         for name in config.only or SYSTEMS:
             run = run_config(config, name, seed)
-            scores, made_by = run.output / "scores.json", _plain(dataclasses.asdict(run))
-            if _read(scores).get("asked", {}).get("made_by") != made_by:
+
+            def make(run: TrainConfig = run) -> str | None:
                 do_train(run)  # goes on, or refuses where a run of other options lies
-            plugin, model = run.output / "plugin.safetensors", run.output / "model"
-            if not plugin.exists() and not model.exists():  # asked to stop
+                plugin, model = run.output / "plugin.safetensors", run.output / "model"
+                if plugin.exists():
+                    return f"{config.model}+{plugin}"
+                return str(model) if model.exists() else None
+
+            found = compare(kept / f"{name}-seed{seed}.json", _what_matters(run), make)
+            if found is None:
                 return
-            system = f"{config.model}+{plugin}" if plugin.exists() else str(model)
-            runs.setdefault(name, []).append(compare(system, scores, made_by))
+            runs.setdefault(name, []).append(found)
             write_text(config.output / "tables.md", markdown(config, {key: Found(of) for key, of in runs.items()}))
     print(f"written: {config.output / 'tables.md'}")
 
