@@ -30,6 +30,11 @@ figure { margin: 1rem 0 } img { max-width: 100% } figcaption { color: #555; font
 pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; font-size: 0.8rem }
 .noise { color: #888 }
 """
+CAPTIONS = {
+    "curves": "Accuracy and stability, prompts getting worse from left to right.",
+    "stability": "Pictures by how far the masks of their prompts agree.",
+    "alpha": "The router's share of resampled features, by kind of prompt.",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +121,9 @@ def section(run: Run) -> Iterator[str]:
     for path in run.figures:
         data = base64.b64encode(path.read_bytes()).decode()
         name = html.escape(path.stem)
-        yield f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+        caption = CAPTIONS.get(path.stem, "")  # the others have titles of their own
+        image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+        yield f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     made_by = html.escape(json.dumps(meta, indent=1))
     yield f"<details><summary>What made these figures</summary><pre>{made_by}</pre></details></section>"
 
