@@ -5,14 +5,14 @@ STAMP := .venv/.installed
 # Large pages for large arrays: a training step on a CPU takes a fifth less (glibc 2.35 or newer; ignored elsewhere).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv quickstart tables test lint parity clean
+.PHONY: venv quickstart tables notebooks bench test lint parity clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[train,eval,convert,parity,nano,dev]'
+		-e '.[train,eval,convert,parity,nano,notebooks,dev]'
 	touch $@
 
 quickstart: $(STAMP)
@@ -21,6 +21,18 @@ quickstart: $(STAMP)
 # The paper's tables in miniature: make tables TRAIN="DIR ..." TEST="DIR ..." OPTIONS="--image-size 320"
 tables: $(STAMP)
 	$(BIN)/python -m train.tables --data-dir $(TRAIN) --test-dir $(TEST) $(OPTIONS)
+
+# Executed copies, with all figures; those in notebooks/ have their outputs cleared.
+notebooks: $(STAMP)
+	mkdir -p runs/notebooks
+	for name in quickstart train_on_your_data inside_the_plugin; do \
+		(cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute $$name.ipynb \
+			--output=../runs/notebooks/$$name.ipynb) || exit 1; \
+	done
+
+# Ours against PyTorch, every row that needs no file; BENCH="--rows encoder --repeats 3" chooses.
+bench: $(STAMP)
+	$(BIN)/python -m eval.benchmark $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

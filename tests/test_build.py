@@ -139,3 +139,9 @@ def test_random_parameters_depend_on_the_key_alone():
     assert describe(first) == describe(shapes(assemble(TINY)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["mask_decoder"]["iou_token"], other["mask_decoder"]["iou_token"])
+
+
+def test_the_shipped_plugin_was_trained_on_the_shipped_base():
+    sam, params = load_model("stable_sam_nano")
+    assert sam.config.plugin == PluginConfig(attentions=(0, 1, 2))
+    assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01
