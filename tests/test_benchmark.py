@@ -251,8 +251,8 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
     arguments = ["--rows", "sampler", "--prompts", "1", "--repeats", "1", "--threads", "1", "--json", str(file)]
     assert benchmark.main(arguments) == 0
     assert "PyTorch / ours" in capsys.readouterr().out
-    assert file.with_suffix(".md").read_text().count("PyTorch") == 2
-    with Image.open(file.with_suffix(".png")) as picture:
+    assert (tmp_path / "found.json.md").read_text().count("PyTorch") == 2
+    with Image.open(tmp_path / "found.json.png") as picture:
         assert picture.size[0] > 300
     rows = json.loads(file.read_text())["rows"]
     assert [(row["row"], row["case"], row["peer"]) for row in rows] == [

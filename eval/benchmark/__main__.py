@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rows": found,
         }
         write_text(options.json, json.dumps(facts, indent=1) + "\n")
-        write_text(options.json.with_suffix(".md"), markdown(found))
-        save_figure(figure(measured), options.json.with_suffix(".png"))
+        write_text(options.json.with_name(f"{options.json.name}.md"), markdown(found))
+        save_figure(figure(measured), options.json.with_name(f"{options.json.name}.png"))
     return 0
 
 

@@ -55,7 +55,7 @@ class Options:
     threads: int = len(os.sched_getaffinity(0))
     """Processors for all sides; by default all that there are."""
     json: pathlib.Path | None = None
-    """File to write everything to; the tables and a figure lie beside it, as .md and .png."""
+    """File to write everything to; a table and a figure lie beside it, as FILE.md and FILE.png."""
 
     def configs(self) -> dict[str, SamConfig]:
         """The models at the sizes that are asked for, by what to call them."""
