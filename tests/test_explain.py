@@ -40,11 +40,14 @@ def decoder(monkeypatch, sam, params, predictor, token=1):
         monkeypatch.setattr(transformer, "softmax", lambda *given: seen.append(softmax(*given)) or seen[-1])
         _, state = sam.apply({"params": params}, embedding, prompts, method="decode", mutable=["intermediates"])
         to_image = [
-            weights[0, :, :, token].mean(axis=1).reshape(-1, 4, 4) for weights in seen if weights.shape[-1] == CELLS
+            weights.reshape(-1, transformer.HEADS, tokens, CELLS)[:, :, token].mean(axis=1).reshape(-1, 4, 4)
+            for weights in seen
+            if weights.shape[-1] == CELLS
         ]
         return to_image, state.get("intermediates", {}).get("plugin")
 
     softmax = transformer.softmax
+    tokens = len(BOXES[0]) // 2 + (6 if sam.config.hq else 5)
     picture = predictor._picture(None)
     prompts = predictor._batch(predictor._prompts(picture, None, None, BOXES, None)[0], picture.original_size, 2)
     found = jax.device_get(run(params, picture.embedding, prompts))

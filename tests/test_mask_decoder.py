@@ -70,7 +70,8 @@ def test_upscaling_is_the_transposed_convolution():
     x = np.float32(normal(2, 3, 5, 4))
     kernel = np.float32(normal(2, 2, 4, 7, seed=1))
     bias = np.float32(normal(7, seed=2))
-    ours = UpscaleBy2(7).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    cells = UpscaleBy2(7).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    ours = cells.transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 10, 7)
     theirs = torch.nn.functional.conv_transpose2d(
         torch.from_numpy(x).permute(0, 3, 1, 2),
         torch.from_numpy(kernel).permute(2, 3, 0, 1),

@@ -93,17 +93,31 @@ def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(con
             assert difference(iou_predictions[index][None], their_iou) < TOLERANCE
 
 
-def answer_all(sam, pictures, prompts):
-    masks = sam.decode(sam.encode(pictures), prompts, masks="all")
+def answer_all(sam, pictures, prompts, at_once=False):
+    masks = sam.decode(sam.encode(pictures), prompts, masks="all", at_once=at_once)
     every = [masks.low_res_masks] if masks.hq_masks is None else [masks.low_res_masks, masks.hq_masks]
     return jnp.concatenate(every, axis=2), masks.iou_predictions
 
 
-def test_more_padding_changes_nothing(pair, embeddings):
+@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG], ids=["sam", "hq-sam"])
+@pytest.mark.parametrize("masks", [None, PROMPTS.masks], ids=["box", "box-and-mask"])
+def test_prompts_one_by_one_equal_prompts_at_once(config, masks):
+    sam = assemble(config)
+    run = quick_jit(functools.partial(sam.apply, method=answer_all), static_argnames="at_once")
+    prompts = PROMPTS if masks is not None else Prompts(COORDS, LABELS, VALID)
+    pictures, _ = draw(config)
+    with float64_pair(config) as pair:
+        one_by_one, at_once = (run({"params": pair.params}, pictures, prompts, at_once=way) for way in (False, True))
+    for ours, theirs in zip(one_by_one, at_once, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("more", [5, 12])  # with 12 image features are projected, with fewer the tokens
+def test_more_padding_changes_nothing(pair, embeddings, more):
     longer = PROMPTS.replace(
-        coords=np.concatenate([COORDS, 99 * normal(2, 3, 5, 2)], axis=2),
-        labels=np.concatenate([LABELS, np.ones((2, 3, 5), int)], axis=2),
-        valid=np.concatenate([VALID, np.zeros((2, 3, 5), bool)], axis=2),
+        coords=np.concatenate([COORDS, 99 * normal(2, 3, more, 2)], axis=2),
+        labels=np.concatenate([LABELS, np.ones((2, 3, more), int)], axis=2),
+        valid=np.concatenate([VALID, np.zeros((2, 3, more), bool)], axis=2),
     )
     whole = decode(pair, embeddings, PROMPTS)
     np.testing.assert_allclose(decode(pair, embeddings, longer), whole, rtol=0, atol=1e-10)

@@ -95,8 +95,11 @@ def test_weights_of_attention_sum_to_one_in_bfloat16():
 
 
 def test_masks_are_summed_in_float32_whatever_the_features_are():
-    weights, features = jnp.asarray(normal(1, 1, 1, 32), jnp.bfloat16), jnp.asarray(normal(1, 1, 9, 9, 32), "bfloat16")
-    exact = np.einsum("c,hwc->hw", np.float64(weights[0, 0, 0]), np.float64(features[0, 0]))
+    weights, features = (
+        jnp.asarray(normal(1, 1, 1, 32), jnp.bfloat16),
+        jnp.asarray(normal(1, 1, 3, 3, 2, 2, 2, 2, 32), "bfloat16"),
+    )
+    exact = np.einsum("c,hwijklc->hikwjl", np.float64(weights[0, 0, 0]), np.float64(features[0, 0])).reshape(12, 12)
     ours = mask_logits(weights, features)
     assert ours.dtype == jnp.float32
     assert np.abs(np.float64(ours[0, 0, 0]) - exact).max() < 1e-5

@@ -122,6 +122,7 @@ def make_update(
                 prompts,
                 masks="all" if objective == "pretrain" else "single",
                 hq_token_only=sam.config.hq,
+                at_once=True,
                 method="decode",
             )
             logits = masks.low_res_masks.astype(jnp.float32)

@@ -4,12 +4,14 @@ A fifth mask token makes a mask of its own, from SAM's upscaled features plus fe
 embedding and an early layer of the encoder are fused.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits
+from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, gelu, pixels, product
 
 
 class HQBranch(nn.Module):
@@ -23,29 +25,53 @@ class HQBranch(nn.Module):
         self.mlp = HeadMLP(width, narrow, name="hf_mlp")
         self.compress_vit_feat = _upscaling("compress_vit_feat", width, narrow)
         self.embedding_encoder = _upscaling("embedding_encoder", width // 4, narrow)
-        self.embedding_maskfeature: Sequence[nn.Module] = [
+        self.embedding_maskfeature = (
             Conv(width // 4, 3, padding=1, name="embedding_maskfeature_0"),
             LayerNorm(name="embedding_maskfeature_1"),
-            Conv(narrow, 3, padding=1, name="embedding_maskfeature_3"),
-        ]
+            WeighedConv(narrow, name="embedding_maskfeature_3"),
+        )
 
     def picture_features(self, image_embeddings: jax.Array, early: jax.Array) -> jax.Array:
         """What depends on the picture alone: (B, G, G, C) and (B, G, G, any) -> (B, 4G, 4G, C / 8)."""
-        return _apply(self.embedding_encoder, image_embeddings) + _apply(self.compress_vit_feat, early)
+        return pixels(_apply(self.embedding_encoder, image_embeddings) + _apply(self.compress_vit_feat, early))
 
     def logits(self, token: jax.Array, upscaled: jax.Array, picture_features: jax.Array) -> jax.Array:
         """The mask of the HQ token.
 
         Args:
             token: (B, N, C) as it leaves the transformer.
-            upscaled: (B, N, 4G, 4G, C / 8) SAM's upscaled features.
-            picture_features: (B, 4G, 4G, C / 8).
+            upscaled: (B, N, G, G, 2, 2, 2, 2, C / 8) SAM's upscaled features, each cell's pixels beside it.
+            picture_features: (B, 1, 4G, 4G, C / 8).
 
         Returns:
             (B, N, 4G, 4G) float32 logits.
         """
-        features = _apply(self.embedding_maskfeature, upscaled) + picture_features[:, None]
-        return mask_logits(self.mlp(token)[:, :, None], features)[:, :, 0]
+        first, norm, last = self.embedding_maskfeature
+        weights = self.mlp(token)
+        of_the_picture = product("bnhwc,bnc->bnhw", picture_features, weights)
+        return last(gelu(norm(first(pixels(upscaled)))), weights) + of_the_picture
+
+
+class WeighedConv(nn.Module):
+    """A convolution of 3 x 3 whose outputs are only wanted summed up with weights: a convolution to a single channel.
+
+    conv(x, K) w = conv(x, K w), exactly, with one product for each of the taps: 9 channels in place of 9 C.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+        """(B, N, H, W, C) features, (B, N, width) -> (B, N, H, W), float32 or wider."""
+        *_, height, width, channels = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.width)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
+        taps = product("ijco,bno->bnijc", kernel, weights).astype(x.dtype)
+        maps = jnp.pad(product("bnhwc,bnijc->bnhwij", x, taps), [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)] * 2)
+        result = product("bno,o->bn", weights, bias)[..., None, None]
+        for row, column in itertools.product(range(3), repeat=2):
+            result = result + maps[:, :, row : row + height, column : column + width, row, column]
+        return result
 
 
 def _upscaling(name: str, hidden: int, width: int) -> Sequence[nn.Module]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
-from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits, wide
+from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, gelu, mask_logits, one_by_one, wide
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
 
@@ -56,6 +56,7 @@ class MaskDecoder(nn.Module):
         hq_features: jax.Array | None = None,
         masks: MaskChoice = "single",
         hq_token_only: bool = False,
+        at_once: bool = False,
         hooks: Hooks = NO_HOOKS,
     ) -> Masks:
         """Predicts masks.
@@ -69,6 +70,7 @@ class MaskDecoder(nn.Module):
             hq_features: (B, 4G, 4G, C / 8) from `picture_features`; HQ-SAM needs them.
             masks: which masks to compute (static).
             hq_token_only: return the HQ token's mask instead of its sum with SAM's (static).
+            at_once: decode all prompts together even on the CPU, see `one_by_one` (static).
             hooks: see `TwoWayTransformer`.
 
         Returns:
@@ -85,36 +87,47 @@ class MaskDecoder(nn.Module):
         output = jnp.broadcast_to(output[None, None], (batch, prompts, *output.shape))
         tokens = jnp.concatenate([output, sparse_prompt_embeddings], axis=2)
         valid = jnp.concatenate([jnp.ones(output.shape[:3], bool), sparse_valid], axis=2)
-
         keys = image_embeddings[:, None] + dense_prompt_embeddings
-        tokens, features = TwoWayTransformer(self.width, name="transformer")(keys, image_pe, tokens, valid, hooks)
 
-        upscaled = UpscaleBy2(width // 4, name="output_upscaling_0")(features)
-        upscaled = gelu(LayerNorm(name="output_upscaling_1")(upscaled))
-        upscaled = gelu(UpscaleBy2(width // 8, name="output_upscaling_3")(upscaled))
-
+        transformer = TwoWayTransformer(self.width, name="transformer")
+        upscaling = [
+            UpscaleBy2(width // 4, name="output_upscaling_0"),
+            LayerNorm(name="output_upscaling_1"),
+            UpscaleBy2(width // 8, name="output_upscaling_3"),
+        ]
         chosen = _CHOSEN["all" if self.is_initializing() else masks]
         hypernetworks = [HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}") for index in chosen]
-        weights = jnp.stack(
-            [
-                network(tokens[:, :, MASK_TOKENS.start + index])
-                for index, network in zip(chosen, hypernetworks, strict=True)
-            ],
-            axis=2,
-        )
-        iou_predictions = HeadMLP(width, MASKS, name="iou_prediction_head")(wide(tokens[:, :, 0]))
-        iou_predictions = iou_predictions[:, :, chosen.start : chosen.stop]
-        if not self.hq:
-            return Masks(mask_logits(weights, upscaled), iou_predictions)
+        iou_head = HeadMLP(width, MASKS, name="iou_prediction_head")
 
-        assert hq_features is not None
-        hq_masks = self.hq_branch.logits(tokens[:, :, HQ_TOKEN], upscaled, hq_features)[:, :, None]
-        if masks == "all":
-            return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
-        if masks == "multi":
-            best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
-            iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
-            weights = jnp.take_along_axis(weights, best[..., None], axis=2)
-        if hq_token_only:
-            return Masks(hq_masks, iou_predictions)
-        return Masks(mask_logits(weights, upscaled) + hq_masks, iou_predictions)
+        def predict(
+            keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None
+        ) -> Masks:
+            tokens, features = transformer(keys, image_pe, tokens, valid, hooks)
+            first, norm, last = upscaling
+            upscaled = gelu(last(gelu(norm(first(features)))))
+            weights = jnp.stack(
+                [
+                    network(tokens[:, :, MASK_TOKENS.start + index])
+                    for index, network in zip(chosen, hypernetworks, strict=True)
+                ],
+                axis=2,
+            )
+            iou_predictions = iou_head(wide(tokens[:, :, 0]))[:, :, chosen.start : chosen.stop]
+            if not self.hq:
+                return Masks(mask_logits(weights, upscaled), iou_predictions)
+
+            assert hq_features is not None
+            hq_masks = self.hq_branch.logits(tokens[:, :, HQ_TOKEN], upscaled, hq_features)[:, :, None]
+            if masks == "all":
+                return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
+            if masks == "multi":
+                best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
+                iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
+                weights = jnp.take_along_axis(weights, best[..., None], axis=2)
+            if hq_token_only:
+                return Masks(hq_masks, iou_predictions)
+            return Masks(mask_logits(weights, upscaled) + hq_masks, iou_predictions)
+
+        shown = any(map(self.is_mutable_collection, ("intermediates", "attention")))  # not from within a loop
+        answer = predict if at_once or shown or self.is_initializing() else one_by_one(predict)
+        return answer(keys, tokens, valid, *([hq_features[:, None]] if hq_features is not None else []))

@@ -77,6 +77,7 @@ class Sam(nn.Module):
         *,
         masks: MaskChoice = "single",
         hq_token_only: bool = False,
+        at_once: bool = False,
     ) -> Masks:
         """Answers prompts.
 
@@ -85,6 +86,8 @@ class Sam(nn.Module):
             prompts: N prompts for each picture.
             masks: which mask tokens to decode (static).
             hq_token_only: HQ-SAM's mask alone instead of its sum with SAM's (static).
+            at_once: decode all prompts together, as a gradient wants it; otherwise the CPU takes one after the other,
+                for which it needs half the time and the memory of one (static).
 
         Returns:
             `Masks` with M = 1, 3 or 4; of HQ-SAM M = 1, or 4 and the HQ masks apart.
@@ -101,6 +104,7 @@ class Sam(nn.Module):
             hq_features=embedding.hq_features,
             masks=masks,
             hq_token_only=hq_token_only,
+            at_once=at_once,
             hooks=self._hooks(),
         )
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from stablesam_jax.model.common import DECODER_EPS, MLP, Dense, LayerNorm, product, softmax
+from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm, across, product, softmax
 
 HEADS = 8
 MLP_WIDTH = 2048
@@ -26,20 +27,44 @@ Hooks = tuple[Resample | None, Resample | None, Resample | None]  # layer 0, lay
 NO_HOOKS: Hooks = (None, None, None)
 
 
+class Projection(nn.Module):
+    """x @ kernel + bias, of a width known before it is called."""
+
+    input_width: int
+    width: int
+
+    def setup(self):
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.input_width, self.width))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., input_width) -> (..., width)."""
+        return product("...c,cd->...d", x, self.kernel.astype(x.dtype)).astype(x.dtype) + across(self.bias, x)
+
+    def by_head(self, dtype: np.dtype) -> jax.Array:
+        """The kernel that makes heads, (input_width, HEADS, width / HEADS)."""
+        return self.kernel.astype(dtype).reshape(self.input_width, HEADS, self.width // HEADS)
+
+
 class Attention(nn.Module):
-    """Multi-head attention with an inner width of its own."""
+    """Multi-head attention with an inner width of its own.
+
+    Between a few tokens and thousands of cells it is written so that only tokens are projected: the projections of
+    the cells are linear, so they may as well be done on the other side of a product with tokens. That is exact, and
+    cheaper as long as there are fewer queries or keys over all heads than inner channels.
+    """
 
     width: int
     inner_width: int
 
     def setup(self):
-        self.q_proj = Dense(self.inner_width)
-        self.k_proj = Dense(self.inner_width)
-        self.v_proj = Dense(self.inner_width)
-        self.out_proj = Dense(self.width)
+        self.q_proj = Projection(self.width, self.inner_width)
+        self.k_proj = Projection(self.width, self.inner_width)
+        self.v_proj = Projection(self.width, self.inner_width)
+        self.out_proj = Projection(self.inner_width, self.width)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
-        """Attends; axes 0 and 1 of q, k, v broadcast.
+        """Attends, as the formula says; axes 0 and 1 of q, k, v broadcast.
 
         Args:
             q: (B, N, Tq, C).
@@ -50,20 +75,62 @@ class Attention(nn.Module):
         Returns:
             (B, N, Tq, C).
         """
-        v = self._heads(self.v_proj(v))
+        v = _heads(self.v_proj(v))
         attended = product("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), v).astype(v.dtype)
         return self.out_proj(attended.reshape(*attended.shape[:-2], self.inner_width))
 
     def weights(self, q: jax.Array, k: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
         """What each query gives each key: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
-        q, k = self._heads(self.q_proj(q)), self._heads(self.k_proj(k))
-        logits = product("bnqhd,bnkhd->bnhqk", q, k) * q.shape[-1] ** -0.5
+        q, k = _heads(self.q_proj(q)), _heads(self.k_proj(k))
+        logits = product("bnqhd,bnkhd->bnhqk", q, k) * self._scale
         if key_valid is not None:
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
         return softmax(logits, q.dtype)
 
-    def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], HEADS, self.inner_width // HEADS)
+    def from_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The same where queries are tokens and keys are cells.
+
+        The bias of the keys adds the same to all logits of a query, so it makes no difference.
+        """
+        if self._many(q):
+            return self(q, k, v)
+        dtype = q.dtype
+        q = product("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head(dtype)).astype(dtype)
+        heads_and_queries = q.shape[2:4]
+        q = q.reshape(*q.shape[:2], -1, self.width)
+        weights = softmax(product("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
+        seen = product("bnqk,bnkc->bnqc", weights, v).astype(dtype)
+        seen = seen.reshape(*seen.shape[:2], *heads_and_queries, self.width)
+        attended = product("bnhqc,chd->bnqhd", seen, self.v_proj.by_head(dtype)).astype(dtype)
+        attended = attended.reshape(*attended.shape[:-2], self.inner_width)
+        return self.out_proj(attended + across(self.v_proj.bias, attended))
+
+    def to_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array) -> jax.Array:
+        """The same where queries are cells and keys are tokens."""
+        if self._many(k):
+            return self(q, k, v, key_valid)
+        dtype = q.dtype
+        k, v = _heads(self.k_proj(k)), _heads(self.v_proj(v))
+        seen = product("bnkhd,chd->bnhkc", k, self.q_proj.by_head(dtype)).astype(dtype)
+        offset = product("bnkhd,hd->bnhk", k, self.q_proj.bias.astype(dtype).reshape(HEADS, -1))
+        logits = (product("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
+        logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        kernel = self.out_proj.kernel.astype(dtype).reshape(HEADS, -1, self.width)
+        v = product("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
+        attended = product("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
+        return attended + across(self.out_proj.bias, attended)
+
+    @property
+    def _scale(self) -> float:
+        return (self.inner_width // HEADS) ** -0.5
+
+    def _many(self, tokens: jax.Array) -> bool:
+        return self.is_initializing() or HEADS * tokens.shape[2] >= self.inner_width
+
+
+def _heads(x: jax.Array) -> jax.Array:
+    """(..., inner width) -> (..., HEADS, inner width / HEADS)."""
+    return x.reshape(*x.shape[:-1], HEADS, -1)
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -97,7 +164,7 @@ class TwoWayAttentionBlock(nn.Module):
         queries = _norm("norm3")(queries + MLP(MLP_WIDTH, nn.relu, name="mlp")(queries))
 
         to_tokens = Attention(self.width, cross_width, name="cross_attn_image_to_token")
-        update = to_tokens(flatten(keys + key_pe), queries + query_pe, queries, query_valid)
+        update = to_tokens.to_tokens(flatten(keys + key_pe), queries + query_pe, queries, query_valid)
         keys = _norm("norm4")(keys + update.reshape(*update.shape[:2], *keys.shape[2:]))
         return queries, keys
 
@@ -134,7 +201,7 @@ def attend_to_image(
             for name, k in (("before", before), ("after", flatten(keys + key_pe))):
                 weights = attention.weights(q, k)
                 attention.sow("attention", name, weights.reshape(*weights.shape[:-1], *grid))
-    return attention(q, flatten(keys + key_pe), flatten(keys))
+    return attention.from_tokens(q, flatten(keys + key_pe), flatten(keys))
 
 
 class TwoWayTransformer(nn.Module):
