@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.common import wide
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.numerics import wide
 from stablesam_jax.params import Params
 from stablesam_jax.predictor import Predictor
 from stablesam_jax.preprocess import resized_size

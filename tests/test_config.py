@@ -95,9 +95,9 @@ def test_other_sizes_scale_the_grid():
     assert (config.grid_size, config.mask_size) == (20, 80)
 
 
-def test_the_plugin_is_by_default_that_of_the_papers_figure_3():
+def test_the_plugin_is_by_default_that_of_the_papers_figure_3_but_for_its_place():
     config = PluginConfig()
-    assert config.attentions == (1,)
+    assert config.attentions == (0, 2)
     assert config.amplitude == "project"
     assert config.offset_kernel == 5
     assert (config.resample, config.groups, config.router) == ("deform", 1, True)

@@ -79,9 +79,9 @@ def test_of_hq_sam_it_is_the_attention_of_the_hq_token(monkeypatch):
     ours.set_image(SQUARE)
     after, _ = decoder(monkeypatch, ours.sam, ours.params, ours, token=5)
     found = explain(ours, box=BOXES)
-    np.testing.assert_allclose(found.after, after[1], atol=1e-6)
+    np.testing.assert_allclose(found.after, after[2], atol=1e-6)
     other, _ = decoder(monkeypatch, ours.sam, ours.params, ours, token=1)
-    assert np.abs(found.after - other[1]).max() > 1e-4
+    assert np.abs(found.after - other[2]).max() > 1e-4
 
 
 def test_an_untrained_plugin_reads_the_cells_themselves_and_changes_no_attention():
@@ -128,7 +128,7 @@ def test_spatial_attention_reads_the_cells_themselves():
 def test_what_cannot_be_explained_is_said():
     with pytest.raises(InputError, match="no plugin"):
         explain(Predictor(*small.nano()), box=BOXES[0])
-    with pytest.raises(InputError, match=r"attention 2; choose from \[1\]"):
-        explain(Predictor(*small.stable_nano()), box=BOXES[0], attention=2)
+    with pytest.raises(InputError, match=r"attention 1; choose from \[0, 2\]"):
+        explain(Predictor(*small.stable_nano()), box=BOXES[0], attention=1)
     with pytest.raises(InputError, match="no picture"):
         explain(Predictor(*small.stable_nano()), box=BOXES[0])

@@ -67,7 +67,7 @@ def test_scores_stand_for_a_run_that_is_gone(config, trained, tmp_path):
 
 
 def test_runs_of_other_options_are_refused(config, trained):
-    with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.001 -> 0\.01\)"):
+    with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.003 -> 0\.01\)"):
         run(config, learning_rate=0.01)
 
 

@@ -166,7 +166,7 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
 
 def _decode_cost(config: SamConfig, boxes: np.ndarray) -> Cost:
     sam = assemble(config)
-    variables = {"params": shapes(sam)}
+    variables = {"params": {name: part for name, part in shapes(sam).items() if name != "image_encoder"}}
     embedding = jax.eval_shape(functools.partial(sam.apply, method="fuse"), variables, _embedding(config))
     return cost_of(functools.partial(sam.apply, method="decode"), variables, embedding, _prompts(boxes))
 

@@ -12,18 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablesam_jax.numerics import across, wide
+
 ENCODER_EPS = 1e-6  # LayerNorms of the image encoder and every LayerNorm2d
 DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTorch's default)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU (erf); the tanh form is off by 5e-4, which a parity test sees."""
-    return nn.gelu(x, approximate=False)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """At least float32."""
-    return x.astype(np.promote_types(x.dtype, jnp.float32))
 
 
 def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -51,11 +43,6 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
-
-
-def across(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector of channels in the dtype and rank of x, to be added or multiplied."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class LayerNorm(nn.Module):

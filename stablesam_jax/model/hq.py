@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, gelu, pixels, product
+from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels, product
+from stablesam_jax.numerics import gelu
 
 
 class HQBranch(nn.Module):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, gelu, product
+from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, product
+from stablesam_jax.numerics import gelu
 
 QUERIES = 512  # of a head that are asked at a time
 

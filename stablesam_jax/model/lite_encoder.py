@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import LiteConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.model.common import Conv, LayerNorm, across, gelu
+from stablesam_jax.model.common import Conv, LayerNorm
+from stablesam_jax.numerics import across, gelu
 
 LiteFeatures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # maps at strides 4, 8, 16, 32
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from stablesam_jax.config import TinyViTConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, across, gelu, product, softmax, wide
+from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, product, softmax
 from stablesam_jax.model.image_encoder import Neck, window_partition, window_unpartition
+from stablesam_jax.numerics import across, gelu, wide
 
 BATCH_NORM_EPS = 1e-5
 EXPANSION = 4  # hidden channels of the convolutional blocks and of the MLPs per channel

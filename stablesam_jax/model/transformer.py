@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm, across, product, softmax
+from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm, product, softmax
+from stablesam_jax.numerics import across
 
 HEADS = 8
 MLP_WIDTH = 2048

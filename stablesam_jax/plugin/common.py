@@ -5,7 +5,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from stablesam_jax.numerics import across, wide
 
 EPS = 1e-6  # of LayerNorm, as in SAM's image encoder
 PERTURBATION = 0.01  # deviation of last layers that do not start at zero; moves offsets by under a cell of 64
@@ -14,16 +15,6 @@ PERTURBATION = 0.01  # deviation of last layers that do not start at zero; moves
 def last_kernel(start: Literal["identity", "perturbed"]) -> nn.initializers.Initializer:
     """Initialises the kernel of a last layer, see `PluginConfig.start`."""
     return nn.initializers.zeros if start == "identity" else nn.initializers.normal(PERTURBATION)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """At least float32."""
-    return x.astype(np.promote_types(x.dtype, jnp.float32))
-
-
-def across(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector of channels in the dtype and rank of x, to be added or multiplied."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class LayerNorm(nn.Module):

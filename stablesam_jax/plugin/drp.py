@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.plugin.common import LayerNorm, last_kernel, wide
+from stablesam_jax.numerics import gelu, wide
+from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 
 class Router(nn.Module):
@@ -28,7 +29,7 @@ class Router(nn.Module):
         """
         dtype = mask_token.dtype
         hidden = nn.Dense(self.config.router_width, dtype=dtype, name="hidden")(mask_token)
-        hidden = nn.gelu(LayerNorm(name="norm")(hidden), approximate=False).astype(dtype)
+        hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         last = nn.Dense(2, dtype=dtype, kernel_init=last_kernel(self.config.start), name="logits")
         logits = wide(last(hidden))
         scale = self.param("scale", nn.initializers.ones, ())

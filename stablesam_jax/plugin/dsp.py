@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.plugin.common import LayerNorm, across, last_kernel, wide
+from stablesam_jax.numerics import across, gelu, wide
+from stablesam_jax.plugin.common import LayerNorm, last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 
 # SAM's map has 64 cells a side; `max_offset_cells` is given for it.
@@ -45,7 +46,7 @@ class OffsetNetwork(nn.Module):
             case "none":
                 amplitudes = features
         hidden = _Depthwise(self.config.offset_kernel, name="depthwise")(amplitudes)
-        hidden = nn.gelu(LayerNorm(name="norm")(hidden), approximate=False).astype(dtype)
+        hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         groups = self.config.groups
         last = nn.Dense(2 * groups, dtype=dtype, kernel_init=last_kernel(self.config.start), name="offset")
         direction = wide(last(hidden)).reshape(*features.shape[:-1], groups, 2)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.plugin.common import LayerNorm, last_kernel, wide
+from stablesam_jax.numerics import wide
+from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 CBAM_KERNEL = 7  # cells (Woo et al., sec. 3.2)
 REDUCTION, LEAST_WIDTH = 32, 8  # of the hidden layer (Hou et al., sec. 3.2)
