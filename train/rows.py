@@ -40,6 +40,7 @@ SYSTEMS: dict[str, System] = {
     "spatial-cbam": System("spatial-cbam"),
     "dt-sam-rts": System("dt-sam"),
     "stable-sam-long": System("stable-sam", budget=LONG),
+    "pt-sam-rts-long": System("pt-sam", budget=LONG),
     **{
         f"{name}-{pictures}": System(preset, {"limit": pictures, "views": LOW_SHOT_VIEWS})
         for pictures in (220, 440)
@@ -81,6 +82,7 @@ TABLES: dict[str, tuple[str, Sequence[str], Sequence[Row], paper.Rows]] = {
             ("Ours + RTS", "stable-sam"),
             ("Ours + RTS, long", "stable-sam-long"),
             ("HQ-SAM + Ours + RTS", "stable-hq-sam"),
+            ("(PT-SAM + RTS, long)", "pt-sam-rts-long"),
             ("(DT-SAM + RTS)", "dt-sam-rts"),
             ("(Ours + PT + RTS)", "stable-pt-sam"),
             ("(Ours in layer 2, as figure 3 draws it, + RTS)", "stable-sam-figure"),
