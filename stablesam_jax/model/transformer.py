@@ -12,10 +12,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm, product, softmax
-from stablesam_jax.numerics import across
+from stablesam_jax.numerics import across, wide
 
 HEADS = 8
 MLP_WIDTH = 2048
@@ -42,9 +41,9 @@ class Projection(nn.Module):
         """(..., input_width) -> (..., width)."""
         return product("...c,cd->...d", x, self.kernel.astype(x.dtype)).astype(x.dtype) + across(self.bias, x)
 
-    def by_head(self, dtype: np.dtype) -> jax.Array:
+    def by_head(self) -> jax.Array:
         """The kernel that makes heads, (input_width, HEADS, width / HEADS)."""
-        return self.kernel.astype(dtype).reshape(self.input_width, HEADS, self.width // HEADS)
+        return self.kernel.reshape(self.input_width, HEADS, self.width // HEADS)
 
 
 class Attention(nn.Module):
@@ -96,13 +95,13 @@ class Attention(nn.Module):
         if self._many(q):
             return self(q, k, v)
         dtype = q.dtype
-        q = product("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head(dtype)).astype(dtype)
+        q = _small_product("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head()).astype(dtype)
         heads_and_queries = q.shape[2:4]
         q = q.reshape(*q.shape[:2], -1, self.width)
         weights = softmax(product("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
-        seen = product("bnqk,bnkc->bnqc", weights, v).astype(dtype)
+        seen = product("bnqk,bnkc->bnqc", weights, v)
         seen = seen.reshape(*seen.shape[:2], *heads_and_queries, self.width)
-        attended = product("bnhqc,chd->bnqhd", seen, self.v_proj.by_head(dtype)).astype(dtype)
+        attended = _small_product("bnhqc,chd->bnqhd", seen, self.v_proj.by_head()).astype(dtype)
         attended = attended.reshape(*attended.shape[:-2], self.inner_width)
         return self.out_proj(attended + across(self.v_proj.bias, attended))
 
@@ -112,12 +111,12 @@ class Attention(nn.Module):
             return self(q, k, v, key_valid)
         dtype = q.dtype
         k, v = _heads(self.k_proj(k)), _heads(self.v_proj(v))
-        seen = product("bnkhd,chd->bnhkc", k, self.q_proj.by_head(dtype)).astype(dtype)
-        offset = product("bnkhd,hd->bnhk", k, self.q_proj.bias.astype(dtype).reshape(HEADS, -1))
+        seen = _small_product("bnkhd,chd->bnhkc", k, self.q_proj.by_head()).astype(dtype)
+        offset = _small_product("bnkhd,hd->bnhk", k, self.q_proj.bias.reshape(HEADS, -1))
         logits = (product("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
         logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        kernel = self.out_proj.kernel.astype(dtype).reshape(HEADS, -1, self.width)
-        v = product("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
+        kernel = self.out_proj.kernel.reshape(HEADS, -1, self.width)
+        v = _small_product("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
         attended = product("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
         return attended + across(self.out_proj.bias, attended)
 
@@ -132,6 +131,11 @@ class Attention(nn.Module):
 def _heads(x: jax.Array) -> jax.Array:
     """(..., inner width) -> (..., HEADS, inner width / HEADS)."""
     return x.reshape(*x.shape[:-1], HEADS, -1)
+
+
+def _small_product(subscripts: str, tokens: jax.Array, parameters: jax.Array) -> jax.Array:
+    """A product of tokens with parameters, of float32 at least: XLA on the CPU lacks some of these in bfloat16."""
+    return product(subscripts, wide(tokens), wide(parameters))
 
 
 class TwoWayAttentionBlock(nn.Module):
