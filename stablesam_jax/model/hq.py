@@ -29,7 +29,7 @@ class HQBranch(nn.Module):
         self.embedding_maskfeature = (
             Conv(width // 4, 3, padding=1, name="embedding_maskfeature_0"),
             LayerNorm(name="embedding_maskfeature_1"),
-            WeighedConv(narrow, name="embedding_maskfeature_3"),
+            WeightedConv(narrow, name="embedding_maskfeature_3"),
         )
 
     def picture_features(self, image_embeddings: jax.Array, early: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ class HQBranch(nn.Module):
         return last(gelu(norm(first(pixels(upscaled)))), weights) + of_the_picture
 
 
-class WeighedConv(nn.Module):
+class WeightedConv(nn.Module):
     """A convolution of 3 x 3 whose outputs are only wanted summed up with weights: a convolution to a single channel.
 
     conv(x, K) w = conv(x, K w), exactly, with one product for each of the taps: 9 channels in place of 9 C.

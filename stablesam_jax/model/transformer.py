@@ -88,7 +88,7 @@ class Attention(nn.Module):
         return softmax(logits, q.dtype)
 
     def from_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The same where queries are tokens and keys are cells.
+        """The same where queries are tokens (B, N, T, C) and keys and values are cells (B, 1 or N, G * G, C).
 
         The bias of the keys adds the same to all logits of a query, so it makes no difference.
         """
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return self.out_proj(attended + across(self.v_proj.bias, attended))
 
     def to_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array) -> jax.Array:
-        """The same where queries are cells and keys are tokens."""
+        """The same where queries are cells (B, 1 or N, G * G, C), keys and values tokens (B, N, T, C)."""
         if self._many(k):
             return self(q, k, v, key_valid)
         dtype = q.dtype
