@@ -75,32 +75,32 @@ class Attention(nn.Module):
 
         qkv = Dense(3 * channels, name="qkv")(x)
         # q, k, v are blocks of C channels each, with the heads inside.
-        qkv = qkv.reshape(batch, height * width, 3, self.heads, head_width).transpose(2, 3, 0, 1, 4)
+        qkv = qkv.reshape(batch, height, width, 3, self.heads, head_width).transpose(3, 4, 0, 1, 2, 5)
 
         # A few rows of queries at a time, so that their logits stay in the processor's cache.
         step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
         rows = rows.reshape(height // step, step, height, head_width)
 
         def attend(head: jax.Array) -> jax.Array:
-            q, k, v = head  # each (B, H * W, D)
+            q, k, v = head  # each (B, H, W, D)
 
             def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
                 q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
                 by_row = product("brwd,rkd->brwk", q, rows)[..., None]
                 by_column = product("brwd,wld->brwl", q, columns)[..., None, :]
-                logits = product("brwd,bkd->brwk", q * head_width**-0.5, k)
-                logits = logits + (by_row + by_column).reshape(logits.shape)
-                weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-                attended = product("brwk,bkd->brwd", weights.astype(v.dtype), v)
-                return (attended / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+                # Keys keep their two axes: joined, XLA adds the positions number by number.
+                logits = product("brwd,bkld->brwkl", q * head_width**-0.5, k) + by_row + by_column
+                weights = jnp.exp(logits - logits.max(axis=(-2, -1), keepdims=True))
+                attended = product("brwkl,bkld->brwd", weights.astype(v.dtype), v)
+                return (attended / weights.sum(axis=(-2, -1))[..., None]).astype(v.dtype)
 
             grid = q.reshape(batch, height // step, step, width, head_width).swapaxes(0, 1)
             attended = jax.lax.map(ask, (grid, rows))  # (H / step, B, step, W, D)
-            return attended.swapaxes(0, 1).reshape(batch, height * width, head_width)
+            return attended.swapaxes(0, 1).reshape(batch, height, width, head_width)
 
         # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
-        attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H * W, D)
-        attended = attended.transpose(1, 2, 0, 3).reshape(batch, height, width, channels)
+        attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H, W, D)
+        attended = attended.transpose(1, 2, 3, 0, 4).reshape(batch, height, width, channels)
         return Dense(channels, name="proj")(attended)
 
 
