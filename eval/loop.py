@@ -20,6 +20,7 @@ from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
 from stablesam_jax import compiled
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.metrics import boundary_iou, mask_iou, stability
+from stablesam_jax.model.common import one_by_one
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
@@ -117,17 +118,22 @@ def _decoder(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Answers]:
     """(parameters, image embedding of one picture, prompts) -> `Answers` on the device, compiled."""
 
     def decode(params: Params, embedding: ImageEmbedding, prompts: Prompts) -> Any:
-        masks, state = sam.apply(
-            {"params": params},
-            embedding,
-            prompts,
-            masks="single",
-            hq_token_only=sam.config.hq,
-            method="decode",
-            mutable=["intermediates"],
-        )
-        alpha = None if sam.config.plugin is None else state["intermediates"]["plugin"]["alpha"][-1][0, :, 0]
-        return Answers(masks.low_res_masks[0, :, 0], masks.iou_predictions[0, :, 0], alpha)
+        def answer(coords: jax.Array, labels: jax.Array, valid: jax.Array) -> Answers:
+            masks, state = sam.apply(
+                {"params": params},
+                embedding,
+                Prompts(coords=coords, labels=labels, valid=valid),
+                masks="single",
+                hq_token_only=sam.config.hq,
+                method="decode",
+                mutable=["intermediates"],
+            )
+            alpha = None if sam.config.plugin is None else state["intermediates"]["plugin"]["alpha"][-1][..., 0]
+            return Answers(masks.low_res_masks[:, :, 0], masks.iou_predictions[:, :, 0], alpha)
+
+        # The loop over prompts is out here, since nothing can be shown from within the decoder's own.
+        answers = one_by_one(answer)(prompts.coords, prompts.labels, prompts.valid)
+        return jax.tree.map(lambda x: x[0], answers)
 
     return jax.jit(decode)
 

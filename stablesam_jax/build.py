@@ -78,10 +78,14 @@ def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params |
         model and parameters, those of the plugin in the subtree `plugin`, all others as they were.
 
     Raises:
-        InputError: the model has a plugin already.
+        InputError: the model has a plugin already, or is of another width.
     """
     if sam.config.plugin is not None:
         raise InputError("The model has a plugin already; give the base that the plugin was trained on.")
+    if config.embedding_width != sam.config.embedding_width:
+        raise InputError(
+            f"The model's features are {sam.config.embedding_width} channels wide, the plugin {config.embedding_width}."
+        )
     stable = assemble(dataclasses.replace(sam.config, plugin=config))
     if not isinstance(plugin, dict):
         plugin = jax.jit(lambda rng: stable.init(rng, *_inputs(sam.config))["params"]["plugin"])(plugin)

@@ -132,6 +132,8 @@ class PluginConfig:
             raise ValueError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
         if self.groups < 1 or self.embedding_width % self.groups:
             raise ValueError(f"groups must divide {self.embedding_width} channels; got {self.groups}.")
+        if self.router_width < 1:
+            raise ValueError(f"router_width must be at least 1; got {self.router_width}.")
         if self.offset_kernel < 1 or self.offset_kernel % 2 == 0:
             raise ValueError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
         if not 0 <= self.max_offset_cells < float("inf"):

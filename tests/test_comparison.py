@@ -85,9 +85,11 @@ def test_both_systems_are_scored_on_the_same_prompts_and_the_first_one_once():
 
 def test_a_remembering_segmenter_encodes_a_picture_once_and_answers_the_same(monkeypatch):
     encoded = []
-    monkeypatch.setattr(comparison.Segmenter, "encode", lambda self, picture: encoded.append(picture) or len(encoded))
+    monkeypatch.setattr(
+        comparison.Segmenter, "encode", lambda self, picture: encoded.append(picture) or np.full(1, len(encoded))
+    )
     monkeypatch.setattr(comparison.Segmenter, "__init__", lambda self, sam, params: None)
-    monkeypatch.setattr(comparison, "REMEMBERED", 2)
+    monkeypatch.setattr(comparison, "REMEMBERED", 16)  # bytes of two
     known = {}
     first, second = (comparison.RememberingSegmenter(None, None, known) for _ in range(2))
     pictures = [np.full((4, 4, 3), value, np.uint8) for value in range(3)]

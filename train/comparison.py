@@ -3,6 +3,7 @@
 import functools
 import hashlib
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ from stablesam_jax.visualize import Wobble, wobble_figure
 
 FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
 KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system
-REMEMBERED = 64  # pictures whose embeddings are kept, 2 to 12 MiB each
+REMEMBERED = 2**29  # bytes of embeddings that are kept: 2 to 12 MiB a picture, 0.5 of sam_nano
 
 
 class RememberingSegmenter(Segmenter):
@@ -30,7 +31,7 @@ class RememberingSegmenter(Segmenter):
         """As `Segmenter.encode`, from memory where it can be."""
         key = hashlib.sha256(picture.tobytes()).digest()
         embedding = self.known[key] if key in self.known else super().encode(picture)
-        if len(self.known) < REMEMBERED:
+        if sum(leaf.nbytes for leaf in jax.tree.leaves(self.known)) < REMEMBERED:
             self.known[key] = embedding
         return embedding
 

@@ -29,7 +29,7 @@ SYSTEMS: dict[str, System] = {
     "stable-sam-figure": System("stable-sam", {"plugin": PluginConfig(attentions=(1,))}),
     "stable-sam-everywhere": System("stable-sam", {"plugin": PluginConfig(attentions=(0, 1, 2))}),
     "hq-sam-rts": System("hq-sam"),
-    "dsp": System("dsp"),
+    "dsp": System("dsp", _GOOD),
     "dsp-rts": System("dsp-rts"),
     "dt-sam": System("dt-sam", _GOOD),
     "pt-sam": System("pt-sam", _GOOD),

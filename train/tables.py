@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from train.comparison import RememberingSegmenter
 from train.main import RunError, train
 from train.presets import PRESETS, TrainConfig
 from train.rows import SYSTEMS, TABLES, Row
+from train.run import FREE_FIELDS
 
 KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
@@ -124,7 +126,7 @@ class Comparison:
             }
         )
         kept = json.loads(path.read_text()) if path.exists() else {}
-        if kept.get("asked") == asked:
+        if kept and _same(kept["asked"], asked):
             scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
         else:
             system = make()
@@ -143,9 +145,17 @@ class Comparison:
 
 
 def _what_matters(run: TrainConfig) -> dict[str, Any]:
-    """The options of a run, without what says where it lies."""
+    """The options that decide what a run trains; the base is known by its digest."""
     options = dataclasses.asdict(run)
-    return {name: options[name] for name in options.keys() - {"output", "cache", "cache_limit", "fresh", "model"}}
+    return {name: options[name] for name in options.keys() - {*FREE_FIELDS, "model"}}
+
+
+def _same(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether figures are of what is asked for; an option that one side lacks has come or gone, without effect."""
+    before, now = kept["options"], asked["options"]
+    return {**kept, "options": None} == {**asked, "options": None} and all(
+        before[name] == now[name] for name in before.keys() & now.keys()
+    )
 
 
 def _plain(value: object) -> Any:
@@ -239,8 +249,9 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     """
     if unknown := [name for name in config.only if name not in SYSTEMS]:
         raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
-    if config.seeds < 1:
-        raise InputError(f"--seeds {config.seeds}: must be at least 1.")
+    for option in ("seeds", "steps", "count", "limit"):
+        if (value := getattr(config, option)) is not None and value < 1:
+            raise InputError(f"--{option} {value}: must be at least 1.")
     check_output(config.output)
     compare = Comparison(config)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -277,6 +288,9 @@ def main() -> None:
             tables(config)
         except RunError as error:
             raise SystemExit(f"error: {error}") from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _flops(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> float:
                 outputs = equation.params["dimension_numbers"].rhs_spec[0]
                 total += 2 * np.prod(equation.outvars[0].aval.shape) * np.prod(kernel) / kernel[outputs]
             case "cond":
-                total += max(_flops(branch) for branch in equation.params["branches"])
+                total += min(_flops(branch) for branch in equation.params["branches"])
             case _:
                 inner = sum(_flops(part) for part in core.jaxprs_in_params(equation.params))
                 total += inner * equation.params.get("length", 1)  # of a scan

@@ -123,8 +123,10 @@ class PromptEncoder(nn.Module):
         no_mask = jnp.broadcast_to(
             self.no_mask_embed.reshape(1, 1, 1, 1, -1), (1, 1, self.grid_size, self.grid_size, self.width)
         )
-        if prompts.masks is None or prompts.masks_valid is None:
+        if prompts.masks is None:
             return sparse, no_mask
+        if prompts.masks_valid is None:
+            raise ValueError("Prompts with masks need masks_valid, (B, N) bool.")
         dense = self._embed_masks(prompts.masks)
         return sparse, jnp.where(prompts.masks_valid[:, :, None, None, None], dense, no_mask)
 

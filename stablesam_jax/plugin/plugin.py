@@ -62,7 +62,7 @@ class Plugin(nn.Module):
         self.sow("intermediates", "alpha", alpha)
         weights = alpha.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
 
-        def mix(resampled: jax.Array, original: jax.Array, weights: jax.Array) -> jax.Array:
+        def mix(resampled: jax.Array, original: jax.Array) -> jax.Array:
             if not self.config.router:
                 return resampled
             return weights[..., 0] * resampled + weights[..., 1] * original
@@ -70,22 +70,17 @@ class Plugin(nn.Module):
         if self.config.resample != "deform":
             factors = self.spatial(keys)
             self.sow("intermediates", "factors", factors)
-            return mix((wide(keys) * factors).astype(keys.dtype), keys, weights), key_pe
+            return mix((wide(keys) * factors).astype(keys.dtype), keys), key_pe
 
-        def deform(keys: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
-            amplitudes, offsets = self.dsp(keys)
-            positions = sampling_positions(offsets, self.config.padding)
-            results = mix(deformable_features(amplitudes, positions, self.config.padding), keys, weights), offsets
-            if self.config.positions == "grid":
-                return results
-            return *results, mix(deformable_features(key_pe, positions, self.config.padding), key_pe, weights)
-
-        mixed, offsets, *resampled_pe = deform(keys, weights)
+        amplitudes, offsets = self.dsp(keys)
         positions = sampling_positions(offsets, self.config.padding)
         for group in range(self.config.groups):
             self.sow("intermediates", "offsets", offsets[..., group, :])
             self.sow("intermediates", "positions", positions[..., group, :])
-        return mixed, resampled_pe[0] if resampled_pe else key_pe
+        mixed = mix(deformable_features(amplitudes, positions, self.config.padding), keys)
+        if self.config.positions == "resampled":
+            key_pe = mix(deformable_features(key_pe, positions, self.config.padding), key_pe)
+        return mixed, key_pe
 
     def _alpha(self, tokens: jax.Array) -> jax.Array:
         """(B, N, T, C) -> (B, N, 2), float32 or wider."""
