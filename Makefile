@@ -1,4 +1,4 @@
-# Every target works on a fresh clone: .venv is set up, and redone when pyproject.toml or constraints.txt change.
+# Every target but tables, which needs pictures, works on a fresh clone: .venv is set up, and redone when pyproject.toml or constraints.txt change.
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -30,7 +30,7 @@ notebooks: $(STAMP)
 			--output=../runs/notebooks/$$name.ipynb) || exit 1; \
 	done
 
-# Ours against PyTorch, every row that needs no file; BENCH="--rows encoder --repeats 3" chooses.
+# Ours against others: the sampler and the plugin, unless BENCH="--rows encoder decode --repeats 3" asks for other rows.
 bench: $(STAMP)
 	$(BIN)/python -m eval.benchmark $(BENCH)
 

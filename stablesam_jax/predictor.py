@@ -1,4 +1,4 @@
-"""SamPredictor's methods (segment_anything/predictor.py), for lists of prompts and pictures too, and `predict_stable`.
+"""What SamPredictor does (segment_anything/predictor.py), for lists of prompts and pictures too, and `predict_stable`.
 
 predictor = Predictor(*load_model("sam_nano"))
 predictor.set_image("dog.jpg")
@@ -72,7 +72,7 @@ class _Encoded:
 
 
 class Predictor:
-    """Masks for prompts on pictures, with SamPredictor's methods and arguments.
+    """Masks for prompts on pictures, by SamPredictor's names and arguments.
 
     `set_image` sets one picture, `set_images` several; methods then ask for `image_index`, its place in the list.
 

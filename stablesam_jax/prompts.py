@@ -110,7 +110,7 @@ def noisy_box(
 def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
     """The good box of SAM's own training: each edge off by normal noise of 10 % of the side, within 2 %.
 
-    Only for pre-training a base model, which must know good prompts and no sloppy ones. SAM paper, appendix A; where
+    In training only for a base model, which must know good prompts and no sloppy ones. SAM paper, appendix A; where
     its sentence leaves open what is "to a maximum of 20 pixels", we bound the noise itself, at that share of the
     longer side of SAM's 1024 px: at a smaller input, 20 px would make sloppy boxes of good ones.
 
