@@ -1,4 +1,5 @@
-# Every target but tables, which needs pictures, works on a fresh clone: .venv is set up, and redone when pyproject.toml or constraints.txt change.
+# Every target but tables, which needs pictures, works on a fresh clone: .venv is set up, and redone when pyproject.toml or
+# constraints.txt change.
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
