@@ -42,7 +42,7 @@ def test_a_split_opens_only_its_own_photographs(monkeypatch):
         return read_picture(path)
 
     monkeypatch.setattr(collage, "read_picture", note)
-    for cached in (collage._labelled, collage._background, collage._largest_piece):
+    for cached in (collage._labelled, collage._texture, collage._largest_piece):
         cached.cache_clear()
     for index in range(40):
         Collage("held_out", 40, 0, 64)[index]
@@ -50,21 +50,14 @@ def test_a_split_opens_only_its_own_photographs(monkeypatch):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_scene_has_a_picture_and_masks_of_the_promised_form(split):
+def test_every_scene_has_a_picture_and_the_mask_of_one_object_in_the_promised_form(split):
     for scene in Collage(split, 60, seed=1, size=160):
         assert scene.picture.shape == (160, 160, 3)
         assert scene.picture.dtype == np.uint8
         assert scene.masks.shape[1:] == (160, 160)
         assert scene.masks.dtype == np.bool_
-        assert len(scene.masks) >= 1
+        assert len(scene.masks) == 1
         assert scene.masks.mean((1, 2)).min() >= MIN_AREA
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_masks_of_a_composed_scene_are_disjoint(split):
-    for seed in range(30):
-        _, masks = collage._composed(np.random.default_rng(seed), SPLITS[split], 128)
-        assert np.sum(masks, axis=0).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -80,47 +73,51 @@ def test_masks_of_a_photograph_overlap_only_where_a_part_lies_in_its_whole(split
             assert not (masks[part] & ~masks[whole]).any()
 
 
-FULL_LIGHT = np.ones((64, 64), np.float32)
+OPAQUE, LIT = np.ones((20, 20), np.float32), np.ones((64, 64), np.float32)
 
 
-def test_what_is_pasted_later_hides_what_was_there():
-    scene, owner = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
-    red, white = np.full((20, 20, 3), (255, 0, 0), np.uint8), np.full((20, 20, 3), 255, np.uint8)
-    opaque = np.ones((20, 20), np.float32)
-    collage._paste(scene, owner, 1, red, opaque, centre_xy=np.array([20.0, 30.0]), light=FULL_LIGHT)
-    collage._paste(scene, owner, 2, white, opaque, centre_xy=np.array([30.0, 30.0]), light=FULL_LIGHT)
-    assert np.count_nonzero(owner == 1) == 20 * 10
-    assert np.count_nonzero(owner == 2) == 20 * 20
-    np.testing.assert_array_equal(owner == 1, (scene == (255, 0, 0)).all(-1))
+def paste(grey, *, onto, centre_xy, light=1.0):
+    """A square of one grey on a background of another: scene, mask."""
+    scene, light = np.full((64, 64, 3), onto, np.uint8), np.broadcast_to(np.float32(light), (64, 64))
+    colour = np.full((20, 20, 3), grey, np.uint8)
+    return collage._paste(scene, colour, OPAQUE, centre_xy=np.array(centre_xy), light=light)
+
+
+@pytest.mark.parametrize("centre_xy", [(30.0, 30.0), (0.0, 60.0), (64.0, 5.0)])
+def test_the_mask_is_where_the_object_is_seen(centre_xy):
+    scene, mask = paste(200, onto=50, centre_xy=centre_xy)
+    np.testing.assert_array_equal(mask, (scene == 200).all(-1))
+    x, y = (slice(max(int(at) - 10, 0), int(at) + 10) for at in centre_xy)
+    assert mask[y, x].all()
+    assert np.count_nonzero(mask) == mask[y, x].size
+
+
+def test_what_is_half_transparent_mixes_both():
+    scene, half = np.full((64, 64, 3), 50, np.uint8), np.full((20, 20), 0.5, np.float32)
+    mixed, _ = collage._paste(scene, np.full((20, 20, 3), 200, np.uint8), half, centre_xy=np.array([30, 30]), light=LIT)
+    assert (mixed[20:40, 20:40] == 125).all()
+    assert (mixed[:20] == 50).all()
 
 
 def test_a_shadow_darkens_what_lies_beside_an_object_and_not_the_object():
-    scene, owner = np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64), np.uint8)
-    opaque, place = np.ones((20, 20), np.float32), np.array([30.0, 30.0])
-    shadow = collage._shadow(opaque, 64, np.array([36.0, 30.0]), softness=1.0)
-    collage._paste(scene, owner, 1, np.full((20, 20, 3), 90, np.uint8), opaque, centre_xy=place, light=1 - 0.5 * shadow)
-    assert (scene[owner == 1] == 90).all()
+    shadow = collage._shadow(OPAQUE, 64, np.array([36.0, 30.0]), softness=1.0)
+    scene, mask = paste(90, onto=200, centre_xy=(30.0, 30.0), light=1 - 0.5 * shadow)
+    assert (scene[mask] == 90).all()
     assert (scene[24:36, 41:44] == 100).all()  # to the right, in full shadow
     assert (scene[24:36, 5:18] == 200).all()
 
 
-def test_an_object_that_nobody_could_see_is_not_pasted():
-    scene, owner = np.full((64, 64, 3), 100, np.uint8), np.zeros((64, 64), np.uint8)
-    almost = np.full((20, 20, 3), 110, np.uint8)
-    collage._paste(
-        scene, owner, 1, almost, np.ones((20, 20), np.float32), centre_xy=np.array([30.0, 30.0]), light=FULL_LIGHT
-    )
-    assert not owner.any()
-    assert (scene == 100).all()
+def test_an_object_that_nobody_could_see_has_no_mask():
+    _, mask = paste(110, onto=100, centre_xy=(30.0, 30.0))
+    assert not mask.any()
 
 
-def test_about_a_quarter_of_the_scenes_are_uncomposed_photographs(monkeypatch):
-    drawn = []
-    for kind in ("_uncomposed", "_composed"):
-        blank = np.zeros((64, 64, 3), np.uint8), [np.ones((64, 64), bool)]
-        monkeypatch.setattr(collage, kind, lambda *_, kind=kind, blank=blank: drawn.append(kind) or blank)
-    list(Collage("train", 1000, 0, 64))
-    assert 200 < drawn.count("_uncomposed") < 300
+@pytest.mark.parametrize("side", [(0.3, 0.3), (0.8, 0.8)])
+def test_an_object_is_as_large_as_was_asked(side, monkeypatch):
+    monkeypatch.setattr(collage, "LONGEST_SIDE", side)
+    monkeypatch.setattr(collage, "MAX_ENLARGEMENT", 100.0)
+    longest = [max(np.ptp(np.argwhere(scene.masks[0]), axis=0)) / 128 for scene in Collage("train", 40, 0, 128)]
+    assert 0.85 * side[0] < np.quantile(longest, 0.7) < 1.3 * side[0]  # turned ones are longer, cut ones shorter
 
 
 @pytest.mark.parametrize("name", LABELLED)

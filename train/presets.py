@@ -132,13 +132,14 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "the plugin on sam_nano and the embedded scenes: minutes on two cores",
         TrainConfig(
             output=pathlib.Path("runs/quickstart"),
-            steps=80,
+            steps=120,
             prompts_per_picture=2,
+            learning_rate=3e-3,  # for so few steps
             scale_range=(0.6, 1.6),
-            occlusion=0.0,  # the scenes have occluders of their own
+            occlusion=0.0,
             schedule="cosine",
             cache=_CACHE,
-            held_out=12,
+            held_out=20,
             eval_prompts=8,
         ),
     ),

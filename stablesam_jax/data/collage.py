@@ -1,8 +1,8 @@
 """Embedded training data: scenes composed from free photographs whose objects were outlined by hand.
 
-A quarter of the scenes are photographs as they are, with their own masks; the others are cut-outs of real objects and
-procedural shapes, pasted over each other on photographic backgrounds (after Ghiasi et al., "Simple Copy-Paste",
-arXiv 2012.07177). Sources and licences: `collage_assets/LICENCES.md`.
+In every scene one cut-out of a real object lies on a photographic background (after Ghiasi et al., "Simple Copy-Paste",
+arXiv 2012.07177): one object a picture, as in most of HQSeg-44K, which the paper trains on. Sources and licences:
+`collage_assets/LICENCES.md`.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ ASSETS = pathlib.Path(__file__).parent / "collage_assets"
 class Photographs:
     """What one split may use; no photograph serves two splits."""
 
-    labelled: tuple[str, ...]  # im/NAME.jpg with gt/NAME.png: objects, backgrounds, textures of shapes
-    textures: tuple[str, ...]  # background/NAME.jpg: backgrounds, textures of shapes
+    labelled: tuple[str, ...]  # im/NAME.jpg with gt/NAME.png: objects, backgrounds
+    textures: tuple[str, ...]  # background/NAME.jpg: backgrounds
 
 
 SPLITS = {  # 9 photographs with 37 objects; 4 photographs with 10 objects
@@ -52,21 +52,15 @@ NEVER_CUT_OUT = {
     ("coffee", 4),  # the coffee
 }
 
-UNCOMPOSED_SHARE = 0.25  # of the scenes
-REAL_SHARE = 0.6  # of the pasted objects
-PIECES = (2, 5)  # objects pasted into a scene, fewest and most
-LONGEST_SIDE = (0.1, 0.7)  # of a pasted object, as shares of the scene's side
+LONGEST_SIDE = (0.3, 0.8)  # of the object, as shares of the scene's side
 MAX_ENLARGEMENT = 2.0  # of a cut-out; beyond it, blur gives the object away
-MIN_AREA = 0.003  # of a kept object's visible part, as a share of the scene
-MIN_VISIBLE = 0.5  # share of a kept object that is visible
+MIN_AREA = 0.003  # of the object's visible part, as a share of the scene
+MIN_VISIBLE = 0.5  # share of the object that is visible
 DEFOCUS_SHARE, DEFOCUS = 0.3, 0.006  # of the scenes; deviation of the background's blur at most, share of the side
 SHADOW_DEPTH = (0.0, 0.5)  # light that a shadow takes
 SHADOW_REACH = (0.01, 0.05)  # its distance from the object, and three times its softness, as shares of the side
 NOISE = 5.0  # grey levels, deviation at most: one camera saw it all
-EDGE_STEP, EDGE_SHARE = (
-    25,
-    0.6,
-)  # grey levels by which an object differs from what lies below, on that share of its edge
+EDGE_STEP, EDGE_SHARE = 25, 0.6  # grey levels by which an object differs from its background, on that share of its edge
 
 
 class Collage(Sequence[LabelledPicture]):
@@ -99,82 +93,49 @@ class Collage(Sequence[LabelledPicture]):
             raise IndexError(f"scene {index} of {self.length}")
         index %= self.length
         rng = np.random.default_rng([list(SPLITS).index(self.split), self.seed, index])
-        draw = _uncomposed if rng.random() < UNCOMPOSED_SHARE else _composed
-        masks: list[np.ndarray] = []
-        while not masks:  # a scene is rarely without a mask; the next draw of the same rng replaces it
-            picture, masks = draw(rng, SPLITS[self.split], self.size)
-        name = f"collage/{self.split}-{self.seed}-{index}"
-        return LabelledPicture(name, picture, np.stack(masks))
+        mask = np.zeros((), bool)
+        while not mask.any():  # now and then nobody could see the object; the next draw of the same rng replaces it
+            picture, mask = _scene(rng, SPLITS[self.split], self.size)
+        return LabelledPicture(self.names[index], picture, mask[None])
 
 
-def _uncomposed(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A crop of a photograph: (size, size, 3) uint8, and the masks of its objects, where wholes contain their parts."""
-    picture, masks = _labelled(_pick(rng, {name: len(_labelled(name)[1]) for name in photographs.labelled}))
-    window = _window(rng, picture.shape[:2], (0.7, 1.0))
-    flip = rng.random() < 0.5
-    scene = _recolour(rng, _resize(picture[window], size, size), strength=0.5)
-    kept = []
-    for mask in masks:
-        part = mask[window]
-        if part.sum() >= MIN_VISIBLE * mask.sum():
-            visible = _resize(part.astype(np.float32), size, size) > 0.5
-            if visible.mean() >= MIN_AREA:
-                kept.append(visible[:, ::-1] if flip else visible)
-    return (np.ascontiguousarray(scene[:, ::-1]) if flip else scene), kept
-
-
-def _composed(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Objects pasted over each other: (size, size, 3) uint8, and the disjoint masks of what is visible of each."""
-    scene = _texture(rng, photographs, size, size)
+def _scene(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An object on a background: (size, size, 3) uint8, and its mask, empty where too little of it is to be seen."""
+    scene = _background(rng, photographs, size)
     if rng.random() < DEFOCUS_SHARE:
         scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.2, 1.0) * DEFOCUS * size)
-    light = rng.uniform(0, 2 * np.pi)  # from where
-    owner = np.zeros((size, size), np.uint8)  # 0 background, k the k-th object
-    areas = []
-    for k in range(1, rng.integers(PIECES[0], PIECES[1], endpoint=True) + 1):
-        longest = size * rng.uniform(*LONGEST_SIDE)
-        cut = _cut_out if rng.random() < REAL_SHARE else _shape
-        colour, alpha = cut(rng, photographs, longest)
-        areas.append(np.count_nonzero(alpha > 0.5))
-        place = rng.uniform(0.1, 0.9, 2) * size
-        reach = size * rng.uniform(*SHADOW_REACH)
-        shadow = _shadow(alpha, size, place + reach * np.array([np.cos(light), np.sin(light)]), softness=reach / 3)
-        _paste(scene, owner, k, colour, alpha, centre_xy=place, light=1 - rng.uniform(*SHADOW_DEPTH) * shadow)
-    grain = rng.normal(0, rng.uniform(0, NOISE), scene.shape[:2])[..., None]
-    scene = np.clip(scene + grain, 0, 255).astype(np.uint8)
-    visible = [owner == k for k in range(1, len(areas) + 1)]
-    kept = [m for m, area in zip(visible, areas, strict=True) if m.sum() >= max(MIN_AREA * m.size, MIN_VISIBLE * area)]
-    return scene, kept
+    colour, alpha = _cut_out(rng, photographs, longest=size * rng.uniform(*LONGEST_SIDE))
+    place = rng.uniform(0.1, 0.9, 2) * size
+    angle, reach = rng.uniform(0, 2 * np.pi), size * rng.uniform(*SHADOW_REACH)
+    shadow = _shadow(alpha, size, place + reach * np.array([np.cos(angle), np.sin(angle)]), softness=reach / 3)
+    light = 1 - rng.uniform(*SHADOW_DEPTH) * shadow
+    scene, mask = _paste(scene, colour, alpha, centre_xy=place, light=light)
+    grain = rng.normal(0, rng.uniform(0, NOISE), mask.shape)[..., None]
+    seen = mask.sum() >= max(MIN_AREA * mask.size, MIN_VISIBLE * np.count_nonzero(alpha > 0.5))
+    return np.clip(scene + grain, 0, 255).astype(np.uint8), mask & seen
 
 
 def _paste(
-    scene: np.ndarray,
-    owner: np.ndarray,
-    k: int,
-    colour: np.ndarray,
-    alpha: np.ndarray,
-    *,
-    centre_xy: np.ndarray,
-    light: np.ndarray,
-):
-    """Blends `colour` (h, w, 3) by `alpha` (h, w) into `scene` and writes k into `owner`, both in place.
+    scene: np.ndarray, colour: np.ndarray, alpha: np.ndarray, *, centre_xy: np.ndarray, light: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blends `colour` (h, w, 3) by `alpha` (h, w), 0 to 1, into `scene` (size, size, 3), both uint8.
 
-    The scene below gets only `light`, (size, size) of 0 to 1.
-
-    Nothing is pasted where nobody could see it: an object whose edge does not stand out from what lies below.
+    Returns:
+        The scene, whose background alone gets `light`, (size, size); and the object's mask, (size, size) bool, empty
+        where its edge does not stand out from the background.
     """
-    (h, w), (rows, columns) = alpha.shape, owner.shape
+    (h, w), (rows, columns) = alpha.shape, scene.shape[:2]
     x, y = (centre_xy - (w / 2, h / 2)).astype(int)
     x0, x1, y0, y1 = max(x, 0), min(x + w, columns), max(y, 0), min(y + h, rows)
-    source = np.s_[y0 - y : y1 - y, x0 - x : x1 - x]
-    below, inside = scene[y0:y1, x0:x1], alpha[source] > 0.5
-    difference = colour[source].astype(np.float32) - below
+    source, target = np.s_[y0 - y : y1 - y, x0 - x : x1 - x], np.s_[y0:y1, x0:x1]
+    inside, mask = alpha[source] > 0.5, np.zeros((rows, columns), bool)
+    difference = colour[source].astype(np.float32) - scene[target]
     core = cv2.erode(inside.astype(np.uint8), np.ones((7, 7), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
     edge = inside & (core == 0)
-    if edge.any() and np.mean(np.abs(difference[edge]).max(-1) > EDGE_STEP) >= EDGE_SHARE:
-        scene[...] = np.rint(scene * light[..., None])
-        below[...] = np.rint(below + alpha[source][..., None] * (colour[source].astype(np.float32) - below))
-        owner[y0:y1, x0:x1][inside] = k
+    mask[target] = inside & (edge.any() and np.mean(np.abs(difference[edge]).max(-1) > EDGE_STEP) >= EDGE_SHARE)
+    lit = scene * light[..., None]
+    lit[target] += alpha[source][..., None] * (colour[source] - lit[target])
+    return np.rint(lit).astype(np.uint8), mask
 
 
 def _shadow(alpha: np.ndarray, size: int, centre_xy: np.ndarray, *, softness: float) -> np.ndarray:
@@ -210,71 +171,15 @@ def _cut_out(rng: np.random.Generator, photographs: Photographs, longest: float)
     return _recolour(rng, colour, strength=0.6), alpha
 
 
-def _shape(rng: np.random.Generator, photographs: Photographs, longest: float) -> tuple[np.ndarray, np.ndarray]:
-    """A procedural outline filled with a crop of a photograph: colour (h, w, 3) uint8 and alpha (h, w) float32."""
-    outline = _OUTLINES[rng.integers(len(_OUTLINES))](rng)
-    angle = rng.uniform(0, 2 * np.pi)
-    points = outline @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    points = (points - points.min(0)) * (longest / np.ptp(points, axis=0).max()) + 2  # 2 px of margin
-    w, h = np.ceil(points.max(0)).astype(int) + 2
-    alpha = np.zeros((h, w), np.uint8)
-    cv2.fillPoly(alpha, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    return _texture(rng, photographs, h, w), cv2.GaussianBlur(alpha.astype(np.float32) / 255, (0, 0), 0.6)
-
-
-def _circle(rng: np.random.Generator, corners: int) -> np.ndarray:
-    """Angles that run once around, from a random start."""
-    return np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 2 * np.pi)
-
-
-def _polar(angles: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
-    """Outline (P, 2) in x and y."""
-    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
-
-
-def _ellipse(rng: np.random.Generator) -> np.ndarray:
-    return _polar(_circle(rng, 90), 1.0) * (1.0, rng.uniform(0.3, 1.0))
-
-
-def _polygon(rng: np.random.Generator) -> np.ndarray:
-    corners = int(rng.integers(3, 8))
-    return _polar(_circle(rng, corners) + rng.uniform(-0.8, 0.8, corners) / corners, rng.uniform(0.5, 1.0, corners))
-
-
-def _blob(rng: np.random.Generator) -> np.ndarray:
-    angles, waves = _circle(rng, 180), np.arange(2, 7)
-    phases, heights = rng.uniform(0, 2 * np.pi, 5), rng.uniform(0, 0.5, 5) / waves
-    return _polar(angles, 1 + (heights * np.cos(angles[:, None] * waves + phases)).sum(1))
-
-
-def _star(rng: np.random.Generator) -> np.ndarray:
-    tips = int(rng.integers(4, 9))
-    return _polar(_circle(rng, 2 * tips), np.tile([1.0, rng.uniform(0.35, 0.65)], tips))
-
-
-def _bar(rng: np.random.Generator) -> np.ndarray:
-    """A thin quadratic Bézier curve from (-1, 0) to (1, 0)."""
-    t = np.linspace(0, 1, 40)[:, None]
-    bend = rng.uniform(-1.2, 1.2, 2) * (0.5, 1.0)
-    line = (1 - t) ** 2 * (-1.0, 0.0) + 2 * t * (1 - t) * bend + t**2 * (1.0, 0.0)
-    along = np.gradient(line, axis=0)
-    across = along[:, ::-1] * (-1, 1) / np.linalg.norm(along, axis=1, keepdims=True)
-    half_width = rng.uniform(0.02, 0.08)
-    return np.concatenate([line + half_width * across, (line - half_width * across)[::-1]])
-
-
-_OUTLINES = (_ellipse, _polygon, _blob, _star, _bar)
-
-
-def _texture(rng: np.random.Generator, photographs: Photographs, height: int, width: int) -> np.ndarray:
-    """A recoloured crop of a photograph of the split, as often a texture as a picture of objects: uint8."""
+def _background(rng: np.random.Generator, photographs: Photographs, size: int) -> np.ndarray:
+    """A recoloured square crop of a photograph, as often a texture as a picture of objects: uint8."""
     if rng.random() < 0.5:
-        picture = _background(str(rng.choice(photographs.textures)))
+        picture = _texture(str(rng.choice(photographs.textures)))
         picture = np.rot90(picture, int(rng.integers(4)))
     else:
         picture = _labelled(str(rng.choice(photographs.labelled)))[0]
     crop = picture[_window(rng, picture.shape[:2], (0.3, 0.9))][:, :: rng.choice([-1, 1])]
-    return _recolour(rng, _resize(np.ascontiguousarray(crop), height, width), strength=1.0)
+    return _recolour(rng, _resize(np.ascontiguousarray(crop), size, size), strength=1.0)
 
 
 def _window(rng: np.random.Generator, size_hw: tuple[int, int], shares: tuple[float, float]) -> tuple[slice, slice]:
@@ -321,7 +226,7 @@ def _cut_outs(name: str) -> list[int]:
 
 
 @functools.cache
-def _background(name: str) -> np.ndarray:
+def _texture(name: str) -> np.ndarray:
     """A photograph without objects, (H, W, 3) uint8."""
     return read_picture(ASSETS / "background" / f"{name}.jpg")
 
