@@ -16,7 +16,7 @@ from train.presets import PRESETS
 from train.rows import SYSTEMS, TABLES
 from train.tables import TablesConfig, run_config
 
-ONLY = ("stable-sam", "pt-sam-rts")
+ONLY = ("stable-sam", "pt-sam")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def trained(config):
 
 
 def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
-    assert trained == ["stable-sam-seed0", "pt-sam-rts-seed0", "stable-sam-seed1", "pt-sam-rts-seed1"]
+    assert trained == ["stable-sam-seed0", "pt-sam-seed0", "stable-sam-seed1", "pt-sam-seed1"]
     before = (config.output / "tables.md").read_text()
     assert run(config) == []
     assert (config.output / "tables.md").read_text() == before
@@ -79,7 +79,7 @@ def test_scores_stand_when_an_option_without_effect_has_come_or_gone(config, tra
 
 def test_without_robust_training_nothing_is_occluded_even_where_others_are(config):
     occluded = {name for name in SYSTEMS if run_config(dataclasses.replace(config, occlusion=0.5), name, 0).occlusion}
-    assert set(SYSTEMS) - occluded == {"dsp", "dt-sam", "pt-sam", "hq-sam", "stable-sam-good"}
+    assert set(SYSTEMS) - occluded == {"dsp", "dt-sam-good", "pt-sam-good", "hq-sam-good", "stable-sam-good"}
 
 
 def test_runs_of_other_options_are_refused(config, trained):
