@@ -112,6 +112,25 @@ def test_an_object_that_nobody_could_see_has_no_mask():
     assert not mask.any()
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_object_never_lies_on_its_own_photograph(split, monkeypatch):
+    opened, pairs = [], []
+    labelled, cut_out = collage._labelled, collage._cut_out
+
+    def note(rng, name, k, longest):
+        pairs.extend((name, background) for background in opened)  # opened so far
+        return cut_out(rng, name, k, longest)
+
+    monkeypatch.setattr(collage, "_cut_outs", lambda name: [0])
+    monkeypatch.setattr(collage, "_labelled", lambda name: opened.append(name) or labelled(name))
+    monkeypatch.setattr(collage, "_cut_out", note)
+    for seed in range(60):
+        opened.clear()
+        collage._scene(np.random.default_rng(seed), SPLITS[split], 64)
+    assert 15 < len(pairs) < 45
+    assert all(name != background for name, background in pairs)
+
+
 @pytest.mark.parametrize("side", [(0.3, 0.3), (0.8, 0.8)])
 def test_an_object_is_as_large_as_was_asked(side, monkeypatch):
     monkeypatch.setattr(collage, "LONGEST_SIDE", side)

@@ -1,8 +1,8 @@
 """Embedded training data: scenes composed from free photographs whose objects were outlined by hand.
 
-In every scene one cut-out of a real object lies on a photographic background (after Ghiasi et al., "Simple Copy-Paste",
-arXiv 2012.07177): one object a picture, as in most of HQSeg-44K, which the paper trains on. Sources and licences:
-`collage_assets/LICENCES.md`.
+In every scene one cut-out of a real object lies on a crop of another photograph (after Ghiasi et al., "Simple
+Copy-Paste", arXiv 2012.07177): one object a picture, as in most of HQSeg-44K, which the paper trains on. Sources and
+licences: `collage_assets/LICENCES.md`.
 """
 
 import dataclasses
@@ -101,10 +101,11 @@ class Collage(Sequence[LabelledPicture]):
 
 def _scene(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, np.ndarray]:
     """An object on a background: (size, size, 3) uint8, and its mask, empty where too little of it is to be seen."""
-    scene = _background(rng, photographs, size)
+    name, k = _pick_object(rng, photographs)
+    scene = _background(rng, photographs, size, but=name)
     if rng.random() < DEFOCUS_SHARE:
         scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.2, 1.0) * DEFOCUS * size)
-    colour, alpha = _cut_out(rng, photographs, longest=size * rng.uniform(*LONGEST_SIDE))
+    colour, alpha = _cut_out(rng, name, k, longest=size * rng.uniform(*LONGEST_SIDE))
     place = rng.uniform(0.1, 0.9, 2) * size
     angle, reach = rng.uniform(0, 2 * np.pi), size * rng.uniform(*SHADOW_REACH)
     shadow = _shadow(alpha, size, place + reach * np.array([np.cos(angle), np.sin(angle)]), softness=reach / 3)
@@ -145,11 +146,8 @@ def _shadow(alpha: np.ndarray, size: int, centre_xy: np.ndarray, *, softness: fl
     return cv2.GaussianBlur(cv2.warpAffine(alpha, move, (size, size)), (0, 0), softness)
 
 
-def _cut_out(rng: np.random.Generator, photographs: Photographs, longest: float) -> tuple[np.ndarray, np.ndarray]:
-    """A real object, flipped, turned and recoloured: colour (h, w, 3) uint8 and alpha (h, w) float32."""
-    objects = {name: _cut_outs(name) for name in photographs.labelled}
-    name = _pick(rng, {name: len(numbers) for name, numbers in objects.items()})
-    k = int(rng.choice(objects[name]))
+def _cut_out(rng: np.random.Generator, name: str, k: int, longest: float) -> tuple[np.ndarray, np.ndarray]:
+    """An object of a photograph, flipped, turned and recoloured: colour (h, w, 3) uint8 and alpha (h, w) float32."""
     picture, _ = _labelled(name)
     piece, (x, y, w, h) = _largest_piece(name, k)
     scale = min(longest / max(w, h), MAX_ENLARGEMENT)
@@ -171,13 +169,13 @@ def _cut_out(rng: np.random.Generator, photographs: Photographs, longest: float)
     return _recolour(rng, colour, strength=0.6), alpha
 
 
-def _background(rng: np.random.Generator, photographs: Photographs, size: int) -> np.ndarray:
-    """A recoloured square crop of a photograph, as often a texture as a picture of objects: uint8."""
+def _background(rng: np.random.Generator, photographs: Photographs, size: int, *, but: str) -> np.ndarray:
+    """A recoloured square crop of a photograph but one, as often a texture as a picture of objects: uint8."""
     if rng.random() < 0.5:
         picture = _texture(str(rng.choice(photographs.textures)))
         picture = np.rot90(picture, int(rng.integers(4)))
     else:
-        picture = _labelled(str(rng.choice(photographs.labelled)))[0]
+        picture = _labelled(str(rng.choice([name for name in photographs.labelled if name != but])))[0]
     crop = picture[_window(rng, picture.shape[:2], (0.3, 0.9))][:, :: rng.choice([-1, 1])]
     return _recolour(rng, _resize(np.ascontiguousarray(crop), size, size), strength=1.0)
 
@@ -205,10 +203,12 @@ def _recolour(rng: np.random.Generator, picture: np.ndarray, *, strength: float)
     return cv2.transform(picture, np.concatenate([matrix, np.full((3, 1), shift)], axis=1))
 
 
-def _pick(rng: np.random.Generator, objects: dict[str, int]) -> str:
-    """A photograph, as often as it has objects, but the 24 coins no more often than a portrait with 5."""
-    weights = np.minimum(list(objects.values()), 5)
-    return str(rng.choice(list(objects), p=weights / weights.sum()))
+def _pick_object(rng: np.random.Generator, photographs: Photographs) -> tuple[str, int]:
+    """A photograph, as often as it has objects, but 24 coins no more often than a portrait with 5; and one of them."""
+    objects = {name: _cut_outs(name) for name in photographs.labelled}
+    weights = np.array([min(len(numbers), 5) for numbers in objects.values()])
+    name = str(rng.choice(list(objects), p=weights / weights.sum()))
+    return name, int(rng.choice(objects[name]))
 
 
 @functools.cache
