@@ -170,7 +170,7 @@ def _cut_out(rng: np.random.Generator, name: str, k: int, longest: float) -> tup
 
 
 def _background(rng: np.random.Generator, photographs: Photographs, size: int, *, but: str) -> np.ndarray:
-    """A recoloured square crop of a photograph but one, as often a texture as a picture of objects: uint8."""
+    """A recoloured crop of a photograph but one, as often a texture as a picture of objects: (size, size, 3) uint8."""
     if rng.random() < 0.5:
         picture = _texture(str(rng.choice(photographs.textures)))
         picture = np.rot90(picture, int(rng.integers(4)))
