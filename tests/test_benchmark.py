@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,21 @@ def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, dtype, tiny_m
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
     assert len(found) == (3 if cases is decode_cases else 1)
+
+
+@pytest.mark.parametrize("cases", [encoder_cases, decode_cases])
+def test_keras_hub_gives_the_same_with_our_parameters(cases, tiny_model):
+    pytest.importorskip("keras_hub", reason="keras-hub is not installed")
+    case = next(iter(cases(dataclasses.replace(tiny_model, prompts=(2,), keras_hub=True))))
+    with small.quick_compilation():
+        assert measure(case, 1, LIMITS).differences["keras-hub"] < case.bound
+
+
+@pytest.mark.parametrize(("options", "said"), [({"dtype": "bfloat16"}, "float32"), ({}, "pip install keras-hub")])
+def test_keras_hub_that_cannot_be_compared_is_refused_in_a_line(options, said, tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with pytest.raises(InputError, match=said):
+        next(decode_cases(dataclasses.replace(tiny_model, keras_hub=True, **options))).theirs["keras-hub"]()
 
 
 def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():

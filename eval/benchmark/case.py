@@ -44,6 +44,8 @@ class Options:
     """Pictures of a training step."""
     compile: bool = False
     """Compare with PyTorch's compiled models, too: each takes minutes to compile."""
+    keras_hub: bool = False
+    """Compare encoder, and decoder of SAM, with keras-hub's on JAX, too; it must be installed."""
     memory: bool = False
     """Measure peak memory, too, of each side in a process of its own; on Linux."""
     data_dir: tuple[pathlib.Path, ...] = ()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from eval import torch_sam, twins
 from eval.benchmark.case import Case, Options, Point, Work, count_of, peers, prepared, share_of_flips
+from eval.benchmark.keras_peer import keras_decoder, keras_encoder
 from eval.benchmark.limits import Cost, cost_of
 from eval.parity import IMAGE, draw_params
 from stablesam_jax import compiled
@@ -59,7 +60,7 @@ def encoder_cases(options: Options) -> Iterator[Case]:
         yield Case(
             f"image encoder, {what}",
             prepared(ours),
-            peers(options, theirs),
+            peers(options, theirs) | keras_encoder(options, config, pixels),
             name,
             _largest_difference,
             SAME_EMBEDDING[config.dtype],
@@ -79,7 +80,8 @@ def decode_cases(options: Options) -> Iterator[Case]:
                 yield Case(
                     f"{what}, {count_of('prompt', count)}",
                     prepared(functools.partial(_decode, config, boxes)),
-                    peers(options, functools.partial(_official_decode, peer, boxes)),
+                    peers(options, functools.partial(_official_decode, peer, boxes))
+                    | (keras_decoder(options, peer, _embedding, boxes) if what == "SAM" else {}),
                     name,
                     difference=None if config.plugin else share_of_flips,
                     bound=SAME_MASKS[config.dtype],
