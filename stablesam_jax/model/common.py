@@ -32,8 +32,13 @@ def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, a, b, preferred_element_type=np.promote_types(a.dtype, jnp.float32))
 
 
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x @ kernel + bias in the dtype of x: (..., C), (C, D), (D,) -> (..., D)."""
+    return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
+
+
 class Dense(nn.Module):
-    """x @ kernel + bias."""
+    """`dense` with parameters of its own."""
 
     width: int
 
@@ -42,7 +47,7 @@ class Dense(nn.Module):
         """(..., C) -> (..., width)."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
+        return dense(x, kernel, bias)
 
 
 class LayerNorm(nn.Module):

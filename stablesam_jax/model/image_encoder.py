@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, product
-from stablesam_jax.numerics import gelu
+from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm, dense, product
+from stablesam_jax.numerics import gelu, wide
 
 QUERIES = 512  # of a head that are asked at a time
 
@@ -58,6 +58,39 @@ def relative_position_table(table: jax.Array, size: int) -> jax.Array:
     return table[distance]
 
 
+def places(height: int, width: int) -> np.ndarray:
+    """Row and column of every cell as one-hot vectors.
+
+    Multiplied with what a query makes of each row and each column, they give the sum of both: relative positions come
+    with the product of queries and keys, and logits are not read again to add them. It pays where there are few.
+
+    Args:
+        height: cells of the map.
+        width: the same.
+
+    Returns:
+        (H, W, H + W) float32.
+    """
+    cells = (height, width)
+    rows, columns = np.eye(height, dtype=np.float32)[:, None], np.eye(width, dtype=np.float32)
+    return np.concatenate([np.broadcast_to(axis, (*cells, axis.shape[-1])) for axis in (rows, columns)], axis=-1)
+
+
+class HeadsQKV(nn.Module):
+    """Parameters of the map to queries, keys and values, by head."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
+        bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
+        # q, k, v are blocks of C channels each, with the heads inside.
+        by_head = (3, self.heads, channels // self.heads)
+        return kernel.reshape(channels, *by_head).transpose(2, 1, 0, 3), bias.reshape(by_head).swapaxes(0, 1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over a map, with relative positions per axis added to the logits."""
 
@@ -73,33 +106,42 @@ class Attention(nn.Module):
         rows = relative_position_table(table_h, height).astype(x.dtype)
         columns = relative_position_table(table_w, width).astype(x.dtype)
 
-        qkv = Dense(3 * channels, name="qkv")(x)
-        # q, k, v are blocks of C channels each, with the heads inside.
-        qkv = qkv.reshape(batch, height, width, 3, self.heads, head_width).transpose(3, 4, 0, 1, 2, 5)
-
         # A few rows of queries at a time, so that their logits stay in the processor's cache.
         step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
         rows = rows.reshape(height // step, step, height, head_width)
+        folds = height + width < head_width
 
-        def attend(head: jax.Array) -> jax.Array:
-            q, k, v = head  # each (B, H, W, D)
+        def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
+            kernels, biases = head
+            # A product for each head takes less than moving the heads of one product apart.
+            q, k, v = (dense(x, kernels[part], biases[part]) for part in range(3))  # (B, H, W, D)
+            if folds:
+                of_keys = jnp.broadcast_to(places(height, width), (*k.shape[:3], height + width))
+                k = jnp.concatenate([wide(k), of_keys.astype(wide(k).dtype)], axis=-1)
+                k, v = (keys.reshape(batch, height * width, -1) for keys in (k, v))
 
             def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
                 q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
-                by_row = product("brwd,rkd->brwk", q, rows)[..., None]
-                by_column = product("brwd,wld->brwl", q, columns)[..., None, :]
-                # Keys keep their two axes: joined, XLA adds the positions number by number.
-                logits = product("brwd,bkld->brwkl", q * head_width**-0.5, k) + by_row + by_column
-                weights = jnp.exp(logits - logits.max(axis=(-2, -1), keepdims=True))
-                attended = product("brwkl,bkld->brwd", weights.astype(v.dtype), v)
-                return (attended / weights.sum(axis=(-2, -1))[..., None]).astype(v.dtype)
+                by_row = product("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
+                by_column = product("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
+                q = (q * head_width**-0.5).reshape(batch, -1, head_width)
+                if folds:
+                    logits = product("bqd,bkd->bqk", jnp.concatenate([wide(q), by_row, by_column], axis=-1), k)
+                else:
+                    # Keys keep their two axes: joined, XLA adds the positions number by number.
+                    logits = product("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
+                keys = tuple(range(2, logits.ndim))
+                weights = jnp.exp(logits - logits.max(axis=keys, keepdims=True))
+                attended = product("bq...,b...d->bqd", weights.astype(v.dtype), v)
+                attended = attended / weights.sum(axis=keys)[..., None]
+                return attended.astype(v.dtype).reshape(batch, step, width, head_width)
 
             grid = q.reshape(batch, height // step, step, width, head_width).swapaxes(0, 1)
             attended = jax.lax.map(ask, (grid, rows))  # (H / step, B, step, W, D)
             return attended.swapaxes(0, 1).reshape(batch, height, width, head_width)
 
         # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
-        attended = jax.lax.map(attend, qkv.swapaxes(0, 1))  # (heads, B, H, W, D)
+        attended = jax.lax.map(attend, HeadsQKV(self.heads, name="qkv")(channels))  # (heads, B, H, W, D)
         attended = attended.transpose(1, 2, 3, 0, 4).reshape(batch, height, width, channels)
         return Dense(channels, name="proj")(attended)
 
