@@ -76,19 +76,25 @@ def places(height: int, width: int) -> np.ndarray:
     return np.concatenate([np.broadcast_to(axis, (*cells, axis.shape[-1])) for axis in (rows, columns)], axis=-1)
 
 
-class HeadsQKV(nn.Module):
-    """Parameters of the map to queries, keys and values, by head."""
+class QKV(nn.Module):
+    """Parameters of the map to queries, keys and values, apart for each head.
+
+    Three products for each head take less than moving the heads of one product apart.
+    """
 
     heads: int
+    heads_outermost: bool = False  # of the official channels: the ViT's are blocks q, k, v with the heads inside
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
         """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
-        # q, k, v are blocks of C channels each, with the heads inside.
-        by_head = (3, self.heads, channels // self.heads)
-        return kernel.reshape(channels, *by_head).transpose(2, 1, 0, 3), bias.reshape(by_head).swapaxes(0, 1)
+        order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
+        kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
+        if not self.heads_outermost:
+            kernel, bias = (leaf.swapaxes(-3, -2) for leaf in (kernel, bias))
+        return jnp.moveaxis(kernel, 0, 2), bias
 
 
 class Attention(nn.Module):
@@ -113,7 +119,6 @@ class Attention(nn.Module):
 
         def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
             kernels, biases = head
-            # A product for each head takes less than moving the heads of one product apart.
             q, k, v = (dense(x, kernels[part], biases[part]) for part in range(3))  # (B, H, W, D)
             if folds:
                 of_keys = jnp.broadcast_to(places(height, width), (*k.shape[:3], height + width))
@@ -141,7 +146,7 @@ class Attention(nn.Module):
             return attended.swapaxes(0, 1).reshape(batch, height, width, head_width)
 
         # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
-        attended = jax.lax.map(attend, HeadsQKV(self.heads, name="qkv")(channels))  # (heads, B, H, W, D)
+        attended = jax.lax.map(attend, QKV(self.heads, name="qkv")(channels))  # (heads, B, H, W, D)
         attended = attended.transpose(1, 2, 3, 0, 4).reshape(batch, height, width, channels)
         return Dense(channels, name="proj")(attended)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from stablesam_jax.config import TinyViTConfig
 from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, product, softmax
-from stablesam_jax.model.image_encoder import Neck, window_partition, window_unpartition
+from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, dense, product, softmax
+from stablesam_jax.model.image_encoder import QKV, Neck, window_partition, window_unpartition
 from stablesam_jax.numerics import across, gelu, wide
 
 BATCH_NORM_EPS = 1e-5
@@ -138,14 +138,18 @@ class Attention(nn.Module):
         batch, window, _, channels = windows.shape
         head_width = channels // self.heads
         biases = self.param("attention_biases", nn.initializers.zeros, (self.heads, window**2))
-        qkv = Dense(3 * channels, name="qkv")(LayerNorm(DECODER_EPS, name="norm")(windows))
-        # Heads outermost: each has its own q, k and v, unlike the ViT's three blocks of C channels.
-        qkv = qkv.reshape(batch, window**2, self.heads, 3, head_width)
-        q, k, v = (qkv[:, :, :, part] for part in range(3))
-        logits = product("bqhd,bkhd->bhqk", q * head_width**-0.5, k)
-        logits = logits + biases[None, :, bias_index(window)].astype(logits.dtype)
-        attended = product("bhqk,bkhd->bqhd", softmax(logits, v.dtype), v).astype(v.dtype)
-        return Dense(channels, name="proj")(attended.reshape(windows.shape))
+        x = LayerNorm(DECODER_EPS, name="norm")(windows).reshape(batch, window**2, channels)
+
+        def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            kernels, shifts, biases = head
+            q, k, v = (dense(x, kernels[part], shifts[part]) for part in range(3))  # (B, window^2, D)
+            logits = product("bqd,bkd->bqk", q * head_width**-0.5, k)
+            logits = logits + biases[bias_index(window)][None].astype(logits.dtype)
+            return product("bqk,bkd->bqd", softmax(logits, v.dtype), v).astype(v.dtype)
+
+        qkv = QKV(self.heads, heads_outermost=True, name="qkv")(channels)
+        attended = jax.lax.map(attend, (*qkv, biases))  # (heads, B, window^2, D)
+        return Dense(channels, name="proj")(attended.transpose(1, 2, 0, 3).reshape(windows.shape))
 
 
 class MLP(nn.Module):
