@@ -62,7 +62,7 @@ def places(height: int, width: int) -> np.ndarray:
     """Row and column of every cell as one-hot vectors.
 
     Multiplied with what a query makes of each row and each column, they give the sum of both: relative positions come
-    with the product of queries and keys, and logits are not read again to add them. It pays where there are few.
+    with the product of queries and keys, and logits are not read again to add them.
 
     Args:
         height: cells of the map.
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         # A few rows of queries at a time, so that their logits stay in the processor's cache.
         step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
         rows = rows.reshape(height // step, step, height, head_width)
-        folds = height + width < head_width
+        folds = height + width < head_width  # in windows; over the whole map the product would be three times as long
 
         def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
             kernels, biases = head
