@@ -10,6 +10,7 @@ It is written under a temporary name beside its place (`.NAME.*.tmp`, which a ki
 renamed. Orbax restores an array in which a bit has flipped without a word, so reading verifies the manifest first.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -334,9 +335,11 @@ def _verify(folder: pathlib.Path) -> None:
         raise InputError(f"{folder}: damaged, {MANIFEST} cannot be read. Copy or make the checkpoint again.") from None
     found = _files(folder)
     missing = [f"{name} is missing" for name in expected if name not in found]
-    changed = [
-        f"{name} has changed" for name in expected if name in found and _fingerprint(found[name]) != expected[name]
-    ]
+    there = [name for name in expected if name in found]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        fingerprints = pool.map(_fingerprint, [found[name] for name in there])
+    pairs = zip(there, fingerprints, strict=True)
+    changed = [f"{name} has changed" for name, fingerprint in pairs if fingerprint != expected[name]]
     if METADATA not in expected or missing or changed:
         faults = _some(missing + changed) or f"{METADATA} is not in {MANIFEST}"
         raise InputError(f"{folder}: damaged, {faults}. Copy or make the checkpoint again.")

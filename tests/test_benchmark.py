@@ -173,6 +173,16 @@ def test_keras_hub_that_cannot_be_compared_is_refused_in_a_line(options, said, t
         next(decode_cases(dataclasses.replace(tiny_model, keras_hub=True, **options))).theirs["keras-hub"]()
 
 
+def test_pytorch_computes_where_jax_does_or_says_that_it_cannot(monkeypatch):
+    assert case_module.torch_device().type == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert case_module.torch_device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="JAX_PLATFORMS=cpu"):
+        case_module.torch_device()
+
+
 def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():
     cases = startup_cases(Options(models=("mobile_sam",)))  # its files last as long as it
     case = next(cases)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import torch
 
@@ -172,6 +173,21 @@ def peers(options: Options, theirs: Callable[[Callable[[Any], Any]], Work], name
     if options.compile:
         found[f"{name}, compiled"] = prepared(functools.partial(theirs, torch.compile))
     return found
+
+
+def torch_device() -> torch.device:
+    """Where PyTorch computes: on the kind of device that JAX computes on.
+
+    Raises:
+        InputError: that is a GPU, for which this PyTorch was not built.
+    """
+    if jax.default_backend() == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            "JAX computes on a GPU and this PyTorch cannot; install PyTorch's build for it, or set JAX_PLATFORMS=cpu."
+        )
+    return torch.device("cuda")
 
 
 def share_of_flips(ours: np.ndarray, theirs: np.ndarray) -> float:

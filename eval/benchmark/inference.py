@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from eval import torch_sam, twins
-from eval.benchmark.case import Case, Options, Point, Work, count_of, peers, prepared, share_of_flips
+from eval.benchmark.case import Case, Options, Point, Work, count_of, peers, prepared, share_of_flips, torch_device
 from eval.benchmark.keras_peer import keras_decoder, keras_encoder
 from eval.benchmark.limits import Cost, cost_of
 from eval.parity import IMAGE, draw_params
@@ -50,8 +50,8 @@ def encoder_cases(options: Options) -> Iterator[Case]:
 
         def theirs(wrap: Callable, config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
             encode = wrap(_encoding(_official(config).image_encoder, config))
-            channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-            return _without_gradients(lambda: encode(channels_first).permute(0, 2, 3, 1).numpy())
+            channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch_device())
+            return _without_gradients(lambda: encode(channels_first).permute(0, 2, 3, 1).cpu().numpy())
 
         def cost(config: SamConfig = config, pixels: np.ndarray = pixels) -> Cost:
             sam = assemble(config)
@@ -132,8 +132,9 @@ def _whole_cases(
             def work() -> np.ndarray:
                 predictor.set_image(picture)
                 moved = predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), picture.shape[:2])
-                masks, _, _ = predictor.predict_torch(None, None, boxes=moved.float(), multimask_output=False)
-                return finish(masks[:, 0].numpy())
+                moved = moved.float().to(torch_device())
+                masks, _, _ = predictor.predict_torch(None, None, boxes=moved, multimask_output=False)
+                return finish(masks[:, 0].cpu().numpy())
 
             return work
 
@@ -151,11 +152,13 @@ def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
 def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Work:
     official = _official(config)
     embedding = _embedding(config)
-    features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous()
+    device = torch_device()
+    features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous().to(device)
     # HQ-SAM's decoder fuses both at each call; ours has done it with the picture.
     early = {}
     if config.hq:
-        early = {"hq_token_only": False, "interm_embeddings": [torch.tensor(np.asarray(embedding.early, np.float32))]}
+        early_features = torch.tensor(np.asarray(embedding.early, np.float32)).to(device)
+        early = {"hq_token_only": False, "interm_embeddings": [early_features]}
 
     def decode(boxes: torch.Tensor) -> torch.Tensor:
         sparse, dense = official.prompt_encoder(points=None, boxes=boxes, masks=None)
@@ -163,7 +166,7 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
         return official.mask_decoder(features, image_pe, sparse, dense, multimask_output=False, **early)[0][:, 0]
 
     wrapped = wrap(_decoding(decode, config))
-    return _without_gradients(lambda: wrapped(torch.from_numpy(boxes)).numpy())
+    return _without_gradients(lambda: wrapped(torch.from_numpy(boxes).to(device)).cpu().numpy())
 
 
 def _decode_cost(config: SamConfig, boxes: np.ndarray) -> Cost:
@@ -203,7 +206,7 @@ def _picture(size: tuple[int, int]) -> np.ndarray:
 
 
 def _official(config: SamConfig) -> torch_sam.Official:
-    return twins.load_official(config, draw_params(config, seed=0))
+    return twins.load_official(config, draw_params(config, seed=0)).to(torch_device())
 
 
 def _encoding(encoder: torch.nn.Module, config: SamConfig) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -219,7 +222,7 @@ def _decoding(decode: Callable[..., Any], config: SamConfig) -> Callable[..., An
         return decode
 
     def mixed(*arguments: Any, **options: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch_device().type, torch.bfloat16):
             result = decode(*arguments, **options)
         return jax.tree.map(torch.Tensor.float, result)
 
