@@ -52,7 +52,11 @@ _MASKS = (
 
 
 def keras_encoder(options: Options, config: SamConfig, pixels: np.ndarray) -> dict[str, Work]:
-    """The side that encodes (B, S, S, 3) normalised pixels to (B, S / 16, S / 16, 256), where it is asked for."""
+    """The side that encodes (B, S, S, 3) normalised pixels to (B, S / 16, S / 16, 256), where it is asked for.
+
+    Raises:
+        InputError: keras-hub has no such model; when the work is done, keras-hub is not installed.
+    """
 
     def prepare() -> Work:
         encoder = _encoder(config)
@@ -68,7 +72,11 @@ def keras_encoder(options: Options, config: SamConfig, pixels: np.ndarray) -> di
 def keras_decoder(
     options: Options, config: SamConfig, embed: Callable[[SamConfig], ImageEmbedding], boxes: np.ndarray
 ) -> dict[str, Work]:
-    """The side that decodes (N, 4) boxes to (N, 4 G, 4 G) low-resolution logits, where it is asked for."""
+    """The side that decodes (N, 4) boxes to (N, 4 G, 4 G) low-resolution logits, where it is asked for.
+
+    Raises:
+        InputError: as `keras_encoder`.
+    """
 
     def prepare() -> Work:
         prompt_encoder, mask_decoder = _decoder(config)
@@ -96,10 +104,7 @@ def _side(options: Options, config: SamConfig, prepare: Callable[[], Work]) -> d
 
 def _encoder(config: SamConfig) -> Any:
     vit = config.encoder
-    if not isinstance(vit, ViTConfig) or config.dtype != "float32":
-        raise InputError(
-            "--keras-hub: it has SAM's ViT-B, L and H, and is compared in float32; leave it out for others."
-        )
+    assert isinstance(vit, ViTConfig)  # `_side` has seen to it
     encoder = _import_keras_hub().models.ViTDetBackbone(
         hidden_size=vit.width,
         num_layers=vit.depth,
