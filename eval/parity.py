@@ -32,6 +32,7 @@ from convert.torch_file import read_state
 from eval import torch_sam, twins
 from eval.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
 from stablesam_jax.build import assemble, load_model, shapes
+from stablesam_jax.checkpoint import version
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import MODELS, Dtype, SamConfig
 from stablesam_jax.data.readers import read_picture
@@ -179,7 +180,7 @@ def _verdict(ok: bool) -> str:
 
 def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> dict:
     """Everything about one comparison, as JSON holds it."""
-    packages = ("stablesam-jax", "jax", "flax", "torch", "segment-anything", "segment-anything-hq", "numpy", "pillow")
+    packages = ("jax", "flax", "torch", "segment-anything", "segment-anything-hq", "numpy", "pillow")
     return {
         "model": config.name,
         "image_size": config.image_size,
@@ -192,6 +193,7 @@ def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: Ma
         "image": {"file": options.image.name, "sha256": hashlib.sha256(options.image.read_bytes()).hexdigest()},
         "versions": {
             "python": platform.python_version(),
+            "stablesam-jax": version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "rows": [dataclasses.asdict(row) | {"ok": row.ok} for row in rows],

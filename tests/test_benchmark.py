@@ -15,13 +15,13 @@ from PIL import Image
 
 from eval.benchmark import __main__ as benchmark
 from eval.benchmark import case as case_module
-from eval.benchmark import data, inference, limits, plugin, sampler, train
+from eval.benchmark import data, device, inference, limits, memory, plugin, sampler, train
 from eval.benchmark.case import Case, Options, Point, Result, measure, prepared
 from eval.benchmark.data import data_cases
-from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
+from eval.benchmark.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
 from eval.benchmark.limits import Cost, Limits, cost_of
 from eval.benchmark.memory import Peak, peak
-from eval.benchmark.output import entries, figure, markdown, memory_table
+from eval.benchmark.output import entries, figure, markdown, memory_table, table
 from eval.benchmark.plugin import plugin_cases
 from eval.benchmark.sampler import plain_sample, sampler_cases
 from eval.benchmark.startup import startup_cases
@@ -42,8 +42,8 @@ def small_maps(monkeypatch):
     monkeypatch.setattr(sampler, "GRID", 5)
     monkeypatch.setattr(sampler, "CHANNELS", 4)
     monkeypatch.setattr(plugin, "GRID", 4)
-    monkeypatch.setattr(limits, "_SIDE", 64)
-    monkeypatch.setattr(limits, "_MOVED", 1 << 16)
+    monkeypatch.setitem(limits._SIDE, "cpu", 64)
+    monkeypatch.setitem(limits._MOVED, "cpu", 1 << 16)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +93,16 @@ def test_sides_that_did_not_do_the_same_work_are_not_compared():
             measure(dataclasses.replace(case, theirs={"theirs": work(wrong)}), 1, LIMITS)
 
 
+def test_what_a_gpu_has_no_memory_for_is_left_out_and_the_row_goes_on(capsys):
+    def too_large():
+        raise torch.OutOfMemoryError
+
+    case = Case("case", lambda: 1.0, {"large": too_large, "small": lambda: 1.0}, difference=lambda a, b: abs(a - b))
+    result = measure(case, 1, LIMITS)
+    assert list(result.ratios) == list(result.differences) == ["small"]
+    assert "too little memory for large" in capsys.readouterr().out
+
+
 def test_what_is_prepared_is_prepared_once_and_when_it_is_needed():
     calls = []
     work = prepared(lambda: calls.append("prepared") or (lambda: len(calls)))
@@ -122,6 +132,14 @@ def test_products_in_loops_count_as_often_as_they_run():
     assert cost_of(convolved, x).flops == 2 * 5 * 2 * 2 * 9
 
 
+def test_a_work_asks_as_much_of_every_device(monkeypatch):
+    def by_device(x):
+        return x @ x if jax.default_backend() == "cpu" else x
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert cost_of(by_device, jnp.ones((4, 4))).flops == 2 * 4**3
+
+
 def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     cases = list(train_cases(tiny_model))
     assert [case.name for case in cases] == [
@@ -147,11 +165,11 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cases", [encoder_cases, decode_cases, predict_cases, stability_cases])
+@pytest.mark.parametrize("cases", [encoder_cases, point_cases, decode_cases, predict_cases, stability_cases])
 def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkeypatch):
     monkeypatch.setattr(inference, "PHOTOGRAPH", (160, 120))
     found = {}
-    for case in cases(dataclasses.replace(tiny_model, prompts=(2,), dtype=dtype)):
+    for case in cases(dataclasses.replace(tiny_model, pictures=(2,), prompts=(2,), dtype=dtype)):
         with small.quick_compilation():
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
@@ -176,14 +194,37 @@ def test_keras_hub_that_cannot_be_compared_is_refused_in_a_line(options, said, t
         next(decode_cases(dataclasses.replace(tiny_model, keras_hub=True, **options))).theirs["keras-hub"]()
 
 
+@pytest.fixture
+def own_precision():
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+    jax.config.update("jax_default_matmul_precision", None)
+
+
+@pytest.mark.usefixtures("own_precision")
+def test_both_sides_multiply_float32_alike_on_a_gpu(monkeypatch):
+    def found(precision):
+        device.set_up(precision)
+        of_torch = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        return jax.config.jax_default_matmul_precision, *of_torch
+
+    as_they_come = found("float32")
+    assert as_they_come == (None, False, True)  # the CPU's are left alone
+    monkeypatch.setattr(device, "torch_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "keep_compiled_programs", lambda: None)
+    assert found("float32") == ("highest", False, False)
+    assert found("tf32") == found("bfloat16") == (None, True, True)
+
+
 def test_pytorch_computes_where_jax_does_or_says_that_it_cannot(monkeypatch):
-    assert case_module.torch_device().type == "cpu"
+    assert device.torch_device().type == "cpu"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert case_module.torch_device().type == "cuda"
+    assert device.torch_device().type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="JAX_PLATFORMS=cpu"):
-        case_module.torch_device()
+        device.torch_device()
 
 
 def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():
@@ -198,7 +239,7 @@ def test_a_mask_that_is_another_is_seen(tiny_model):
     case = next(decode_cases(dataclasses.replace(tiny_model, prompts=(2,))))
     theirs = case.theirs["PyTorch"]()
     assert case.difference(theirs, theirs) == 0
-    assert case.difference(theirs[::-1], theirs) > case.bound
+    assert case.difference(theirs.flip(0), theirs) > case.bound
 
 
 def rows_that_take_memory(options):
@@ -214,6 +255,38 @@ def test_the_peak_is_that_of_one_side_of_one_row_while_it_works():
     assert 49 < ours.above_base < 70
     assert 199 < theirs.above_base < 220
     assert theirs.absolute > theirs.above_base + 50
+
+
+class Gpu:
+    """What JAX and PyTorch tell of one."""
+
+    def __init__(self, *, held: int, taken: int):
+        self.held, self.highest, self.taken = held << 20, held << 20, taken << 20
+
+    def work(self):
+        self.highest = self.held + self.taken
+
+    def memory_stats(self):
+        return {"bytes_in_use": self.held, "peak_bytes_in_use": self.highest}
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_library_that_works(monkeypatch):
+    ours, theirs = Gpu(held=2, taken=3), Gpu(held=5, taken=7)
+    monkeypatch.setattr(memory.jax, "devices", lambda: [ours])
+    assert memory._watch_gpu(ours.work) == (2, 5)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: theirs.held)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: theirs.highest)
+    assert memory._watch_gpu(theirs.work) == (5, 12)
+
+
+def test_the_rate_of_pictures_is_shown_and_written_where_it_counts(monkeypatch, capsys):
+    clock = iter(range(100))
+    monkeypatch.setattr(case_module.time, "perf_counter", lambda: next(clock))
+    result = measure(Case("eight", lambda: None, {"theirs": lambda: None}, pictures=8), 1, LIMITS)
+    show([table("rates", [result])])
+    assert "8.0" in capsys.readouterr().out
+    assert [entry["ours_pictures_per_s"] for entry in entries("family", [result], [{}], "float32")] == [8]
 
 
 def test_peaks_are_shown_and_written_beside_times(capsys):
@@ -304,6 +377,7 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
         ["--image-size", "100"],
         ["--pictures", "0"],
         ["--dtype", "bfloat16", "--rows", "encoder", "train"],
+        ["--dtype", "tf32", "--rows", "point"],
         ["--rows", "data"],
         ["--data-dir", "."],
         ["--json", "/nowhere/found.json"],

@@ -1,6 +1,6 @@
 """How fast are we? Every figure is a ratio, theirs / ours, of times that were taken in turns in one run.
 
-    python -m eval.benchmark --rows encoder decode predict stability startup train
+    python -m eval.benchmark --rows encoder point decode predict stability startup train
 
 A family of rows is a function that yields cases; `ROWS` names them.
 """
@@ -18,7 +18,8 @@ import tyro
 
 from eval.benchmark.case import Family, Options, Rows, measure
 from eval.benchmark.data import data_cases
-from eval.benchmark.inference import decode_cases, encoder_cases, predict_cases, stability_cases
+from eval.benchmark.device import set_up, share_gpu, torch_device
+from eval.benchmark.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
 from eval.benchmark.limits import measure_limits
 from eval.benchmark.memory import peak
 from eval.benchmark.output import entries, figure, markdown, memory_table, table
@@ -38,12 +39,13 @@ ROWS: Mapping[Family, Rows] = {
     "data": data_cases,
     "train": train_cases,
     "encoder": encoder_cases,
+    "point": point_cases,
     "decode": decode_cases,
     "predict": predict_cases,
     "stability": stability_cases,
     "startup": startup_cases,
 }
-IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "decode", "predict", "stability")
+IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "point", "decode", "predict", "stability")
 WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]
 
 
@@ -65,6 +67,8 @@ def check_options(options: Options) -> None:
         raise InputError(
             f"--dtype {options.dtype}: {others[0]} is compared in float32; {', '.join(IN_ANY_DTYPE)} in any."
         )
+    if options.dtype == "tf32" and torch_device().type == "cpu":
+        raise InputError("--dtype tf32: is for a GPU; a processor multiplies float32 as it is.")
     options.configs()  # refuses a size
 
 
@@ -72,9 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.benchmark")
     with exit_on_input_error():
+        share_gpu()
         check_options(options)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA has a thread for each
         torch.set_num_threads(options.threads)
+        set_up(options.dtype)
         device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
         limits = measure_limits(options.dtype)
         print(
@@ -87,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for index, case in enumerate(ROWS[family](options)):
                 print(f"{family}: {case.name}", flush=True)
                 results.append(measure(case, options.repeats, limits))
-                sides = ("ours", *case.theirs) if options.memory and family != "startup" else ()
+                sides = ("ours", *results[-1].ratios) if options.memory and family != "startup" else ()
                 peaks.append({side: peak(ROWS[family], options, index, side) for side in sides})
             show([table(f"{family}: medians of {options.repeats} turns", results)])
             if options.memory:

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import torch
 
+from eval.benchmark.device import Precision, dtype_of, finished, free_unused, on_host
 from eval.benchmark.limits import Cost, Limits
-from stablesam_jax.config import MODELS, Dtype, SamConfig
+from stablesam_jax.config import MODELS, SamConfig
 from stablesam_jax.errors import InputError
 
 GRID, CHANNELS = 64, 256  # SAM's image embedding
 
-Family = Literal["sampler", "plugin", "data", "train", "encoder", "decode", "predict", "stability", "startup"]
+Family = Literal["sampler", "plugin", "data", "train", "encoder", "point", "decode", "predict", "stability", "startup"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,20 @@ class Options:
     rows: tuple[Family, ...] = ("sampler", "plugin")
     """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
     a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
-    train: a training step, against HQ-SAM's loop. encoder: one picture. decode: prompts on an embedding, of SAM and
-    HQ-SAM, and of Stable-SAM against plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20
-    boxes. startup: from nothing to a first mask."""
+    train: a training step, against HQ-SAM's loop. encoder: pictures. point: pictures with a point each to masks, as
+    segment-anything-fast times it. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against plain
+    SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from nothing to a first
+    mask."""
     models: tuple[str, ...] = ("sam_vit_b",)
     """Of train and what follows it: models of segment_anything, or mobile_sam, which is the quickest to try."""
     image_size: tuple[int, ...] = ()
     """Side of their input in pixels, rows for each; by default their own."""
-    dtype: Dtype = "float32"
-    """What both sides compute in, of encoder, decode, predict and stability. In bfloat16 PyTorch has its weights in it
-    in the encoder and autocast elsewhere, the faster way of each."""
+    dtype: Precision = "float32"
+    """What both sides compute in, of encoder, point, decode, predict and stability. In bfloat16 PyTorch has its weights
+    in it in the encoder and autocast elsewhere, the faster way of each. tf32 is for a GPU: float32 whose products keep
+    ten bits."""
     pictures: tuple[int, ...] = (1,)
-    """Pictures that the encoder is given at once."""
+    """Pictures at once, of encoder and point."""
     batch_size: int = 4
     """Pictures of a training step."""
     compile: bool = False
@@ -62,7 +64,7 @@ class Options:
 
     def configs(self) -> dict[str, SamConfig]:
         """The models at the sizes that are asked for, by what to call them."""
-        own = {name: dataclasses.replace(MODELS[name], dtype=self.dtype) for name in self.models}
+        own = {name: dataclasses.replace(MODELS[name], dtype=dtype_of(self.dtype)) for name in self.models}
         if not self.image_size:
             return own
         return {
@@ -86,7 +88,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: the same work by us and by others. Functions return when the work is done."""
+    """One row: the same work by us and by others. What works return may still be computed, see `finished`."""
 
     name: str
     ours: Work
@@ -96,6 +98,7 @@ class Case:
     bound: float = 0.0  # that it must not exceed
     cost: Callable[[], Cost] | None = None  # what the work asks of the machine
     points: tuple[Point, ...] = ()
+    pictures: int | None = None  # in the work, where it is their rate that counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +112,14 @@ class Result:
     differences: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of theirs from ours
     share_of_limit: float | None = None  # the least time on this machine / ours
     points: tuple[Point, ...] = ()
+    pictures_per_second: float | None = None  # ours
 
 
 def measure(case: Case, repeats: int, limits: Limits) -> Result:
     """Runs all sides once unmeasured and then in turns, so that what else the machine does befalls all of them.
 
     Every other turn goes backwards: who comes after whom makes a difference, by what is left in caches and of memory.
+    A side of PyTorch's that a GPU has no memory for is said to be so, and left out.
 
     Args:
         case: the row.
@@ -124,20 +129,28 @@ def measure(case: Case, repeats: int, limits: Limits) -> Result:
     Raises:
         InputError: the sides did not do the same work.
     """
-    sides = {"ours": case.ours, **case.theirs}
-    first = {side: work() for side, work in sides.items()}
+    sides, first = {"ours": case.ours}, {"ours": finished(case.ours())}
+    for side, work in case.theirs.items():
+        try:
+            first[side] = finished(work())
+            sides[side] = work
+        except torch.OutOfMemoryError:
+            print(f"{case.name}: the GPU has too little memory for {side}.")
     differences = check(case, first)
     del first
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(repeats):
         for side, work in list(sides.items())[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
-            work()
+            finished(work())
             times[side].append(time.perf_counter() - start)
     medians = {side: statistics.median(values) for side, values in times.items()}
-    ratios = {side: medians[side] / medians["ours"] for side in case.theirs}
-    share = limits.seconds(case.cost()) / medians["ours"] if case.cost is not None else None
-    return Result(case.name, medians["ours"], ratios, case.model, differences, share, case.points)
+    seconds = medians.pop("ours")
+    ratios = {side: median / seconds for side, median in medians.items()}
+    share = limits.seconds(case.cost()) / seconds if case.cost is not None else None
+    rate = case.pictures / seconds if case.pictures is not None else None
+    free_unused()
+    return Result(case.name, seconds, ratios, case.model, differences, share, case.points, rate)
 
 
 def check(case: Case, results: Mapping[str, Any]) -> dict[str, float]:
@@ -148,7 +161,8 @@ def check(case: Case, results: Mapping[str, Any]) -> dict[str, float]:
     """
     if case.difference is None:
         return {}
-    differences = {side: case.difference(results["ours"], results[side]) for side in case.theirs}
+    others = [side for side in results if side != "ours"]
+    differences = {side: case.difference(results["ours"], results[side]) for side in others}
     for side, difference in differences.items():
         if not difference <= case.bound:  # nan is none
             raise InputError(f"{case.name}: {side} differs from ours by {difference:.2g}, allowed is {case.bound:.2g}.")
@@ -175,24 +189,10 @@ def peers(options: Options, theirs: Callable[[Callable[[Any], Any]], Work], name
     return found
 
 
-def torch_device() -> torch.device:
-    """Where PyTorch computes: on the kind of device that JAX computes on.
-
-    Raises:
-        InputError: that is a GPU, for which this PyTorch was not built.
-    """
-    if jax.default_backend() == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(
-            "JAX computes on a GPU and this PyTorch cannot; install PyTorch's build for it, or set JAX_PLATFORMS=cpu."
-        )
-    return torch.device("cuda")
-
-
-def share_of_flips(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The share of pixels in which masks, or the masks of logits, differ."""
-    return float(np.mean((ours > 0) != (theirs > 0)))
+def share_of_flips(ours: Any, theirs: Any) -> float:
+    """The share of pixels in which masks, or the masks of logits, differ; arrays of as many numbers, in any shape."""
+    ours, theirs = (on_host(side).ravel() > 0 for side in (ours, theirs))
+    return float(np.mean(ours != theirs))
 
 
 def count_of(what: str, count: int) -> str:

@@ -64,7 +64,8 @@ def keras_encoder(options: Options, config: SamConfig, pixels: np.ndarray) -> di
         encode = jax.jit(lambda state, pictures: encoder.stateless_call(*state, pictures)[0])
         # It normalises within the model what lies between 0 and 1.
         pictures = (pixels * np.array(config.pixel_std) + np.array(config.pixel_mean)).astype(np.float32) / 255
-        return lambda: np.asarray(encode(state, pictures))
+        pictures = jax.device_put(pictures)
+        return lambda: encode(state, pictures)
 
     return _side(options, config, prepare)
 
@@ -89,7 +90,7 @@ def keras_decoder(
             found, _ = mask_decoder.stateless_call(*state[1], image_embeddings=features, **prompts)
             return found["masks"][:, 0]
 
-        return lambda: np.asarray(decode(state, features, boxes.reshape(-1, 1, 2, 2)))
+        return lambda: decode(state, features, boxes.reshape(-1, 1, 2, 2))
 
     return _side(options, config, prepare)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from jax.extend import core
 
-from stablesam_jax.config import Dtype
+from eval.benchmark.device import Precision, dtype_of, finished, torch_device
 
-_SIDE = 3072  # of the products, as wide as a ViT's layers
-_MOVED = 1 << 26  # numbers that are copied: 256 MiB, beyond every cache
+_SIDE = {"cpu": 3072, "cuda": 8192}  # of the products: as wide as a ViT's layers; what fills a GPU
+_MOVED = {"cpu": 1 << 26, "cuda": 1 << 28}  # numbers that are copied: 256 MiB and 1 GiB, beyond every cache
 _TRIES = 5  # the best counts: a limit is what was reached once
 
 
@@ -39,31 +40,49 @@ class Limits:
         return max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
 
 
-def measure_limits(dtype: Dtype = "float32") -> Limits:
-    """Products by whichever of XLA and PyTorch is faster, and copies of large arrays."""
-    matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
-    ours, theirs = jnp.asarray(matrix, dtype), torch.from_numpy(matrix).to(getattr(torch, dtype))
+def measure_limits(precision: Precision = "float32") -> Limits:
+    """Products by whichever of XLA and PyTorch is faster, and copies of large arrays, on the device.
+
+    Args:
+        precision: of the products; on a GPU `set_up` must have been told the same.
+    """
+    device, dtype = torch_device(), dtype_of(precision)
+    side, moved = _SIDE[device.type], _MOVED[device.type]
+    matrix = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    ours, theirs = jnp.asarray(matrix, dtype), torch.from_numpy(matrix).to(device, getattr(torch, dtype))
     product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     times = [
-        _best(lambda: product(ours, ours).block_until_ready()),
+        _best(lambda: product(ours, ours)),
         _best(lambda: torch.mm(theirs, theirs)),
     ]
-    source, target = np.ones(_MOVED, np.float32), np.ones(_MOVED, np.float32)
-    copy = _best(lambda: np.copyto(target, source))
-    return Limits(flops_per_second=2 * _SIDE**3 / min(times), bytes_per_second=2 * source.nbytes / copy)
+    copy = _best(_copy_of_host(moved) if device.type == "cpu" else _copy_of_device(moved, device))
+    moved_bytes = moved * np.dtype(np.float32).itemsize
+    return Limits(flops_per_second=2 * side**3 / min(times), bytes_per_second=2 * moved_bytes / copy)
+
+
+def _copy_of_host(moved: int) -> Callable[[], Any]:
+    source, target = np.ones(moved, np.float32), np.ones(moved, np.float32)
+    return lambda: np.copyto(target, source)
+
+
+def _copy_of_device(moved: int, device: torch.device) -> Callable[[], Any]:
+    source, target = (torch.ones(moved, device=device) for _ in range(2))
+    return lambda: target.copy_(source)
 
 
 def cost_of(function: Callable[..., Any], *arguments: Any, axis_env: Any = None) -> Cost:
     """Counts a program's products without running it.
 
-    XLA's own analysis takes the body of a loop once, however often it runs.
+    XLA's own analysis takes the body of a loop once, however often it runs. Where devices have programs of their own,
+    the CPU's counts: it is the shorter arithmetic, and a GPU's kernels do not show theirs.
 
     Args:
         function: what JAX can trace.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
         axis_env: names and sizes of the axes that it takes means over.
     """
-    traced = jax.make_jaxpr(function, axis_env=axis_env)(*arguments)
+    with unittest.mock.patch.object(jax, "default_backend", return_value="cpu"):
+        traced = jax.make_jaxpr(function, axis_env=axis_env)(*arguments)
     moved = sum(np.prod(aval.shape) * aval.dtype.itemsize for aval in (*traced.in_avals, *traced.out_avals))
     return Cost(flops=_flops(traced), bytes=float(moved))
 
@@ -72,7 +91,7 @@ def _best(work: Callable[[], Any]) -> float:
     times = []
     for _ in range(1 + _TRIES):
         start = time.perf_counter()
-        work()
+        finished(work())
         times.append(time.perf_counter() - start)
     return min(times[1:])
 

@@ -1,4 +1,4 @@
-"""Peak memory of one side of a row, in a process of its own."""
+"""Peak memory of one side of a row, in a process of its own: the process's on a CPU, the device's on a GPU."""
 
 import concurrent.futures
 import ctypes
@@ -9,16 +9,20 @@ import multiprocessing
 import pathlib
 import re
 
+import jax
 import torch
 
-from eval.benchmark.case import Options, Rows
+from eval.benchmark.case import Options, Rows, Work
+from eval.benchmark.device import finished, set_up, torch_device
+
+_MEBIBYTE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
     """What a process took at its highest while it worked, in MiB."""
 
-    absolute: float  # all, with the libraries of both sides and the weights of this one
+    absolute: float  # all, with the weights of this side; on a CPU with the libraries of both, too
     above_base: float  # beyond what it holds between two works
 
 
@@ -31,16 +35,41 @@ def peak(rows: Rows, options: Options, index: int, side: str) -> Peak:
 
 def _watch(rows: Rows, options: Options, index: int, side: str) -> Peak:
     torch.set_num_threads(options.threads)  # the processors are those of the parent
+    set_up(options.dtype)
     case = next(itertools.islice(rows(options), index, None))
     work = {"ours": case.ours, **case.theirs}[side]
-    work()
+    finished(work())
     gc.collect()
+    base, highest = _watch_cpu(work) if torch_device().type == "cpu" else _watch_gpu(work)
+    return Peak(absolute=highest, above_base=highest - base)
+
+
+def _watch_cpu(work: Work) -> tuple[float, float]:
+    """MiB of the process before and, at the highest, in the work."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is no part of the base
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compiling and of loading
     base = _status("VmRSS")
-    work()
-    highest = _status("VmHWM")
-    return Peak(absolute=highest, above_base=highest - base)
+    finished(work())
+    return base, _status("VmHWM")
+
+
+def _watch_gpu(work: Work) -> tuple[float, float]:
+    """MiB of all arrays of the library that works before and, at the highest, in the work.
+
+    JAX cannot forget a peak. So ours is that of the whole process, which has loaded weights and has worked once, with
+    programs that the parent has compiled and `set_up` lets it find: compiling tries algorithms, and memory for them.
+    """
+    if torch.cuda.memory_allocated():
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        finished(work())
+        highest = torch.cuda.max_memory_allocated()
+    else:
+        (device,) = jax.devices()
+        base = device.memory_stats()["bytes_in_use"]
+        finished(work())
+        highest = device.memory_stats()["peak_bytes_in_use"]
+    return base / _MEBIBYTE, highest / _MEBIBYTE
 
 
 def _status(field: str) -> float:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from eval.benchmark.case import Result
+from eval.benchmark.device import Precision
 from eval.benchmark.memory import Peak
-from stablesam_jax.config import Dtype
 
 _WIDTH, _BAR, _PANEL = 8.3, 0.28, 2.6  # inches
 _OURS = "stablesam_jax"
@@ -21,12 +21,15 @@ def table(title: str, results: Sequence[Result]) -> Table:
     others = list(dict.fromkeys(other for row in results for other in row.ratios))
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="theirs / ours: above 1 we are faster")
     result.add_column("")
-    for header in ("model", "ours, ms", *(f"{other} / ours" for other in others), "of the limit"):
+    headers = ["model", "ours, ms", *(f"{other} / ours" for other in others), "of the limit"]
+    rates = any(row.pictures_per_second is not None for row in results)
+    for header in [*headers, "pictures / s"] if rates else headers:
         result.add_column(header, justify="right", no_wrap=True)
     for row in results:
         ratios = (f"{row.ratios[other]:.2f}" if other in row.ratios else "" for other in others)
         limit = "" if row.share_of_limit is None else f"{100 * row.share_of_limit:.0f} %"
-        result.add_row(row.name, row.model, f"{1e3 * row.seconds:.1f}", *ratios, limit)
+        rate = [] if row.pictures_per_second is None else [f"{row.pictures_per_second:.1f}"]
+        result.add_row(row.name, row.model, f"{1e3 * row.seconds:.1f}", *ratios, limit, *rate)
     return result
 
 
@@ -46,7 +49,7 @@ def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[
 
 
 def entries(
-    family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]], dtype: Dtype
+    family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]], dtype: Precision
 ) -> list[dict[str, Any]]:
     """One for each comparison, as JSON holds it."""
     return [
@@ -61,6 +64,7 @@ def entries(
             "ratio": ratio,
             "difference": row.differences.get(peer),
             "share_of_limit": row.share_of_limit,
+            "ours_pictures_per_s": row.pictures_per_second,
             "ours_peak_mib": dataclasses.asdict(found["ours"]) if found else None,
             "peer_peak_mib": dataclasses.asdict(found[peer]) if found else None,
         }
