@@ -17,8 +17,6 @@ from stablesam_jax.model.image_encoder import (
     ImageEncoderViT,
     Neck,
     PatchEmbed,
-    attend_at_once,
-    attend_by_head,
     relative_position_table,
     window_partition,
     window_unpartition,
@@ -78,54 +76,6 @@ def test_patches_are_equal(pair):
 @pytest.mark.parametrize("index", range(CONFIG.encoder.depth))
 def test_blocks_are_equal(pair, index):
     assert block_difference(pair, index) < TOLERANCE
-
-
-def attention_inputs(dtype=jnp.float32):
-    batch, height, width, heads, head_width = 3, 6, 5, 2, 12
-    channels = heads * head_width
-    shapes = [
-        (batch, height, width, channels),
-        (heads, 3, channels, head_width),
-        (heads, 3, head_width),
-        (height, height, head_width),
-        (width, width, head_width),
-    ]
-    return [jnp.asarray(normal(*shape) / shape[-1] ** 0.5, dtype) for shape in shapes]
-
-
-@pytest.mark.parametrize("maps", [1, 2, 3])
-def test_attention_at_once_is_that_by_head(monkeypatch, maps):
-    monkeypatch.setattr(image_encoder, "LOGITS", maps * 30**2)
-    inputs = attention_inputs()
-    np.testing.assert_allclose(attend_at_once(*inputs), attend_by_head(*inputs), atol=1e-6)
-
-
-def use_flash_attention(monkeypatch):
-    """cuDNN's form with JAX's plain attention in its place."""
-    plain = jax.nn.dot_product_attention
-
-    def flash(q, k, v, *, scale, implementation):
-        assert q.shape[-1] % image_encoder.FLASH_MULTIPLE == 0
-        assert implementation == "cudnn"
-        return plain(q, k, v, scale=scale)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", flash)
-    monkeypatch.setattr(image_encoder, "flash_takes", lambda dtype, channels: True)
-
-
-def test_positions_folded_into_queries_and_keys_are_exact(monkeypatch):
-    inputs = attention_inputs()
-    expected = attend_by_head(*inputs)
-    use_flash_attention(monkeypatch)
-    np.testing.assert_allclose(attend_at_once(*inputs), expected, atol=1e-6)
-
-
-def test_folded_attention_is_near_in_bfloat16(monkeypatch):
-    expected = attend_by_head(*attention_inputs())
-    use_flash_attention(monkeypatch)
-    ours = attend_at_once(*attention_inputs(jnp.bfloat16))
-    assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=0.03)
 
 
 def test_an_encoder_off_the_cpu_attends_at_once(pair, monkeypatch):

@@ -1,0 +1,132 @@
+"""Self-attention over a map with relative positions, in the form that suits a device: all give the same numbers.
+
+Source: Attention in segment_anything/modeling/image_encoder.py. A key's logit is (q k) / sqrt(D), plus the products of
+the query, unscaled, with what the tables hold for the distance in rows and for that in columns.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablesam_jax.model.common import dense, product, softmax
+from stablesam_jax.numerics import wide
+
+QUERIES = 512  # of a head that are asked at a time, on a CPU
+LOGITS = 4096**2  # of a head that are made at a time, elsewhere: those of a whole map at 1,024 px
+FLASH_WIDTH, FLASH_MULTIPLE = 256, 8  # most channels of a head that cuDNN takes, and what divides their number
+
+
+def places(height: int, width: int) -> np.ndarray:
+    """Row and column of every cell as one-hot vectors.
+
+    Multiplied with what a query makes of each row and each column, they give the sum of both: relative positions come
+    with the product of queries and keys, and logits are not read again to add them.
+
+    Args:
+        height: cells of the map.
+        width: the same.
+
+    Returns:
+        (H, W, H + W) float32.
+    """
+    cells = (height, width)
+    rows, columns = np.eye(height, dtype=np.float32)[:, None], np.eye(width, dtype=np.float32)
+    return np.concatenate([np.broadcast_to(axis, (*cells, axis.shape[-1])) for axis in (rows, columns)], axis=-1)
+
+
+def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Self-attention, one head and a few rows of queries at a time, so that logits stay in a processor's cache.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (heads, 3, C, D), see `QKV`.
+        bias: (heads, 3, D).
+        rows: (H, H, D), see `relative_position_table`.
+        columns: (W, W, D).
+
+    Returns:
+        (B, H, W, heads, D).
+    """
+    batch, height, width, _ = x.shape
+    head_width = kernel.shape[-1]
+    step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
+    rows = rows.reshape(height // step, step, height, head_width)
+    folds = height + width < head_width  # in windows; over the whole map the product would be three times as long
+
+    def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
+        kernels, biases = head
+        q, k, v = (dense(x, kernels[part], biases[part]) for part in range(3))  # (B, H, W, D)
+        if folds:
+            of_keys = jnp.broadcast_to(places(height, width), (*k.shape[:3], height + width))
+            k = jnp.concatenate([wide(k), of_keys.astype(wide(k).dtype)], axis=-1)
+            k, v = (keys.reshape(batch, height * width, -1) for keys in (k, v))
+
+        def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
+            q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
+            by_row = product("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
+            by_column = product("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
+            q = (q * head_width**-0.5).reshape(batch, -1, head_width)
+            if folds:
+                logits = product("bqd,bkd->bqk", jnp.concatenate([wide(q), by_row, by_column], axis=-1), k)
+            else:
+                # Keys keep their two axes: joined, XLA adds the positions number by number.
+                logits = product("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
+            keys = tuple(range(2, logits.ndim))
+            weights = jnp.exp(logits - logits.max(axis=keys, keepdims=True))
+            attended = product("bq...,b...d->bqd", weights.astype(v.dtype), v)
+            attended = attended / weights.sum(axis=keys)[..., None]
+            return attended.astype(v.dtype).reshape(batch, step, width, head_width)
+
+        grid = q.reshape(batch, height // step, step, width, head_width).swapaxes(0, 1)
+        attended = jax.lax.map(ask, (grid, rows))  # (H / step, B, step, W, D)
+        return attended.swapaxes(0, 1).reshape(batch, height, width, head_width)
+
+    # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.
+    return jax.lax.map(attend, (kernel, bias)).transpose(1, 2, 3, 0, 4)
+
+
+def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The same for accelerators: all heads and queries at once; arguments and result as of `attend_by_head`.
+
+    By cuDNN's flash attention, where it can, to which relative positions come folded into queries and keys, see
+    `places`: no logit is ever in memory. Else the logits of one whole map, or of as many windows as have as many.
+    """
+    batch, height, width, _ = x.shape
+    heads, _, _, head_width = kernel.shape
+    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+    q, k, v = (
+        product("bhwc,ncd->bhwnd", x, kernel[:, part]).astype(x.dtype) + bias[None, None, None, :, part]
+        for part in range(3)
+    )
+    by_row = product("brwnd,rkd->brwnk", q, rows)
+    by_column = product("brwnd,wld->brwnl", q, columns)
+    q = q * head_width**-0.5
+    if flash_takes(x.dtype, head_width + height + width):
+        of_keys = jnp.broadcast_to(places(height, width)[None, :, :, None], (*k.shape[:-1], height + width))
+        q = jnp.concatenate([q, by_row.astype(q.dtype), by_column.astype(q.dtype)], axis=-1)
+        k = jnp.concatenate([k, of_keys.astype(k.dtype)], axis=-1)
+        padded = -(-q.shape[-1] // FLASH_MULTIPLE) * FLASH_MULTIPLE
+        q, k, v = (
+            jnp.pad(part, [(0, 0)] * 4 + [(0, padded - part.shape[-1])]).reshape(batch, -1, heads, padded)
+            for part in (q, k, v)
+        )
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes dtypes
+            attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
+        return attended[..., :head_width].reshape(batch, height, width, heads, head_width)
+
+    def attend(parts: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, by_row, by_column = parts
+        logits = product("rwnd,klnd->nrwkl", q, k)
+        logits = logits + by_row.transpose(2, 0, 1, 3)[..., None] + by_column.transpose(2, 0, 1, 3)[..., None, :]
+        weights = softmax(logits.reshape(*logits.shape[:3], -1), v.dtype).reshape(logits.shape)
+        return product("nrwkl,klnd->rwnd", weights, v).astype(v.dtype)
+
+    together = max(1, LOGITS // (height * width) ** 2)
+    return jax.lax.map(attend, (q, k, v, by_row, by_column), batch_size=min(together, batch))
+
+
+def flash_takes(dtype: np.dtype, channels: int) -> bool:
+    """Whether cuDNN has flash attention for heads so wide: in half precision, on Hopper and later."""
+    device = jax.devices()[0]
+    hopper = "NVIDIA" in device.device_kind and float(device.compute_capability) >= 9
+    return hopper and dtype.itemsize == 2 and channels <= FLASH_WIDTH
