@@ -1,5 +1,7 @@
 """Attention is the same in every form; that by head equals segment_anything's (test_image_encoder.py)."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,30 @@ def test_attention_at_once_is_that_by_head(monkeypatch, maps):
     monkeypatch.setattr(attention, "LOGITS", maps * 30**2)
     inputs = attention_inputs()
     np.testing.assert_allclose(attend_at_once(*inputs), attend_by_head(*inputs), atol=1e-6)
+
+
+def test_both_forms_have_the_same_gradient():
+    def gradient(form):
+        return jax.grad(lambda inputs: jnp.square(form(*inputs)).sum())(attention_inputs())
+
+    for ours, expected in zip(gradient(attend_at_once), gradient(attend_by_head), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "dtype", "channels", "taken"),
+    [
+        ("NVIDIA H200", "9.0", "bfloat16", 192, True),
+        ("NVIDIA H200", "9.0", "bfloat16", 264, False),
+        ("NVIDIA H200", "9.0", "float32", 192, False),
+        ("NVIDIA A100", "8.0", "bfloat16", 192, False),
+        ("AMD Instinct", "gfx942", "bfloat16", 192, False),
+    ],
+)
+def test_flash_attention_is_used_where_it_is_to_be_had(monkeypatch, kind, capability, dtype, channels, taken):
+    found = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+    assert attention.flash_takes(jnp.dtype(dtype), channels) is taken
 
 
 def use_flash_attention(monkeypatch):

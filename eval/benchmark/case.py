@@ -29,8 +29,8 @@ class Options:
     rows: tuple[Family, ...] = ("sampler", "plugin")
     """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
     a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
-    train: a training step, against HQ-SAM's loop. encoder: pictures. point: pictures with a point each to masks, as
-    segment-anything-fast times it. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against plain
+    train: a training step, against HQ-SAM's loop. encoder: pictures. point: pictures with a point each to
+    low-resolution masks. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against plain
     SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from nothing to a first
     mask."""
     models: tuple[str, ...] = ("sam_vit_b",)
@@ -136,6 +136,7 @@ def measure(case: Case, repeats: int, limits: Limits) -> Result:
             sides[side] = work
         except torch.OutOfMemoryError:
             print(f"{case.name}: the GPU has too little memory for {side}.")
+    free_unused()
     differences = check(case, first)
     del first
     times: dict[str, list[float]] = {side: [] for side in sides}

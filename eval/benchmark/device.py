@@ -37,15 +37,15 @@ def torch_device() -> torch.device:
 
 
 def share_gpu() -> None:
-    """Leaves PyTorch its part of a GPU, of which JAX would take three quarters when it starts; call it before."""
+    """Leaves PyTorch its part of a GPU, of which JAX would take three quarters; call it before JAX starts."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes that are started inherit it
 
 
 def set_up(precision: Precision) -> None:
-    """Gives both sides the same products on a GPU, where JAX has TF32 for float32 by itself, of PyTorch convolutions
-    alone do.
+    """Gives both sides the same products on a GPU.
 
-    In bfloat16 both may use TF32 for what stays in float32. On the CPU nothing is changed.
+    By default JAX multiplies float32 in TF32 there, PyTorch does so in convolutions alone. In bfloat16 both may use
+    TF32 for what stays in float32. On the CPU nothing is changed.
     """
     if torch_device().type == "cpu":
         return

@@ -71,10 +71,10 @@ def encoder_cases(options: Options) -> Iterator[Case]:
 
 
 def point_cases(options: Options) -> Iterator[Case]:
-    """Pictures with a foreground point each to three masks, as segment-anything-fast times it.
+    """Pictures with a foreground point each to three low-resolution masks.
 
+    After segment-anything-fast, which asks a point for every object and times masks of the picture's size, too.
     Pictures and points are on the device, and are encoded at once; PyTorch decodes picture by picture, as its Sam does.
-    What is timed there besides is left out: masks at the size of the picture, and how good they are.
     """
     for (name, config), count in itertools.product(options.configs().items(), options.pictures):
         pixels = _pixels(config, count)

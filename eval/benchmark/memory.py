@@ -65,7 +65,7 @@ def _watch_gpu(work: Work) -> tuple[float, float]:
         finished(work())
         highest = torch.cuda.max_memory_allocated()
     else:
-        (device,) = jax.devices()
+        device = jax.devices()[0]
         base = device.memory_stats()["bytes_in_use"]
         finished(work())
         highest = device.memory_stats()["peak_bytes_in_use"]

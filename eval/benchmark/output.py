@@ -51,7 +51,7 @@ def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[
 def entries(
     family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]], dtype: Precision
 ) -> list[dict[str, Any]]:
-    """One for each comparison, as JSON holds it."""
+    """One for each comparison, as JSON holds it; a row that no peer had memory for has none."""
     return [
         {
             "row": family,

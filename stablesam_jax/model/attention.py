@@ -1,4 +1,4 @@
-"""Self-attention over a map with relative positions, in the form that suits a device: all give the same numbers.
+"""Self-attention over a map with relative positions, in the form that suits a device: all equal but for rounding.
 
 Source: Attention in segment_anything/modeling/image_encoder.py. A key's logit is (q k) / sqrt(D), plus the products of
 the query, unscaled, with what the tables hold for the distance in rows and for that in columns.
@@ -105,6 +105,7 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
         of_keys = jnp.broadcast_to(places(height, width)[None, :, :, None], (*k.shape[:-1], height + width))
         q = jnp.concatenate([q, by_row.astype(q.dtype), by_column.astype(q.dtype)], axis=-1)
         k = jnp.concatenate([k, of_keys.astype(k.dtype)], axis=-1)
+        # Values must be as wide as keys there: what is behind them is zero, and cut off again.
         padded = -(-q.shape[-1] // FLASH_MULTIPLE) * FLASH_MULTIPLE
         q, k, v = (
             jnp.pad(part, [(0, 0)] * 4 + [(0, padded - part.shape[-1])]).reshape(batch, -1, heads, padded)
@@ -126,7 +127,10 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
 
 def flash_takes(dtype: np.dtype, channels: int) -> bool:
-    """Whether cuDNN has flash attention for heads so wide: in half precision, on Hopper and later."""
+    """Whether cuDNN's flash attention is used: in half precision, on Hopper and later, which take up to 256 channels.
+
+    GPUs before take 128, enough for windows but not for a whole map; it is not tried there.
+    """
     device = jax.devices()[0]
     hopper = "NVIDIA" in device.device_kind and float(device.compute_capability) >= 9
     return hopper and dtype.itemsize == 2 and channels <= FLASH_WIDTH

@@ -93,6 +93,7 @@ class Attention(nn.Module):
         rows = relative_position_table(table_h, height).astype(x.dtype)
         columns = relative_position_table(table_w, width).astype(x.dtype)
         kernel, bias = QKV(self.heads, name="qkv")(channels)
+        # By what the process computes on: an encoder put on the processor of a machine with a GPU is not provided for.
         attend = attend_by_head if jax.default_backend() == "cpu" else attend_at_once
         return Dense(channels, name="proj")(attend(x, kernel, bias, rows, columns).reshape(x.shape))
 
