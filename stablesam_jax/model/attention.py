@@ -4,6 +4,7 @@ Source: Attention in segment_anything/modeling/image_encoder.py. A key's logit i
 the query, unscaled, with what the tables hold for the distance in rows and for that in columns.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,27 @@ def places(height: int, width: int) -> np.ndarray:
     cells = (height, width)
     rows, columns = np.eye(height, dtype=np.float32)[:, None], np.eye(width, dtype=np.float32)
     return np.concatenate([np.broadcast_to(axis, (*cells, axis.shape[-1])) for axis in (rows, columns)], axis=-1)
+
+
+class QKV(nn.Module):
+    """Parameters of the map to queries, keys and values, apart for each head.
+
+    Three products for each head take less than moving the heads of one product apart.
+    """
+
+    heads: int
+    heads_outermost: bool = False  # of the official channels: the ViT's are blocks q, k, v with the heads inside
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
+        bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
+        order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
+        kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
+        if not self.heads_outermost:
+            kernel, bias = (leaf.swapaxes(-3, -2) for leaf in (kernel, bias))
+        return jnp.moveaxis(kernel, 0, 2), bias
 
 
 def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.attention import attend_at_once, attend_by_head
+from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head
 from stablesam_jax.model.common import MLP, Conv, Dense, LayerNorm
 from stablesam_jax.numerics import gelu
 
@@ -55,27 +55,6 @@ def relative_position_table(table: jax.Array, size: int) -> jax.Array:
     """
     distance = np.arange(size)[:, None] - np.arange(size) + (size - 1)
     return table[distance]
-
-
-class QKV(nn.Module):
-    """Parameters of the map to queries, keys and values, apart for each head.
-
-    Three products for each head take less than moving the heads of one product apart.
-    """
-
-    heads: int
-    heads_outermost: bool = False  # of the official channels: the ViT's are blocks q, k, v with the heads inside
-
-    @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
-        bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
-        order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
-        kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
-        if not self.heads_outermost:
-            kernel, bias = (leaf.swapaxes(-3, -2) for leaf in (kernel, bias))
-        return jnp.moveaxis(kernel, 0, 2), bias
 
 
 class Attention(nn.Module):

@@ -12,8 +12,9 @@ import numpy as np
 
 from stablesam_jax.config import TinyViTConfig
 from stablesam_jax.depthwise import depthwise_conv
+from stablesam_jax.model.attention import QKV
 from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, dense, product, softmax
-from stablesam_jax.model.image_encoder import QKV, Neck, window_partition, window_unpartition
+from stablesam_jax.model.image_encoder import Neck, window_partition, window_unpartition
 from stablesam_jax.numerics import across, gelu, wide
 
 BATCH_NORM_EPS = 1e-5
