@@ -1,4 +1,4 @@
-"""The same program with segment_anything: MODEL WEIGHTS.pth PICTURE MASK.npy."""
+"""The same program with segment_anything: eager|compiled MODEL WEIGHTS.pth PICTURE MASK.npy."""
 
 import sys
 
@@ -9,9 +9,12 @@ from PIL import Image
 from eval import torch_sam
 from stablesam_jax.config import MODELS
 
-name, weights, picture_file, mask_file = sys.argv[1:]
+how, name, weights, picture_file, mask_file = sys.argv[1:]
 sam = torch_sam.build(MODELS[name])  # as sam_model_registry does, which knows no other sizes
 sam.load_state_dict(torch.load(weights, weights_only=True))
+if how == "compiled":
+    sam.image_encoder.forward = torch.compile(sam.image_encoder.forward)
+    sam.mask_decoder.forward = torch.compile(sam.mask_decoder.forward)
 predictor = torch_sam.SamPredictor(sam.eval())
 picture = np.asarray(Image.open(picture_file))
 predictor.set_image(picture)

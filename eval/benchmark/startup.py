@@ -1,8 +1,10 @@
 """Rows of the way from nothing to a first mask, as a program of its own: imports, weights from a file, one picture.
 
-Models have their own input size. Ours compiles all anew ("cold") or finds what an earlier run has compiled ("warm").
+Models have their own input size. Ours compiles all anew ("cold") or finds what an earlier run has compiled ("warm");
+so does PyTorch, where it is to compile.
 """
 
+import functools
 import itertools
 import os
 import pathlib
@@ -26,10 +28,10 @@ def startup_cases(options: Options) -> Iterator[Case]:
     """Without and with compiled programs on disk."""
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _cases(name, pathlib.Path(folder))
+            yield from _cases(name, pathlib.Path(folder), options)
 
 
-def _cases(name: str, folder: pathlib.Path) -> Iterator[Case]:
+def _cases(name: str, folder: pathlib.Path, options: Options) -> Iterator[Case]:
     config = MODELS[name]
     params = draw_params(config, seed=0)
     save_model(folder / "model", params, config=config, source={})
@@ -37,21 +39,18 @@ def _cases(name: str, folder: pathlib.Path) -> Iterator[Case]:
     del params
     numbers = itertools.count()
 
-    def run(module: str, *arguments: object, cache: pathlib.Path) -> np.ndarray:
-        mask = folder / "mask.npy"
+    def run(module: str, *arguments: object, warm: bool) -> np.ndarray:
+        mask, cache = folder / "mask.npy", str(folder / (f"{module}_warm" if warm else f"{module}_{next(numbers)}"))
         command = [sys.executable, "-m", f"eval.benchmark.{module}", *map(str, arguments), str(IMAGE), str(mask)]
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-        subprocess.run(command, check=True, env=environment)
+        caches = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        subprocess.run(command, check=True, env=os.environ | caches | {"JAX_ENABLE_COMPILATION_CACHE": "true"})
         return np.load(mask)
 
-    def theirs() -> np.ndarray:
-        return run("first_mask_torch", name, folder / "sam.pth", cache=folder)
-
-    def cold() -> np.ndarray:
-        return run("first_mask", folder / "model", cache=folder / f"cache_{next(numbers)}")
-
-    def warm() -> np.ndarray:
-        return run("first_mask", folder / "model", cache=folder / "cache")
-
-    for what, ours in (("cold", cold), ("warm", warm)):
-        yield Case(f"start-up, {what}", ours, {"PyTorch": theirs}, name, share_of_flips, SAME_MASKS["float32"])
+    hows = {"PyTorch": "eager"} | ({"PyTorch, compiled": "compiled"} if options.compile else {})
+    for what, warm in (("cold", False), ("warm", True)):
+        ours = functools.partial(run, "first_mask", folder / "model", warm=warm)
+        theirs = {
+            side: functools.partial(run, "first_mask_torch", how, name, folder / "sam.pth", warm=warm)
+            for side, how in hows.items()
+        }
+        yield Case(f"start-up, {what}", ours, theirs, name, share_of_flips, SAME_MASKS["float32"])
