@@ -8,6 +8,7 @@ is read from a run's folder comes from the first.
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ def split_cpu(batch_size: int) -> None:
     """Shows JAX the cores of the processor as devices, as many as divide the batch, before its first operation.
 
     XLA leaves many operations of a training step to one core; with parts of the batch, every core has some. Measured on
-    two cores: twice as fast beside other jobs, no faster on a quiet machine. Where JAX runs on accelerators, or
+    two cores: twice as fast beside other jobs, 1.05 to 1.2 times on a quiet machine. Where JAX runs on accelerators, or
     JAX_NUM_CPU_DEVICES is set, nothing changes.
 
     Args:
@@ -63,7 +64,8 @@ def split_cpu(batch_size: int) -> None:
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    most = min(os.cpu_count() or 1, MOST_CPU_DEVICES)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    most = min(cores, MOST_CPU_DEVICES)
     fitting = [count for count in range(1, most + 1) if batch_size % count == 0]
     jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 

@@ -113,7 +113,7 @@ def test_steps_on_two_devices_equal_steps_on_one(two, donate):
 def test_a_processor_is_shown_as_devices_that_divide_the_batch(monkeypatch, batch_size, cores, devices):
     shown = {}
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(jax.config, "update", shown.__setitem__)
     parallel.split_cpu(batch_size)
     assert shown == {"jax_num_cpu_devices": devices}

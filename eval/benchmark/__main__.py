@@ -28,6 +28,7 @@ from eval.benchmark.sampler import sampler_cases
 from eval.benchmark.startup import startup_cases
 from eval.benchmark.train import train_cases
 from eval.tables import show
+from stablesam_jax import parallel
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.text_file import write_text
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_options(options)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA has a thread for each
         torch.set_num_threads(options.threads)
+        parallel.split_cpu(options.batch_size)  # as train.main does; what uses one device has all threads
         set_up(options.dtype)
         device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
         limits = measure_limits(options.dtype)

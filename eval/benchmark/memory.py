@@ -14,6 +14,7 @@ import torch
 
 from eval.benchmark.case import Options, Rows, Work
 from eval.benchmark.device import finished, set_up, torch_device
+from stablesam_jax import parallel
 
 _MEBIBYTE = 1 << 20
 
@@ -35,6 +36,7 @@ def peak(rows: Rows, options: Options, index: int, side: str) -> Peak:
 
 def _watch(rows: Rows, options: Options, index: int, side: str) -> Peak:
     torch.set_num_threads(options.threads)  # the processors are those of the parent
+    parallel.split_cpu(options.batch_size)
     set_up(options.dtype)
     case = next(itertools.islice(rows(options), index, None))
     work = {"ours": case.ours, **case.theirs}[side]
