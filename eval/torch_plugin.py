@@ -43,6 +43,7 @@ class Config:
     router_width: int
     start: str  # of no use here, where weights are loaded
     embedding_width: int
+    strength: float = 1.0  # files of before it was known lack it
 
 
 def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,6 +112,8 @@ class Plugin(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
+        With a strength below 1 that mixture is mixed with x_p once more.
+
         Args:
             keys: (N, H, W, C), image features of N prompts, without their positional encoding.
             key_pe: (N, H, W, C), their positional encoding.
@@ -119,10 +122,12 @@ class Plugin(nn.Module):
         Returns:
             keys and key_pe for the attention, (N, H, W, C) each.
         """
-        alpha = self._alpha(tokens).to(keys.dtype)[:, None, None, :, None]
+        strength, alpha = self.config.strength, self._alpha(tokens)
+        shares = strength * alpha + alpha.new_tensor([0, 1 - strength])
+        weights = shares.to(keys.dtype)[:, None, None, :, None]
 
         def mix(resampled: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-            return alpha[..., 0, :] * resampled + alpha[..., 1, :] * original
+            return weights[..., 0, :] * resampled + weights[..., 1, :] * original
 
         if self.config.resample != "deform":
             return mix((keys * self.spatial(keys)).to(keys.dtype), keys), key_pe

@@ -24,7 +24,11 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
 def load_model(
-    system: str | os.PathLike[str], *, image_size: int | None = None, dtype: Dtype | None = None
+    system: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    dtype: Dtype | None = None,
+    strength: float | None = None,
 ) -> tuple[Sam, Params]:
     """Reads a model, with a plugin where one is named.
 
@@ -33,13 +37,14 @@ def load_model(
             last `+` counts. A name of MODELS goes before a folder of the same name.
         image_size: side S of the model's input in pixels, instead of the one that it was made for.
         dtype: what the layers compute in, instead of float32.
+        strength: of the plugin, 0 to 1, instead of its file's, see `PluginConfig`.
 
     Returns:
         model and parameters, float32, on the default device.
 
     Raises:
         InputError: nothing is found under that name, what is found cannot be used, the plugin was trained on another
-            base, or the model cannot have that size.
+            base, or the model cannot have that size or strength.
     """
     system = os.fspath(system)
     if system in _shipped_plugins():
@@ -57,6 +62,8 @@ def load_model(
         sam, params = with_image_size(sam, params, image_size)
     if dtype is not None:
         sam = assemble(dataclasses.replace(sam.config, dtype=dtype))
+    if strength is not None:
+        sam = with_strength(sam, strength)
     return sam, jax.device_put(params)
 
 
@@ -137,6 +144,21 @@ def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Par
         if leaf.shape != target[path].shape:
             leaves[path] = jax.image.resize(leaf, target[path].shape, "linear", antialias=False)
     return sam, unflatten(leaves)
+
+
+def with_strength(sam: Sam, strength: float) -> Sam:
+    """The model with its plugin at another strength, from 0, where it is SAM, to 1; its parameters stay.
+
+    Raises:
+        InputError: it has no plugin, or the strength is none.
+    """
+    if sam.config.plugin is None:
+        raise InputError(f"strength {strength}: the model has no plugin; name one, as BASE+PLUGIN_FILE.")
+    try:
+        plugin = dataclasses.replace(sam.config.plugin, strength=strength)
+    except ValueError as error:
+        raise InputError(f"{error}") from None
+    return assemble(dataclasses.replace(sam.config, plugin=plugin))
 
 
 def init(config: SamConfig, rng: jax.Array) -> Params:

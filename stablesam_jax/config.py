@@ -124,6 +124,9 @@ class PluginConfig:
     start: Literal["identity", "perturbed"] = "identity"
     """Identity: SAM's masks are unchanged before training. Perturbed: small random numbers in the last layers of DSP
     and DRP, so that every layer has a gradient from the first step. The paper does not say."""
+    strength: float = 1.0
+    """Share of the way from SAM's features, 0, to the plugin's, 1. Not in the paper: a plugin is trained at 1, and may
+    be used at less, where it costs true boxes more than it gives sloppy ones (train/RESULTS.md)."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 
@@ -138,6 +141,8 @@ class PluginConfig:
             raise ValueError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
         if not 0 <= self.max_offset_cells < float("inf"):
             raise ValueError(f"max_offset_cells must be a number of cells, 0 or more; got {self.max_offset_cells}.")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength is a share, from 0 to 1; got {self.strength}.")
         if self.resample != "deform" and self.positions == "resampled":
             raise ValueError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
         for field in dataclasses.fields(self):

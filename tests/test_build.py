@@ -74,6 +74,16 @@ def test_base_plus_file_adds_the_plugin_and_moves_nothing_else(folder, plugin_fi
     assert describe(loaded) == describe(shapes(sam))
 
 
+def test_a_plugin_may_be_used_at_another_strength_and_a_model_without_one_not(folder, plugin_file, params):
+    sam, half = load_model(f"{folder}+{plugin_file}", strength=0.5)
+    assert sam.config.plugin.strength == 0.5
+    assert flatten(half).keys() == flatten(load_model(f"{folder}+{plugin_file}")[1]).keys()
+    with pytest.raises(InputError, match=r"strength is a share, from 0 to 1; got 1\.5"):
+        load_model(f"{folder}+{plugin_file}", strength=1.5)
+    with pytest.raises(InputError, match="the model has no plugin"):
+        load_model(folder, strength=0.5)
+
+
 @pytest.mark.parametrize("system", ["nonsense", "sam_vit_h", "/etc/passwd"])
 def test_what_is_not_there_is_answered_by_what_is(system, tmp_path, monkeypatch):
     (tmp_path / "sam_nano").mkdir()

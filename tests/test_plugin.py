@@ -44,6 +44,8 @@ VARIANTS = {
     "mean token": {"router_token": "mean"},
     "no router": {"router": False},
     "no router, resampled": {"router": False, "positions": "resampled"},
+    "half strength": {"strength": 0.5, "positions": "resampled"},
+    "no router, half strength": {"router": False, "strength": 0.5},
     "cbam": {"resample": "cbam"},
     "coordinate": {"resample": "coordinate"},
 }
@@ -192,6 +194,17 @@ def test_starts_as_the_identity_to_the_bit(variant, dtype):
     assert (mixed.dtype, mixed_pe.dtype) == (dtype, dtype)
     np.testing.assert_array_equal(mixed, keys)
     np.testing.assert_array_equal(mixed_pe, jnp.broadcast_to(key_pe, mixed_pe.shape))
+
+
+@pytest.mark.parametrize("variant", ["positions resampled", "no router", "cbam"])
+def test_strength_goes_straight_from_the_features_as_they_were_to_the_plugins(variant):
+    def mixed(strength):
+        config = small(variant, strength=strength)
+        return np.stack(jnp.broadcast_arrays(*run(config)(trained(config), *given)))
+
+    given = inputs(SMALL)
+    assert np.array_equal(mixed(0.0), np.stack(jnp.broadcast_arrays(*given[:2])))
+    np.testing.assert_allclose(mixed(0.3), 0.7 * mixed(0.0) + 0.3 * mixed(1.0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["default", "cbam", "coordinate"])

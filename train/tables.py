@@ -152,10 +152,13 @@ def _what_matters(run: TrainConfig) -> dict[str, Any]:
 
 def _same(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     """Whether figures are of what is asked for; an option that one side lacks has come or gone, without effect."""
-    before, now = kept["options"], asked["options"]
-    return {**kept, "options": None} == {**asked, "options": None} and all(
-        before[name] == now[name] for name in before.keys() & now.keys()
-    )
+    return {**kept, "options": None} == {**asked, "options": None} and _agree(kept["options"], asked["options"])
+
+
+def _agree(before: Any, now: Any) -> bool:
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return before == now
+    return all(_agree(before[name], now[name]) for name in before.keys() & now.keys())
 
 
 def _plain(value: object) -> Any:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import MASK_TOKENS, PluginConfig
-from stablesam_jax.numerics import wide
+from stablesam_jax.numerics import across, wide
 from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
@@ -44,6 +44,8 @@ class Plugin(nn.Module):
     def __call__(self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
+        With a strength below 1 that mixture is mixed with x_p once more.
+
         Args:
             keys: (B, N, H, W, C), x, the image side of the attention without its positional encoding. N may be 1 where
                 all prompts of a picture share their features: then everything but the mixing is done once.
@@ -60,10 +62,14 @@ class Plugin(nn.Module):
         _check(keys.shape, tokens.shape, self.config.embedding_width)
         alpha = self._alpha(tokens)
         self.sow("intermediates", "alpha", alpha)
-        weights = alpha.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
+        strength = self.config.strength
+        rest = jnp.array([0, 1 - strength], alpha.dtype)  # of the features as they were
+        shares = strength * alpha + across(rest, alpha)
+        shares = shares if self.config.router else shares[:, :1]  # the same for all prompts
+        weights = shares.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
 
         def mix(resampled: jax.Array, original: jax.Array) -> jax.Array:
-            if not self.config.router:
+            if not self.config.router and strength == 1:
                 return resampled
             return weights[..., 0] * resampled + weights[..., 1] * original
 

@@ -1,0 +1,128 @@
+"""`python -m train.average`: one plugin, or one model, that is the mean of several, number by number.
+
+What was trained several times from one start may be averaged instead of chosen from, and costs no more to use than one
+("model soups", arXiv 2203.05482). Of a plugin the strength can be set, too.
+
+    python -m train.average --parts seed0/plugin.safetensors seed1/plugin.safetensors --output plugin.safetensors
+    python -m train.average --parts stage3/model stage4/model --shares 0.3 0.7 --store float16 --output mean
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from stablesam_jax import checkpoint, plugin_file
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.params import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """Makes one plugin, or one model, of several."""
+
+    parts: tuple[str, ...]
+    """Plugin files of one base and configuration, or checkpoint folders of one model."""
+    output: pathlib.Path
+    """File or folder to make; it must not exist."""
+    shares: tuple[float, ...] = ()
+    """What each counts for, in proportion. Default: the same."""
+    strength: float | None = None
+    """Of the plugin that is made, from 0, where it is SAM, to 1. Default: the parts'."""
+    store: Literal["float32", "float16"] = "float32"
+    """How a model's numbers are stored."""
+
+
+def average(config: AverageConfig) -> None:
+    """Reads the parts and writes their mean; what they say of themselves is kept with it.
+
+    Raises:
+        InputError: the parts cannot be read or do not belong together, or the output cannot be written.
+    """
+    checkpoint.new_path(config.output)
+    count = len(config.parts)
+    if not count:
+        raise InputError("--parts: name at least one plugin file or checkpoint folder.")
+    shares = np.array(config.shares or [1.0] * count)
+    if len(shares) != count or not (np.isfinite(shares).all() and shares.min() >= 0 and shares.sum() > 0):
+        given = " ".join(f"{share:g}" for share in config.shares)
+        raise InputError(f"--shares {given}: give one for each of the {count} parts, none below 0 and not all 0.")
+    shares /= shares.sum()
+    plugins = [pathlib.Path(part).is_file() for part in config.parts]
+    if len(set(plugins)) != 1:
+        raise InputError(f"--parts {' '.join(config.parts)}: give plugin files alone, or checkpoint folders alone.")
+    (_write_plugin if plugins[0] else _write_model)(config, shares)
+    print(f"written: {config.output}, the mean of {count}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    config = tyro.cli(AverageConfig, args=arguments, prog="python -m train.average")
+    with exit_on_input_error():
+        average(config)
+    return 0
+
+
+def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
+    params, plugin, histories = _read(config.parts, plugin_file.load_plugin)
+    bases = [{name: history.get(name) for name in ("base", "base_sha256")} for history in histories]
+    _must_agree(config.parts, bases, "bases")
+    if config.strength is not None:
+        try:
+            plugin = dataclasses.replace(plugin, strength=config.strength)
+        except ValueError as error:
+            raise InputError(f"--strength: {error}") from None
+    metadata = bases[0] | _history(shares, histories)
+    plugin_file.save_plugin(config.output, _mean(params, shares), config=plugin, metadata=metadata)
+
+
+def _write_model(config: AverageConfig, shares: np.ndarray) -> None:
+    if config.strength is not None:
+        raise InputError("--strength: is for plugin files; these are models.")
+
+    def load(folder: str) -> tuple[Params, Any, dict[str, Any]]:
+        model, params, metadata = checkpoint.load_model(folder)
+        return params, model, metadata["source"]
+
+    params, model, histories = _read(config.parts, load)
+    source = _history(shares, histories)
+    checkpoint.save_model(
+        config.output, _mean(params, shares), config=model, source=source, dtype=np.dtype(config.store)
+    )
+
+
+def _read(
+    parts: Sequence[str], load: Callable[[str], tuple[Params, Any, dict[str, Any]]]
+) -> tuple[list[Params], Any, list[dict[str, Any]]]:
+    """Parameters and history of each, and the configuration that they share."""
+    params, configs, histories = zip(*map(load, parts), strict=True)
+    _must_agree(parts, configs, "configurations")
+    return list(params), configs[0], list(histories)
+
+
+def _must_agree(parts: Sequence[str], found: Sequence[Any], what: str) -> None:
+    for part, one in zip(parts, found, strict=True):
+        if one != found[0]:
+            raise InputError(f"{part}: has not the same {what} as {parts[0]}; only what has can be averaged.")
+
+
+def _history(shares: np.ndarray, histories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"mean_of": [{"share": float(share)} | one for share, one in zip(shares, histories, strict=True)]}
+
+
+def _mean(params: Sequence[Params], shares: np.ndarray) -> Params:
+    def mean(*leaves: np.ndarray) -> np.ndarray:
+        return sum(share * leaf.astype(np.float64) for share, leaf in zip(shares, leaves, strict=True)).astype(
+            np.float32
+        )
+
+    return jax.tree.map(mean, *params)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
