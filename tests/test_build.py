@@ -153,5 +153,6 @@ def test_random_parameters_depend_on_the_key_alone():
 
 def test_the_shipped_plugin_was_trained_on_the_shipped_base():
     sam, params = load_model("stable_sam_nano")
-    assert sam.config == MODELS["stable_sam_nano"]
+    assert sam.config.plugin.strength == 0.6
+    assert build_module.with_strength(sam, 1.0).config == MODELS["stable_sam_nano"]
     assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01
