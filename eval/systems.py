@@ -143,7 +143,15 @@ def run(
     left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
     options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
     asked = {"protocol": protocol, **options_asked, **(more or {}), "version": version()}
-    made_by = {"versions": versions(), "parameters": {name: digest(params) for name, (_, params) in built.items()}}
+    made_by = {
+        "versions": versions(),
+        "parameters": {name: digest(params) for name, (_, params) in built.items()},
+        "plugins": {
+            name: dataclasses.asdict(sam.config.plugin)
+            for name, (sam, _) in built.items()
+            if sam.config.plugin is not None
+        },
+    }
     names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
     depends = {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
     parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")

@@ -150,7 +150,7 @@ def with_strength(sam: Sam, strength: float) -> Sam:
     """The model with its plugin at another strength, from 0, where it is SAM, to 1; its parameters stay.
 
     Raises:
-        InputError: it has no plugin, or the strength is none.
+        InputError: it has no plugin, or the strength is not from 0 to 1.
     """
     if sam.config.plugin is None:
         raise InputError(f"strength {strength}: the model has no plugin; name one, as BASE+PLUGIN_FILE.")

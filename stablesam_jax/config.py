@@ -125,8 +125,8 @@ class PluginConfig:
     """Identity: SAM's masks are unchanged before training. Perturbed: small random numbers in the last layers of DSP
     and DRP, so that every layer has a gradient from the first step. The paper does not say."""
     strength: float = 1.0
-    """Share of the way from SAM's features, 0, to the plugin's, 1. Not in the paper: a plugin is trained at 1, and may
-    be used at less, where it costs true boxes more than it gives sloppy ones (train/RESULTS.md)."""
+    """Share of the way from SAM's features, 0, to the plugin's, 1. Not in the paper. Leave it at 1 in training; less of
+    it afterwards costs true boxes less and keeps most of the gain (results/plugin_placement.md)."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 

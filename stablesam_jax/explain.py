@@ -41,7 +41,8 @@ class Explanation:
     prompts: tuple[Prompt, ...]  # in pixels of the picture
     cells: np.ndarray  # (h, w, 2) float32, centres: where SAM reads the features
     positions: np.ndarray  # (N, h, w, 2) float32, p + delta p of eq. 4: where the plugin reads in place of each cell
-    alpha: np.ndarray  # (N, 2) float32, eq. 5: share of the features read there and of those of the cell itself
+    # (N, 2) float32, eq. 5, before `PluginConfig.strength`: share of the features read there and of the cell's own.
+    alpha: np.ndarray
     before: np.ndarray  # (N, h, w) float32, attention of the same tokens had the plugin not stood before it
     after: np.ndarray  # (N, h, w) float32, attention as it was
 

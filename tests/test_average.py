@@ -52,7 +52,10 @@ def refusal(capsys, parts, output, *options):
     return message
 
 
-@pytest.mark.parametrize(("options", "shares"), [((), (0.5, 0.5)), (("--shares", "1", "3"), (0.25, 0.75))])
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [((), (0.5, 0.5)), (("--shares", "1", "3"), (0.25, 0.75)), (("--shares", "1e308", "1e308"), (0.5, 0.5))],
+)
 def test_plugins_become_their_mean(plugins, tmp_path, options, shares):
     run(plugins, tmp_path / "mean.safetensors", *options)
     mean, config, metadata = load_plugin(tmp_path / "mean.safetensors")
@@ -73,11 +76,20 @@ def test_the_mean_has_the_strength_asked_for_and_knows_its_base(base, plugins, t
     assert digest({name: part for name, part in params.items() if name != "plugin"}) == digest(small.nano()[1])
 
 
+def test_parts_of_different_strength_have_the_one_asked_for(plugins, tmp_path):
+    run(plugins[:1], tmp_path / "weak.safetensors", "--strength", "0.2")
+    run([plugins[1], tmp_path / "weak.safetensors"], tmp_path / "mean.safetensors", "--strength", "0.5")
+    assert load_plugin(tmp_path / "mean.safetensors")[1].strength == 0.5
+
+
 def test_models_become_their_mean_in_the_type_asked_for(base, tmp_path):
     other = noisy(small.nano()[1], 0)
-    save_model(tmp_path / "other", other, config=MODELS["sam_nano"], source={"stage": 2})
+    larger = dataclasses.replace(MODELS["sam_nano"], image_size=640)
+    save_model(tmp_path / "other", other, config=larger, source={"stage": 2})
     run([base, tmp_path / "other"], tmp_path / "mean", "--shares", "0.3", "0.7", "--store", "float16")
-    mean = flatten(load_model(tmp_path / "mean")[1])
+    sam, params = load_model(tmp_path / "mean")
+    assert sam.config.image_size == 640
+    mean = flatten(params)
     for path, leaf in flatten(small.nano()[1]).items():
         np.testing.assert_allclose(mean[path], 0.3 * leaf + 0.7 * flatten(other)[path], rtol=1e-3, atol=1e-3)
 
@@ -87,6 +99,7 @@ def test_models_become_their_mean_in_the_type_asked_for(base, tmp_path):
     [
         (("--shares", "1"), "--shares 1: give one for each of the 2 parts"),
         (("--shares", "2", "-1"), "none below 0"),
+        (("--shares", "nan", "1"), "give one for each"),
         (("--strength", "2"), "--strength: strength is a share, from 0 to 1; got 2.0"),
     ],
 )
@@ -99,12 +112,13 @@ def test_only_what_belongs_together_is_averaged(base, plugins, tmp_path, capsys)
     params, config, metadata = load_plugin(plugins[0])
     other = tmp_path / "other.safetensors"
     for changed, history, fault in (
-        (dataclasses.replace(config, max_offset_cells=2.0), metadata, "has not the same configurations as"),
-        (config, metadata | {"base_sha256": "0"}, "has not the same bases as"),
+        (dataclasses.replace(config, max_offset_cells=2.0), metadata, "its configuration differs from that of"),
+        (config, metadata | {"base_sha256": "0"}, "its base differs from that of"),
     ):
         save_plugin(other, params, config=changed, metadata=history)
         assert f"{other}: {fault} {plugins[0]}" in refusal(capsys, [plugins[0], other], tmp_path / "mean.safetensors")
         other.unlink()
+    assert "--parts nowhere: there is no such file or folder" in refusal(capsys, ["nowhere"], tmp_path / "mean")
     assert "plugin files alone" in refusal(capsys, [plugins[0], base], tmp_path / "mean.safetensors")
     assert "these are models" in refusal(capsys, [base], tmp_path / "mean", "--strength", "0.5")
     assert "exists already" in refusal(capsys, plugins, plugins[0])

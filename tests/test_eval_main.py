@@ -68,7 +68,7 @@ def test_the_json_has_the_documented_schema(results, config):
     meta = stored["meta"]
     asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "seed": 0, "limit": 2, "version": version()}
     assert meta.items() >= asked.items()
-    assert meta.keys() - asked.keys() == {"versions", "parameters", "data", "run"}
+    assert meta.keys() - asked.keys() == {"versions", "parameters", "plugins", "data", "run"}
     assert meta["parameters"] == {system: digest(built_small(system)[1]) for system in config.system}
     assert {name: data["pictures"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
     assert list(stored) == ["systems", "intervals", "differences", "meta"]

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboardX.proto import event_pb2
 
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
 from train.presets import TrainConfig
 from train.run import KEPT_CHECKPOINTS, NotFiniteError, Run
@@ -77,6 +78,7 @@ def test_what_does_not_decide_the_result_may_change(run, config, change, tmp_pat
         ({"seed": 3, "steps": 9}, {}, "seed 0 -> 3; steps None -> 9"),
         ({"cache": pathlib.Path("somewhere")}, {}, "cached False -> True"),
         ({"plugin": None}, {}, "plugin {.*} -> None"),
+        ({"plugin": PluginConfig(groups=4)}, {}, "plugin.groups 1 -> 4"),
         ({}, {"base_sha256": "xyz"}, "base_sha256 abc -> xyz"),
         ({}, {"pictures": "6, names 4567"}, "pictures 5, names 0123 -> 6, names 4567"),
     ],
@@ -97,7 +99,7 @@ def test_a_run_that_has_no_checkpoint_yet_may_begin_anew(config):
 def test_a_setting_that_an_older_run_did_not_know_does_not_stop_it(run, config):
     path = run.folder / "config.json"
     settings = json.loads(path.read_text())
-    del settings["schedule"], settings["base_sha256"]
+    del settings["schedule"], settings["base_sha256"], settings["plugin"]["strength"]
     path.write_text(json.dumps(settings))
     assert int(Run(config, FACTS).restore(state(0)).step) == 2
 

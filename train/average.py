@@ -5,12 +5,14 @@ What was trained several times from one start may be averaged instead of chosen 
 
     python -m train.average --parts seed0/plugin.safetensors seed1/plugin.safetensors --output plugin.safetensors
     python -m train.average --parts stage3/model stage4/model --shares 0.3 0.7 --store float16 --output mean
+
+Models may differ in the size of their input, which is that of the last part then.
 """
 
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -49,10 +51,14 @@ def average(config: AverageConfig) -> None:
     if not count:
         raise InputError("--parts: name at least one plugin file or checkpoint folder.")
     shares = np.array(config.shares or [1.0] * count)
-    if len(shares) != count or not (np.isfinite(shares).all() and shares.min() >= 0 and shares.sum() > 0):
+    if len(shares) != count or not (shares.min() >= 0 and 0 < shares.max() < np.inf):
         given = " ".join(f"{share:g}" for share in config.shares)
         raise InputError(f"--shares {given}: give one for each of the {count} parts, none below 0 and not all 0.")
+    shares /= shares.max()  # a sum of large ones would be none
     shares /= shares.sum()
+    for part in config.parts:
+        if not pathlib.Path(part).exists():
+            raise InputError(f"--parts {part}: there is no such file or folder.")
     plugins = [pathlib.Path(part).is_file() for part in config.parts]
     if len(set(plugins)) != 1:
         raise InputError(f"--parts {' '.join(config.parts)}: give plugin files alone, or checkpoint folders alone.")
@@ -69,46 +75,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
-    params, plugin, histories = _read(config.parts, plugin_file.load_plugin)
-    bases = [{name: history.get(name) for name in ("base", "base_sha256")} for history in histories]
-    _must_agree(config.parts, bases, "bases")
+    params, plugins, histories = zip(*map(plugin_file.load_plugin, config.parts), strict=True)
     if config.strength is not None:
         try:
-            plugin = dataclasses.replace(plugin, strength=config.strength)
+            plugins = tuple(dataclasses.replace(plugin, strength=config.strength) for plugin in plugins)
         except ValueError as error:
             raise InputError(f"--strength: {error}") from None
+    _must_agree(config.parts, plugins, "configuration")
+    bases = [{name: history.get(name) for name in ("base", "base_sha256")} for history in histories]
+    _must_agree(config.parts, bases, "base")
     metadata = bases[0] | _history(shares, histories)
-    plugin_file.save_plugin(config.output, _mean(params, shares), config=plugin, metadata=metadata)
+    plugin_file.save_plugin(config.output, _mean(params, shares), config=plugins[0], metadata=metadata)
 
 
 def _write_model(config: AverageConfig, shares: np.ndarray) -> None:
     if config.strength is not None:
         raise InputError("--strength: is for plugin files; these are models.")
-
-    def load(folder: str) -> tuple[Params, Any, dict[str, Any]]:
-        model, params, metadata = checkpoint.load_model(folder)
-        return params, model, metadata["source"]
-
-    params, model, histories = _read(config.parts, load)
-    source = _history(shares, histories)
+    models, params, metadata = zip(*map(checkpoint.load_model, config.parts), strict=True)
+    # A ViT's positions depend on the size of the input, so the arrays tell whether it may differ.
+    models = tuple(dataclasses.replace(model, image_size=models[-1].image_size) for model in models)
+    _must_agree(config.parts, models, "configuration")
+    _must_agree(config.parts, [checkpoint.describe(one) for one in params], "size")
+    source = _history(shares, [one["source"] for one in metadata])
     checkpoint.save_model(
-        config.output, _mean(params, shares), config=model, source=source, dtype=np.dtype(config.store)
+        config.output, _mean(params, shares), config=models[0], source=source, dtype=np.dtype(config.store)
     )
-
-
-def _read(
-    parts: Sequence[str], load: Callable[[str], tuple[Params, Any, dict[str, Any]]]
-) -> tuple[list[Params], Any, list[dict[str, Any]]]:
-    """Parameters and history of each, and the configuration that they share."""
-    params, configs, histories = zip(*map(load, parts), strict=True)
-    _must_agree(parts, configs, "configurations")
-    return list(params), configs[0], list(histories)
 
 
 def _must_agree(parts: Sequence[str], found: Sequence[Any], what: str) -> None:
     for part, one in zip(parts, found, strict=True):
         if one != found[0]:
-            raise InputError(f"{part}: has not the same {what} as {parts[0]}; only what has can be averaged.")
+            raise InputError(
+                f"{part}: its {what} differs from that of {parts[0]}; only parts of one {what} make a mean."
+            )
 
 
 def _history(shares: np.ndarray, histories: Sequence[dict[str, Any]]) -> dict[str, Any]:

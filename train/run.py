@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,12 +86,7 @@ class Run:
                 raise ValueError
         except ValueError:
             raise InputError(f"{path}: damaged, not the settings of a run; give another --output.") from None
-        # A setting that the older run lacks was added since, with a default that changes nothing.
-        changed = [
-            f"{key} {before[key]} -> {self.settings.get(key)}"
-            for key in sorted(before)
-            if before[key] != self.settings.get(key)
-        ]
+        changed = list(_changes(before, self.settings))
         if changed and self._steps():
             raise InputError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(changed)}); "
@@ -176,3 +171,13 @@ class Run:
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """What differs; a setting that the older run lacks was added since, with a default that changes nothing."""
+    for key in sorted(before):
+        old, new = before[key], now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{within}{key}.")
+        elif old != new:
+            yield f"{within}{key} {old} -> {new}"
