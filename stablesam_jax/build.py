@@ -63,7 +63,9 @@ def load_model(
     if dtype is not None:
         sam = assemble(dataclasses.replace(sam.config, dtype=dtype))
     if strength is not None:
-        sam = with_strength(sam, strength)
+        if sam.config.plugin is None:
+            raise InputError(f"strength {strength}: {system} has no plugin; name one, as BASE+PLUGIN_FILE.")
+        sam = assemble(dataclasses.replace(sam.config, plugin=with_strength(sam.config.plugin, strength)))
     return sam, jax.device_put(params)
 
 
@@ -146,19 +148,16 @@ def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Par
     return sam, unflatten(leaves)
 
 
-def with_strength(sam: Sam, strength: float) -> Sam:
-    """The model with its plugin at another strength, from 0, where it is SAM, to 1; its parameters stay.
+def with_strength(plugin: PluginConfig, strength: float) -> PluginConfig:
+    """The same plugin at another strength, see `PluginConfig`; its parameters stay.
 
     Raises:
-        InputError: it has no plugin, or the strength is not from 0 to 1.
+        InputError: it is not from 0 to 1.
     """
-    if sam.config.plugin is None:
-        raise InputError(f"strength {strength}: the model has no plugin; name one, as BASE+PLUGIN_FILE.")
     try:
-        plugin = dataclasses.replace(sam.config.plugin, strength=strength)
+        return dataclasses.replace(plugin, strength=strength)
     except ValueError as error:
         raise InputError(f"{error}") from None
-    return assemble(dataclasses.replace(sam.config, plugin=plugin))
 
 
 def init(config: SamConfig, rng: jax.Array) -> Params:
