@@ -34,7 +34,7 @@ def load_model(
 
     Args:
         system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE` where BASE is one of these; the
-            last `+` counts. A name of MODELS goes before a folder of the same name.
+            last `+` counts. A shipped name goes before a folder of the same name.
         image_size: side S of the model's input in pixels, instead of the one that it was made for.
         dtype: what the layers compute in, instead of float32.
         strength: of the plugin, 0 to 1, instead of its file's, see `PluginConfig`.
@@ -65,7 +65,7 @@ def load_model(
     if strength is not None:
         if sam.config.plugin is None:
             raise InputError(f"strength {strength}: {system} has no plugin; name one, as BASE+PLUGIN_FILE.")
-        sam = assemble(dataclasses.replace(sam.config, plugin=with_strength(sam.config.plugin, strength)))
+        sam = assemble(dataclasses.replace(sam.config, plugin=dataclasses.replace(sam.config.plugin, strength=strength)))
     return sam, jax.device_put(params)
 
 
@@ -148,18 +148,6 @@ def with_image_size(sam: Sam, params: Params, image_size: int) -> tuple[Sam, Par
     return sam, unflatten(leaves)
 
 
-def with_strength(plugin: PluginConfig, strength: float) -> PluginConfig:
-    """The same plugin at another strength, see `PluginConfig`; its parameters stay.
-
-    Raises:
-        InputError: it is not from 0 to 1.
-    """
-    try:
-        return dataclasses.replace(plugin, strength=strength)
-    except ValueError as error:
-        raise InputError(f"{error}") from None
-
-
 def init(config: SamConfig, rng: jax.Array) -> Params:
     """Random parameters of a model, float32."""
     return unflatten(_drawing(config)(rng))
@@ -180,7 +168,9 @@ def _shipped_plugins() -> dict[str, pathlib.Path]:
 
 def _load_base(system: str) -> tuple[Sam, Params]:
     shipped = [name for name in MODELS if (PRETRAINED / name).is_dir()]
-    if not (system in shipped or (system not in MODELS and _is_model(system))):
+    if system in _shipped_plugins():
+        raise InputError(f"{system}: has a plugin already; name {system.removeprefix('stable_')} as its base.")
+    if system not in shipped and not pathlib.Path(system).is_dir():
         known = [*shipped, *_shipped_plugins()]
         raise InputError(
             f"{system}: neither a shipped model ({', '.join(known) or 'none is'}) nor a checkpoint folder. "

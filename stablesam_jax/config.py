@@ -132,23 +132,23 @@ class PluginConfig:
 
     def __post_init__(self):
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
-            raise ValueError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
+            raise InputError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
         if self.groups < 1 or self.embedding_width % self.groups:
-            raise ValueError(f"groups must divide {self.embedding_width} channels; got {self.groups}.")
+            raise InputError(f"groups must divide {self.embedding_width} channels; got {self.groups}.")
         if self.router_width < 1:
-            raise ValueError(f"router_width must be at least 1; got {self.router_width}.")
+            raise InputError(f"router_width must be at least 1; got {self.router_width}.")
         if self.offset_kernel < 1 or self.offset_kernel % 2 == 0:
-            raise ValueError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
+            raise InputError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
         if not 0 <= self.max_offset_cells < float("inf"):
-            raise ValueError(f"max_offset_cells must be a number of cells, 0 or more; got {self.max_offset_cells}.")
+            raise InputError(f"max_offset_cells must be a number of cells, 0 or more; got {self.max_offset_cells}.")
         if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength is a share, from 0 to 1; got {self.strength}.")
+            raise InputError(f"strength is a share, from 0 to 1; got {self.strength}.")
         if self.resample != "deform" and self.positions == "resampled":
-            raise ValueError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
+            raise InputError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
         for field in dataclasses.fields(self):
             known = get_args(field.type) if get_origin(field.type) is Literal else ()
             if known and (value := getattr(self, field.name)) not in known:
-                raise ValueError(f"{field.name} is one of {', '.join(known)}; got {value!r}.")
+                raise InputError(f"{field.name} is one of {', '.join(known)}; got {value!r}.")
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "PluginConfig":
@@ -177,6 +177,8 @@ class SamConfig:
         multiple = self.encoder.size_multiple
         if self.image_size < multiple or self.image_size % multiple:
             raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")
+        if self.dtype not in get_args(Dtype):
+            raise InputError(f"dtype {self.dtype!r}: is one of {', '.join(get_args(Dtype))}, as a word.")
 
     @property
     def grid_size(self) -> int:

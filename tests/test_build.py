@@ -55,6 +55,22 @@ def test_a_shipped_name_is_found_in_the_package(folder, monkeypatch):
     assert load_model("tiny")[0].config == TINY
 
 
+def test_a_folder_may_be_called_as_a_known_model_that_is_not_shipped(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    folder.rename("sam_vit_b")
+    assert load_model("sam_vit_b")[0].config == TINY
+
+
+def test_a_plugin_on_a_shipped_model_that_has_one_already_is_told_the_base(plugin_file):
+    with pytest.raises(InputError, match=r"stable_sam_nano: has a plugin already; name sam_nano as its base\."):
+        load_model(f"stable_sam_nano+{plugin_file}")
+
+
+def test_a_dtype_that_models_do_not_compute_in_is_refused(folder):
+    with pytest.raises(InputError, match=r"dtype 'float16': is one of float32, bfloat16, as a word\."):
+        load_model(folder, dtype="float16")
+
+
 def test_a_shipped_plugin_has_the_name_of_the_model_that_it_makes(folder, plugin_file, monkeypatch):
     monkeypatch.setattr(build_module, "PRETRAINED", folder.parent)
     folder.rename(folder.parent / "sam_nano")

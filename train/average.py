@@ -20,7 +20,6 @@ import numpy as np
 import tyro
 
 from stablesam_jax import checkpoint, plugin_file
-from stablesam_jax.build import with_strength
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import Params
 
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
     params, plugins, histories = zip(*map(plugin_file.load_plugin, config.parts), strict=True)
     if config.strength is not None:
-        plugins = tuple(with_strength(plugin, config.strength) for plugin in plugins)
+        plugins = tuple(dataclasses.replace(plugin, strength=config.strength) for plugin in plugins)
     _must_agree(config.parts, plugins, "configuration")
     bases = [{name: history.get(name) for name in ("base", "base_sha256")} for history in histories]
     _must_agree(config.parts, bases, "base")
