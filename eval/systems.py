@@ -71,6 +71,8 @@ class Options:
     """The data sets, one or more; see README.md, "Data"."""
     output: pathlib.Path
     """Folder for results.json, results.md and a csv with the single figures. Killed, the same command goes on there."""
+    image_size: int | None = None
+    """Side of every system's input in pixels. Default: its own."""
     seed: int = 0
     """Of the prompts; the same for every system."""
     limit: int | None = None
@@ -92,15 +94,20 @@ def check_options(options: Options, prompts: Sequence[str], known: Iterable[str]
     """Looks at what needs neither data nor model, and joins the other hosts.
 
     Raises:
-        InputError: unknown prompts, a limit below 1, results that cannot be written, or hosts that do not come.
+        InputError: unknown prompts, no data, a limit or seed out of range, results that cannot be written, or hosts
+            that do not come.
     """
     known = tuple(known)
     if unknown := [kind for kind in prompts if kind not in known]:
         raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(known)}.")
     if not prompts:
         raise InputError(f"--prompts: give at least one of {', '.join(known)}.")
+    if not options.data_dir:
+        raise InputError("--data-dir: name at least one data set.")
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit {options.limit}: must be at least 1.")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be at least 0.")
     check_output(options.output)
     if options.coordinator is not None:
         parallel.join_hosts(options.coordinator, options.hosts, options.host)
@@ -132,13 +139,15 @@ def run(
         illustrate: writes figures and pages, with the systems and what they did; what it returns goes into the results.
 
     Raises:
-        InputError: a system cannot be loaded, a picture cannot be read, a data set has the name of the mean, or the
-            output holds an evaluation that was begun with other options.
+        InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set has the name of the
+            mean, or the output holds an evaluation that was begun with other options.
     """
+    if not options.system:
+        raise InputError("--system: name at least one.")
     if MEAN in sources:
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     began = time.monotonic()
-    built = {system: load_model(system) for system in options.system}
+    built = {system: load_model(system, image_size=options.image_size) for system in options.system}
     # Results name the first two, and the others say nothing.
     left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
     options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}

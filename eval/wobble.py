@@ -135,7 +135,8 @@ def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib
                 command = [sys.executable, "-m", "convert.sam_to_flax", *arguments]
                 ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
                 if ended.returncode:
-                    raise InputError(ended.stderr.removeprefix("error: ").strip() or f"{file}: cannot be converted.")
+                    last = ended.stderr.strip().rpartition("\n")[2]  # of a traceback the line that says what
+                    raise InputError(last.removeprefix("error: ") or f"{file}: cannot be converted.")
     parallel.on_any_host(False)  # the others wait
     return outputs
 

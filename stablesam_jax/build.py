@@ -65,7 +65,8 @@ def load_model(
     if strength is not None:
         if sam.config.plugin is None:
             raise InputError(f"strength {strength}: {system} has no plugin; name one, as BASE+PLUGIN_FILE.")
-        sam = assemble(dataclasses.replace(sam.config, plugin=dataclasses.replace(sam.config.plugin, strength=strength)))
+        plugin = dataclasses.replace(sam.config.plugin, strength=strength)
+        sam = assemble(dataclasses.replace(sam.config, plugin=plugin))
     return sam, jax.device_put(params)
 
 

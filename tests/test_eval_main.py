@@ -37,11 +37,6 @@ def work(tmp_path_factory):
     return folder
 
 
-def built_small(system):
-    """A system by its name, at 64 px: a shipped model would be too slow."""
-    return small.stable_nano() if "+" in system else small.nano()
-
-
 @pytest.fixture(scope="module")
 def config(work):
     return HqConfig(
@@ -58,7 +53,7 @@ def config(work):
 def results(config):
     """The folder of results of two systems on two folders."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(systems, "load_model", built_small)
+        patch.setattr(systems, "load_model", small.by_name)
         hq(config)
     return config.output
 
@@ -66,10 +61,11 @@ def results(config):
 def test_the_json_has_the_documented_schema(results, config):
     stored = json.loads((results / "results.json").read_text())
     meta = stored["meta"]
-    asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "seed": 0, "limit": 2, "version": version()}
+    asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "image_size": None, "seed": 0, "limit": 2}
+    asked |= {"version": version()}
     assert meta.items() >= asked.items()
     assert meta.keys() - asked.keys() == {"versions", "parameters", "plugins", "data", "run"}
-    assert meta["parameters"] == {system: digest(built_small(system)[1]) for system in config.system}
+    assert meta["parameters"] == {system: digest(small.by_name(system)[1]) for system in config.system}
     assert {name: data["pictures"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
     assert list(stored) == ["systems", "intervals", "differences", "meta"]
     assert list(stored["systems"]) == list(config.system)
@@ -122,7 +118,7 @@ def test_results_lie_beside_each_other_and_nothing_else(results, config):
 
 def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monkeypatch):
     monkeypatch.chdir(work / "coins")
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     again = dataclasses.replace(
         config, system=config.system[:1], data_dir=(pathlib.Path("."),), output=pathlib.Path("../again")
     )
@@ -155,13 +151,13 @@ def without_times(folder):
 
 
 def test_two_runs_are_equal_but_for_times(results, config, monkeypatch, tmp_path):
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     hq(dataclasses.replace(config, output=tmp_path / "again"))
     assert without_times(tmp_path / "again") == without_times(results)
 
 
 def test_the_digest_of_the_data_sees_a_changed_mask(results, config, work, monkeypatch, tmp_path):
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     folder = small.save_pairs(tmp_path / "horses", 3)
     mask = np.asarray(Image.open(folder / "gt" / "01.png")).copy()
     mask[20, 20] = 0
@@ -208,7 +204,7 @@ def test_a_killed_evaluation_goes_on_and_its_results_are_those_of_one_run(result
     asked = dataclasses.replace(config, output=tmp_path / "out")
     for picture in (5, 2):  # of 8; killed twice
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(systems, "load_model", built_small)
+            patch.setattr(systems, "load_model", small.by_name)
             patch.setattr(overlap, "THREADS", 1)
             killed_at(patch, picture)
             with pytest.raises(Killed):
@@ -217,7 +213,7 @@ def test_a_killed_evaluation_goes_on_and_its_results_are_those_of_one_run(result
     with open(asked.output / JOURNAL, "a") as file:
         file.write('["torn')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(systems, "load_model", built_small)
+        patch.setattr(systems, "load_model", small.by_name)
         seen = killed_at(patch, None)
         patch.setattr(hq_module, "write_figures", lambda *_: None)
         hq(asked)
@@ -228,7 +224,7 @@ def test_a_killed_evaluation_goes_on_and_its_results_are_those_of_one_run(result
 
 def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
     asked = dataclasses.replace(config, output=tmp_path / "out")
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     killed_at(monkeypatch, 3)
     with pytest.raises(Killed):
         hq(asked)
@@ -247,6 +243,10 @@ def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
         ({"prompts": ("gt-box", "scribble")}, "--prompts scribble: unknown; known are gt-box, noisy-box, 1-point"),
         ({"count": 0}, "--count 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"image_size": 50}, "image size 50: must be a positive multiple of 32"),
+        ({"system": ()}, "--system: name at least one"),
+        ({"data_dir": ()}, "--data-dir: name at least one data set"),
         ({"system": ("sam_vit_xxl",)}, "sam_vit_xxl: neither a shipped model"),
         ({"data_dir": (pathlib.Path("nowhere"),)}, "nowhere: no such folder"),
     ],
@@ -295,7 +295,7 @@ def test_a_folder_without_masks_ends_with_one_line_and_status_2(monkeypatch, cap
 def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, capsys, work, tmp_path):
     folder = small.save_pairs(tmp_path / "pairs", 2)
     (folder / "gt" / "01.png").write_bytes((work / "coins" / "gt" / "01.png").read_bytes())
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     output = tmp_path / "results"
     arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", output, "--prompts", "gt-box")
     status, error = run_main(monkeypatch, capsys, *arguments)
@@ -317,7 +317,7 @@ def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, 
 def test_a_fault_that_only_reading_shows_is_named(monkeypatch, capsys, tmp_path, fault, words):
     folder = small.save_pairs(tmp_path / "pairs", 2)
     fault(folder)
-    monkeypatch.setattr(systems, "load_model", built_small)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", tmp_path / "out", "--prompts", "gt-box")
     status, error = run_main(monkeypatch, capsys, *arguments)
     assert status == 2
@@ -327,7 +327,7 @@ def test_a_fault_that_only_reading_shows_is_named(monkeypatch, capsys, tmp_path,
 
 def test_options_are_those_of_the_documentation(monkeypatch):
     seen = []
-    monkeypatch.setattr(systems, "load_model", lambda system: seen.append(system) or built_small(system))
+    monkeypatch.setattr(systems, "load_model", lambda system, **_: seen.append(system) or small.by_name(system))
     monkeypatch.setattr(systems, "check_output", seen.append)
     command = "eval.main hq --system a b+c --data-dir nowhere --prompts gt-box n-box-50 --output out --seed 3 --limit 4"
     monkeypatch.setattr(sys, "argv", command.split())

@@ -240,7 +240,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture
 def config(work, tmp_path, monkeypatch):
-    monkeypatch.setattr(systems, "load_model", lambda system: small.stable_nano() if "+" in system else small.nano())
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     return InstancesConfig(
         system=("base", "base+plugin"), data_dir=(work / "one", work / "two"), output=tmp_path / "out"
     )

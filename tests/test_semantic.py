@@ -374,7 +374,7 @@ def write(folder, size=(40, 60)):
 
 
 def test_results_have_the_documented_form(tmp_path, monkeypatch):
-    monkeypatch.setattr(systems, "load_model", lambda system: small.stable_nano() if "+" in system else small.nano())
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     asked = MessConfig(
         system=("base", "base+plugin"),
         data_dir=(write(tmp_path / "one"), write(tmp_path / "two", (50, 50))),
@@ -409,7 +409,7 @@ def test_the_router_reads_the_token_of_the_answer_where_that_is_asked(tmp_path, 
         seen.append(predictor.sam)
         return lambda: {"truth": "", "confused": {}}
 
-    monkeypatch.setattr(systems, "load_model", lambda system: small.stable_nano() if "+" in system else small.nano())
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     monkeypatch.setattr(semantic, "begin", note)
     folder = write(tmp_path / "one")
     for token in ("single", "answer"):

@@ -26,7 +26,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
-from train import presets, setup
+from train import presets, results, setup
 from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, PRESETS, TrainConfig
 from train.progress import Progress
 from train.stopping import stop_signals
@@ -124,6 +124,9 @@ def test_a_run_leaves_a_plugin_a_table_a_figure_and_its_measurements(unbroken, c
     assert f"features of 6 views are encoded when first needed and kept in {config.cache}: up to " in printed
     assert "features: 0 read, 6 encoded; 0.00 GiB in " in printed
     assert f"written: {folder / 'plugin.safetensors'}" in printed
+    system = f"{config.model}+{folder / 'plugin.safetensors'}"
+    assert rf"load_model(\"{system}\", image_size={small.SIZE})" in printed
+    assert f"eval.main hq --system {config.model} {system} --image-size {small.SIZE} --data-dir DIR --output" in printed
 
 
 def test_the_plugin_can_be_used_and_the_base_has_not_moved(unbroken, base):
@@ -438,6 +441,34 @@ def test_a_full_disk_at_a_checkpoint_ends_with_one_line_and_keeps_the_one_before
         patch.setattr(checkpoint.shutil, "disk_usage", usage)
         assert "continuing after step 1" in train(full)
     assert (output / "plugin.safetensors").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_ends_with_one_line_and_the_same_command_does_the_rest(
+    unbroken, config, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "run"
+    shutil.copytree(unbroken[0], output)
+    (output / "report.md").unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "save_figure", full)
+        with pytest.raises(SystemExit) as end:
+            run_main(patch, dataclasses.replace(config, output=output))
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device All steps are done and kept; the same command does what is left.\n"
+    )
+    assert "written: " in train(dataclasses.replace(config, output=output))
+    assert (output / "report.md").exists()
+
+
+def test_a_run_that_was_begun_anew_is_continued_without_saying_so_again(config):
+    assert train_main.same_command(config) == "the same command"
+    fresh = dataclasses.replace(config, fresh=True)
+    assert train_main.same_command(fresh) == "the same command without --fresh"
 
 
 # ways of training

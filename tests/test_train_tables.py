@@ -145,6 +145,8 @@ def test_every_row_of_a_table_is_a_system_and_every_figure_of_the_paper_has_its_
         ({"seeds": 0}, "--seeds 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"count": 0}, "--count 0: must be at least 1"),
+        ({"data_dir": ()}, "--data-dir: name at least one folder of pictures"),
+        ({"test_dir": ()}, "--test-dir: name at least one folder of pictures"),
     ],
 )
 def test_an_option_out_of_range_is_named(config, changes, message):

@@ -124,7 +124,7 @@ def test_where_predicted_iou_finds_more_the_page_says_so():
 
 
 def test_the_command_writes_one_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(systems, "load_model", lambda name: small.stable_nano() if "+" in name else small.nano())
+    monkeypatch.setattr(systems, "load_model", small.by_name)
     folder = small.save_pairs(tmp_path / "horses", 2)
     output = tmp_path / "out"
     with small.quick_compilation():

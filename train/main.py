@@ -64,10 +64,18 @@ def train(config: TrainConfig) -> None:
         return
     result = params.merge(parts.frozen, trained)
     alone = config.plugin is not None and trained.keys() == {"plugin"}
-    system = save_result(run, console, parts.sam.config, result, plugin_alone=alone)
     comparison = Comparison(before, parts.held_out, Protocol(prompts=config.eval_prompts, seed=config.seed))
-    report(run, console, comparison, segmenter(result))
+    try:
+        system = save_result(run, console, parts.sam.config, result, plugin_alone=alone)
+        report(run, console, comparison, segmenter(result))
+    except (InputError, OSError) as error:  # a full disk, a held-out picture that cannot be read
+        raise RunError(f"{error} All steps are done and kept; {same_command(config)} does what is left.") from None
     tell_use(run, console, system)
+
+
+def same_command(config: TrainConfig) -> str:
+    """What continues a run: --fresh would remove it."""
+    return "the same command without --fresh" if config.fresh else "the same command"
 
 
 def announce(console: Console, config: TrainConfig, parts: Parts, devices: list[jax.Device]) -> None:
@@ -172,7 +180,8 @@ def run_steps(
                     run.save(parallel.unreplicate(state))
                     saved = step
                 if stopping and step < steps:
-                    console.say("stopped", f"stopped after step {step}; the same command continues", step=step)
+                    message = f"stopped after step {step}; {same_command(config)} continues"
+                    console.say("stopped", message, step=step)
                     return None
                 if looking:
                     look(step, outcome(parallel.unreplicate(state)))
@@ -188,7 +197,7 @@ def run_steps(
                     progress.look()
                     run.save(parallel.unreplicate(state))
                     saved = step
-            raise RunError(f"{error} The run is kept up to step {saved}; the same command continues.") from None
+            raise RunError(f"{error} The run is kept up to step {saved}; {same_command(config)} continues.") from None
     check_frozen(console, parts.frozen, parallel.unreplicate(frozen))
     if cache is not None:
         held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
@@ -252,7 +261,7 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+            print(f"interrupted; {same_command(config)} continues from the newest checkpoint", file=sys.stderr)
             sys.exit(130)
 
 

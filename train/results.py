@@ -95,11 +95,12 @@ def report(run: Run, console: Console, comparison: Comparison, after: Segmenter)
 
 
 def tell_use(run: Run, console: Console, system: str) -> None:
-    """The commands that one would want now."""
-    data = " ".join(run.settings["data_dir"]) or "DIR"
-    commands = [
-        f'load_model("{system}")',
-        f"python -m eval.main hq --system {run.settings['model']} {system} --data-dir {data} --output results",
-    ]
-    text = f"use it in Python:   {commands[0]}\ncompare on more:    {commands[1]}"
-    console.say("use", text, load=commands[0], evaluate=commands[1])
+    """The commands that one would want now, at the input size that it was trained at."""
+    size = run.settings["image_size"]
+    load = f'load_model("{system}"' + ("" if size is None else f", image_size={size}") + ")"
+    evaluate = (
+        f"python -m eval.main hq --system {run.settings['model']} {system} "
+        + ("" if size is None else f"--image-size {size} ")
+        + "--data-dir DIR --output results"
+    )
+    console.say("use", f"use it in Python:   {load}\ncompare on more:    {evaluate}", load=load, evaluate=evaluate)

@@ -255,6 +255,9 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     for option in ("seeds", "steps", "count", "limit"):
         if (value := getattr(config, option)) is not None and value < 1:
             raise InputError(f"--{option} {value}: must be at least 1.")
+    for option in ("data_dir", "test_dir"):
+        if not getattr(config, option):
+            raise InputError(f"--{option.replace('_', '-')}: name at least one folder of pictures.")
     check_output(config.output)
     compare = Comparison(config)
     config.output.mkdir(parents=True, exist_ok=True)
