@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from stablesam_jax.checkpoint import sync, writing
 from stablesam_jax.data import built, coco
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.datasets import NAMES, Reader, official_count, open_dataset
 from stablesam_jax.data.readers import PairsFolder, Refused, folder_name
+from stablesam_jax.disk import sync, writing
 from stablesam_jax.errors import InputError, exit_on_input_error
 
 REFUSED_FILE = "refused.txt"

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 from stablesam_jax.data.doctor import KINDS, Examined, Finding, Folder, compare, examine, find_folders
+from stablesam_jax.disk import check_writable, write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.text_file import write_text
 
 SHOWN_HINTS = 10  # of a kind, in a terminal
 
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         if not options.folders:
             raise InputError("no folder is given; give one that holds im/ (pictures) and gt/ (masks).")
-        if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
-            raise InputError(f"--json {options.json}: there is no such folder, or it cannot be written to.")
+        if options.json is not None:
+            check_writable(options.json, "--json")
         folders, against = _find(options.folders), _find(options.against)
         if not any(folder.labelled for folder in folders):
             raise InputError(

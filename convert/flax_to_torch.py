@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
-from stablesam_jax.checkpoint import new_path, whole_file
 from stablesam_jax.config import LiteConfig, PluginConfig
+from stablesam_jax.disk import new_path, whole_file
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import Params, count, flatten
 from stablesam_jax.plugin_file import load_plugin

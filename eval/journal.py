@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from stablesam_jax.disk import writing
 from stablesam_jax.errors import InputError
 
 JOURNAL = "journal.jsonl"  # of the first host
@@ -74,7 +75,11 @@ class Journal:
         return self._records.get((system, data_set, index))
 
     def add(self, system: str, data_set: str, index: int, record: Record) -> Record:
-        """Keeps what was found on a picture, and returns it as it will be read."""
+        """Keeps what was found on a picture, and returns it as it will be read.
+
+        Raises:
+            InputError: it cannot be written; what was kept before stays.
+        """
         if not self._size:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_bytes(b"")
@@ -84,7 +89,7 @@ class Journal:
 
     def _append(self, entry: Any) -> None:
         line = json.dumps(entry).encode() + b"\n"
-        with open(self._path, "r+b") as file:
+        with writing(self._path), open(self._path, "r+b") as file:
             file.seek(self._size)
             file.truncate()
             file.write(line)

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import platform
 import sys
@@ -36,10 +35,10 @@ from stablesam_jax.checkpoint import version
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.config import MODELS, Dtype, SamConfig
 from stablesam_jax.data.readers import read_picture
+from stablesam_jax.disk import check_writable, write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.prompts import Prompt
-from stablesam_jax.text_file import write_text
 
 # 451 x 300 pixels: enlarged and padded.
 IMAGE = pathlib.Path(__file__).resolve().parents[1] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"
@@ -206,11 +205,14 @@ def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: Ma
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.parity")
-    torch.set_num_threads(options.threads)
     keep_compiled_programs()
     with exit_on_input_error():
-        if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
-            raise InputError(f"--json {options.json}: there is no such folder, or it cannot be written to.")
+        for option, value, least in (("threads", options.threads, 1), ("seed", options.seed, 0)):
+            if value < least:
+                raise InputError(f"--{option} {value}: must be at least {least}.")
+        torch.set_num_threads(options.threads)
+        if options.json is not None:
+            check_writable(options.json, "--json")
         picture = read_picture(options.image)
         config, params = load(options)
     prompts = draw_prompts(options.seed, picture.shape[:2], config.mask_size)

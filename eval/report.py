@@ -16,8 +16,8 @@ import tyro
 
 from eval.bootstrap import Interval
 from eval.tables import TITLES, cell, difference_cell, legend, show, table
+from stablesam_jax.disk import check_writable, write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.text_file import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
@@ -159,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_input_error():
         if not options.run:
             raise InputError("Give at least one output folder of eval.main.")
-        if not options.output.absolute().parent.is_dir():
-            raise InputError(f"{options.output}: there is no such folder; make it.")
+        check_writable(options.output, "--output")
         runs = [read_run(folder) for folder in options.run]
         write_text(options.output, page(runs))
     for run in runs:

@@ -24,10 +24,10 @@ from eval.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, tab
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.checkpoint import version
+from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, digest
-from stablesam_jax.text_file import write_text
 
 
 class Named(Protocol):

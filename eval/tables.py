@@ -16,8 +16,8 @@ from rich.table import Table
 from eval.bootstrap import Interval
 from eval.journal import JOURNAL
 from eval.loop import METRICS, Summary
+from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError
-from stablesam_jax.text_file import write_text
 
 NOISE = "≈"
 MEAN = "mean"  # unweighted mean of the data sets

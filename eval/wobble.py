@@ -29,12 +29,12 @@ from eval.tables import TITLES, mean_of_sets, short_names
 from stablesam_jax import parallel
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
+from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predictor import JITTERS, STABLE, jittered
-from stablesam_jax.text_file import write_text
 from stablesam_jax.visualize import save_figure
 
 # From good prompts to bad ones: what stands below the axis, and the kind.

@@ -11,34 +11,28 @@ renamed. Orbax restores an array in which a bit has flipped without a word, so r
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import errno
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import pathlib
-import re
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import SafetensorError
 
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig
+from stablesam_jax.disk import PathLike, beside, new_path, sync, writing
 from stablesam_jax.errors import InputError
 from stablesam_jax.params import Params, flatten, unflatten
 
 TREE, METADATA, MANIFEST = "tree", "metadata.json", "manifest.json"
 SHOWN_FAULTS = 8  # of a kind; a tree of another model would differ in hundreds of arrays
-
-PathLike = str | os.PathLike[str]
 
 
 def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
@@ -55,7 +49,7 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
     folder = new_path(folder)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(tree).items()}
     text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
-    temporary = _temporary(folder)
+    temporary = beside(folder)
     try:
         with writing(folder):
             temporary.mkdir(parents=True)
@@ -170,38 +164,6 @@ def version() -> str:
         return "source"
 
 
-def new_path(path: PathLike) -> pathlib.Path:
-    """The path of something to be written.
-
-    Raises:
-        InputError: something is there already.
-    """
-    path = pathlib.Path(path)
-    if os.path.lexists(path):
-        raise InputError(f"{path}: exists already, and nothing is overwritten. Give another path, or remove it first.")
-    return path
-
-
-@contextlib.contextmanager
-def whole_file(path: PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write a file to, which moves to its place when it is whole and on the disk.
-
-    Raises:
-        InputError: the file exists, or cannot be written.
-    """
-    path = new_path(path)
-    temporary = _temporary(path)
-    try:
-        with writing(path):
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def describe(tree: Any) -> dict[str, Any]:
     """[dtype, shape] of every leaf by path, as JSON gives it back."""
     return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves(tree).items()}
@@ -225,50 +187,6 @@ def check_arrays(place: object, found: Mapping[str, Any], expected: Mapping[str,
     if any(faults.values()):
         text = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in faults.items() if paths)
         raise InputError(f"{place}: holds other arrays than expected: {text}. Use it with the model it was made for.")
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until a file's contents or a folder's entries are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Says in one line what the disk objects to; Orbax would log the traceback of each of its threads besides."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if (reason := _disk_fault(error)) is None:
-            raise
-        raise InputError(
-            f"{path}: cannot be written ({reason}). Make room, or give a place that you may write to."
-        ) from None
-    finally:
-        log.setLevel(level)
-
-
-def _disk_fault(error: BaseException | None) -> str | None:
-    """What the disk said, from an error of any of the libraries that write for us; None where it is another fault."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror
-        if code := re.search(r"os[_ ]error(?:_code=')? ?(\d+)", str(error)):  # Orbax and safetensors
-            return os.strerror(int(code[1]))
-        error = error.__context__  # PyTorch fails on, at what it has not written
-    return None
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 
 from stablesam_jax import params, sealed_file
-from stablesam_jax.checkpoint import PathLike, check_arrays, describe, version
+from stablesam_jax.checkpoint import check_arrays, describe, version
 from stablesam_jax.config import SamConfig
+from stablesam_jax.disk import PathLike
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import ImageEmbedding
 

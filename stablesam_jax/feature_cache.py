@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 from stablesam_jax import sealed_file
-from stablesam_jax.checkpoint import PathLike, check_arrays, describe
+from stablesam_jax.checkpoint import check_arrays, describe
+from stablesam_jax.disk import PathLike
 from stablesam_jax.errors import InputError
 
 Encode = Callable[[np.ndarray], Any]  # (1, S, S, 3) uint8 -> tree of (1, ...) arrays

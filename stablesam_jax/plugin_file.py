@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stablesam_jax import sealed_file
-from stablesam_jax.checkpoint import PathLike
 from stablesam_jax.config import PluginConfig, SamConfig
+from stablesam_jax.disk import PathLike
 from stablesam_jax.errors import InputError
 from stablesam_jax.params import Params, digest, flatten, unflatten
 

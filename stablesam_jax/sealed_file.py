@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import ArrayLike
 
-from stablesam_jax.checkpoint import PathLike, whole_file
+from stablesam_jax.disk import PathLike, whole_file
 from stablesam_jax.errors import InputError
 
 

@@ -18,6 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from stablesam_jax.disk import whole_file
 from stablesam_jax.explain import Explanation
 from stablesam_jax.metrics import stability
 from stablesam_jax.prompts import Prompt
@@ -109,10 +110,13 @@ def samples_figure(samples: Sequence[Sample]) -> Figure:
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes or replaces a picture file as a whole; its suffix says the format."""
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    """Writes or replaces a picture file as a whole; its suffix says the format.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(path, replace=True) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -1,7 +1,6 @@
 """A checkpoint is whole or absent, and a changed byte is seen."""
 
 import dataclasses
-import os
 import pathlib
 import resource
 import shutil
@@ -12,7 +11,7 @@ import optax
 import pytest
 
 from stablesam_jax import checkpoint
-from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree, whole_file
+from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
 
@@ -87,26 +86,6 @@ def test_a_disk_that_fills_meanwhile_is_one_line_too(tmp_path, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""  # Orbax would log tracebacks
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    def die(*_):
-        raise KeyboardInterrupt
-
-    with whole_file(tmp_path / "a") as temporary:
-        temporary.write_text("whole")
-        assert not (tmp_path / "a").exists()
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", die)
-        with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "b") as temporary:
-            temporary.write_text("whole")
-    with pytest.raises(InputError, match="exists already"), whole_file(tmp_path / "a"):
-        pass
-    for place in (tmp_path / "absent", tmp_path / "a"):
-        with pytest.raises(InputError, match="cannot be written"), whole_file(place / "c") as temporary:
-            temporary.write_text("c")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_save_that_dies_before_the_rename_leaves_nothing(tmp_path, monkeypatch):

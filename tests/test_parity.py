@@ -158,7 +158,12 @@ def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
         (["--random", "vit_b"], "--random vit_b: no such model here; there are sam_vit_b, sam_vit_l"),
         (["--random", "sam_vit_b", "--image-size", "250"], "image size 250: must be a positive multiple of 16"),
         (["--random", "sam_vit_b", "--image", "none.png"], "none.png: cannot be read"),
-        (["--random", "sam_vit_b", "--json", "none/parity.json"], "--json none/parity.json: there is no such folder"),
+        (
+            ["--random", "sam_vit_b", "--json", "none/parity.json"],
+            "--json none/parity.json: must be a file in a folder",
+        ),
+        (["--random", "sam_vit_b", "--threads", "0"], "--threads 0: must be at least 1"),
+        (["--random", "sam_vit_b", "--seed", "-1"], "--seed -1: must be at least 0"),
     ],
 )
 @pytest.mark.usefixtures("small_models")

@@ -450,8 +450,8 @@ def test_a_disk_that_is_full_at_the_end_ends_with_one_line_and_the_same_command_
     shutil.copytree(unbroken[0], output)
     (output / "report.md").unlink()
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(_, path):
+        raise InputError(f"{path}: cannot be written (No space left on device).")
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "save_figure", full)
@@ -459,7 +459,8 @@ def test_a_disk_that_is_full_at_the_end_ends_with_one_line_and_the_same_command_
             run_main(patch, dataclasses.replace(config, output=output))
     assert end.value.code == 1
     assert capsys.readouterr().err == (
-        "error: [Errno 28] No space left on device All steps are done and kept; the same command does what is left.\n"
+        f"error: {output / 'figures' / 'wobble.png'}: cannot be written (No space left on device). "
+        "All steps are done and kept; the same command does what is left.\n"
     )
     assert "written: " in train(dataclasses.replace(config, output=output))
     assert (output / "report.md").exists()

@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from stablesam_jax import checkpoint, plugin_file
+from stablesam_jax.disk import new_path
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import Params
 
@@ -46,7 +47,7 @@ def average(config: AverageConfig) -> None:
     Raises:
         InputError: the parts cannot be read or do not belong together, or the output cannot be written.
     """
-    checkpoint.new_path(config.output)
+    new_path(config.output)
     count = len(config.parts)
     if not count:
         raise InputError("--parts: name at least one plugin file or checkpoint folder.")

@@ -5,7 +5,6 @@ Options are those of `train.main`, whose run is neither made nor touched, and of
 
 import dataclasses
 import itertools
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ import numpy as np
 import tyro
 
 from stablesam_jax.data.pipeline import Feeding, Views, batches
+from stablesam_jax.disk import check_writable
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
 from train.presets import PRESETS, TrainConfig
-from train.setup import describe_batches, describe_views, load_base, pictures
+from train.setup import check_numbers, describe_batches, describe_views, load_base, pictures
 
 BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
 
@@ -39,10 +39,10 @@ def preview(config: PreviewConfig) -> None:
     """Draws the samples of a run's first steps and writes the sheet."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
-    if config.sheet.suffix not in (".png", ".pdf", ".svg") or not os.access(config.sheet.absolute().parent, os.W_OK):
-        raise InputError(
-            f"--sheet {config.sheet}: must be a .png, .pdf or .svg file in a folder that can be written to."
-        )
+    if config.sheet.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--sheet {config.sheet}: must be a .png, .pdf or .svg file.")
+    check_writable(config.sheet, "--sheet")
+    check_numbers(config.run)
     model = load_base(config.run).sam.config
     training, _ = pictures(config.run)
     views = Views(training, describe_views(config.run, model))

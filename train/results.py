@@ -11,7 +11,7 @@ from eval.tables import markdown, table
 from stablesam_jax import checkpoint, params, plugin_file
 from stablesam_jax.config import SamConfig
 from stablesam_jax.data.sources import source_name
-from stablesam_jax.text_file import write_text
+from stablesam_jax.disk import write_text
 from stablesam_jax.visualize import save_figure
 from train.comparison import Comparison
 from train.console import Console

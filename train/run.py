@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from stablesam_jax.checkpoint import load_tree, save_tree
+from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError
-from stablesam_jax.text_file import write_text
 from stablesam_jax.visualize import pixels
 from train.presets import TrainConfig
 from train.step import State

@@ -24,9 +24,9 @@ from stablesam_jax.build import load_model
 from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_sources
+from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.params import digest
-from stablesam_jax.text_file import write_text
 from train.comparison import RememberingSegmenter
 from train.main import RunError, train
 from train.presets import PRESETS, TrainConfig

@@ -30,8 +30,8 @@ from eval.benchmark.train import train_cases
 from eval.tables import show
 from stablesam_jax import parallel
 from stablesam_jax.config import MODELS
+from stablesam_jax.disk import check_writable, write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.text_file import write_text
 from stablesam_jax.visualize import save_figure
 
 ROWS: Mapping[Family, Rows] = {
@@ -52,8 +52,8 @@ WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config
 
 def check_options(options: Options) -> None:
     """Raises an InputError that names the first option that cannot be used."""
-    if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
-        raise InputError(f"--json {options.json}: there is no such folder, or it cannot be written to.")
+    if options.json is not None:
+        check_writable(options.json, "--json")
     available = len(os.sched_getaffinity(0))
     if not 1 <= options.threads <= available:
         raise InputError(f"--threads {options.threads}: there are 1 to {available} processors to be had.")
