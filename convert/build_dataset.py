@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -73,19 +74,24 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
         the built folder. Where it is already, it is kept as it is.
 
     Raises:
-        InputError: the source is not of its form, nothing of it can be used, or the disk objects.
+        InputError: the source is not of its form, nothing of it can be used, what is there was built of other data, or
+            the disk objects.
     """
     refused: Refused = {}
     title, parts = open_parts(name, source, refused)
+    # Of a folder of one's own its place, which another of the same name has not; not in words, for who gets the files.
+    origin = name if name in NAMES else hashlib.sha256(str(source.resolve()).encode()).hexdigest()
     target = data_dir / re.sub(r"\W+", "_", title).lower()  # tfds finds names that are Python's
     with writing(target), _alone(target) as work:
         if target.exists():
             if not built.is_built(target):
                 raise InputError(f"{target}: exists and is no built data set; remove it or give another --data-dir.")
+            if built.origin(target) not in (None, origin):
+                raise InputError(f"{target}: was built of other data; remove it or give another --data-dir.")
             print(f"kept: {target} (remove it to build anew)")
             return target
         made = work / target.name
-        written = _write(made, title, parts, refused)
+        written = _write(made, title, parts, refused, origin)
         lines = [f"{name}: {reason}" for name, reason in sorted(refused.items())]
         (made / REFUSED_FILE).write_text("".join(f"{line}\n" for line in lines))
         for path in (*made.rglob("*"), made):
@@ -99,7 +105,9 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
     return target
 
 
-def _write(folder: pathlib.Path, title: str, parts: Sequence[Reader | PairsFolder], refused: Refused) -> int:
+def _write(
+    folder: pathlib.Path, title: str, parts: Sequence[Reader | PairsFolder], refused: Refused, origin: str
+) -> int:
     """Writes the records below `folder`; how many."""
     import tensorflow_datasets as tfds
 
@@ -113,7 +121,7 @@ def _write(folder: pathlib.Path, title: str, parts: Sequence[Reader | PairsFolde
         VERSION = tfds.core.Version(built.VERSION)
 
         def _info(self) -> tfds.core.DatasetInfo:
-            metadata = tfds.core.MetadataDict(kind=kind, name=title, names=names)
+            metadata = tfds.core.MetadataDict(kind=kind, name=title, names=names, origin=origin)
             if isinstance(parts[0], ClassMapFiles):
                 metadata |= {"classes": parts[0].classes, "background": parts[0].background}
             return tfds.core.DatasetInfo(

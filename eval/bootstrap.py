@@ -29,25 +29,24 @@ class Interval(NamedTuple):
         return not (self.low > 0 or self.high < 0)
 
 
-def resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+def resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Means over pictures that are drawn again with replacement.
 
     Args:
         values: (S, P, K), K figures of P pictures for each of S systems.
         rng: advanced by the call.
-        resamples: R.
 
     Returns:
-        (S, R, K); the same pictures for all systems in each of the R.
+        (S, RESAMPLES, K); the same pictures for all systems in each of them.
     """
     pictures = values.shape[1]
-    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)  # how often each one is drawn
+    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)  # how often each one is drawn
     return drawn / pictures @ values
 
 
-def interval(value: float, resampled: np.ndarray, level: float = LEVEL) -> Interval:
-    """The percentile interval of a figure: (R,) means of `resampled_means`."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+def interval(value: float, resampled: np.ndarray) -> Interval:
+    """The percentile interval of a figure: (RESAMPLES,) means of `resampled_means`."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 

@@ -21,7 +21,7 @@ from stablesam_jax import compiled
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.metrics import boundary_iou, mask_iou, stability
 from stablesam_jax.model.common import one_by_one
-from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
+from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_count
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.preprocess import preprocess
@@ -87,7 +87,7 @@ class Segmenter:
             prompts: at least one; points and boxes in pixels of the picture.
             size_hw: the picture's size.
         """
-        longest = max(len(prompt.points) + (1 if prompt.box is None else 2) for prompt in prompts)
+        longest = max(token_count(prompt.points, prompt.box) for prompt in prompts)
         length = next(bucket for bucket in TOKEN_BUCKETS if bucket >= longest)
         tokens = [self._tokens(prompt, size_hw, length) for prompt in prompts]
         chunks = []

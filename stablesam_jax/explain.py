@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.prompt_encoder import Prompts
+from stablesam_jax.model.prompt_encoder import Prompts, token_count
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.numerics import wide
 from stablesam_jax.params import Params
@@ -82,14 +82,14 @@ def explain(
 
     picture = predictor._picture(image_index)
     prompts, _ = predictor._prompts(picture, point_coords, point_labels, box, mask_input)
-    tokens = max(len(prompt.points) + (1 if prompt.box is None else 2) for prompt in prompts)
+    tokens = max(1, *(token_count(prompt.points, prompt.box) for prompt in prompts))
     batch = predictor._batch(prompts, picture.original_size, tokens)
     seen = jax.device_get(_looking(sam, group)(predictor.params, picture.embedding, batch)[attention])
 
     # Centre to centre: a picture has fewer pixels or more for each pixel of the model's input.
     input_hw = np.array(resized_size(picture.original_size, sam.config.image_size), np.float32)
     pixels = sam.config.encoder.patch_size * (picture.original_size / input_hw)[::-1].astype(np.float32)
-    rows, columns = np.rint(input_hw / sam.config.encoder.patch_size).astype(int)
+    rows, columns = np.maximum(np.rint(input_hw / sam.config.encoder.patch_size), 1).astype(int)
     return Explanation(
         prompts=tuple(prompts),
         cells=(_cells(sam.config.grid_size)[:rows, :columns] + 0.5) * pixels - 0.5,

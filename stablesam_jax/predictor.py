@@ -23,7 +23,7 @@ from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import MaskChoice
-from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
+from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_count
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.picture_file import MAX_PIXELS, read_picture
@@ -381,7 +381,7 @@ class Predictor:
         if hq_token_only and not self.sam.config.hq:
             raise InputError("hq_token_only is for HQ-SAM; this model has no HQ token. Leave it out.")
         decode = compiled.decoder(self.sam, choice, hq_token_only)
-        tokens = max(len(prompt.points) + (1 if prompt.box is None else 2) for prompt in prompts)
+        tokens = max(token_count(prompt.points, prompt.box) for prompt in prompts)
         length = max(FEWEST_TOKENS, _power_of_two(tokens))
         answers = []
         for start in range(0, len(prompts), PROMPT_SLOTS[-1]):

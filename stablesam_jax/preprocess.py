@@ -31,12 +31,13 @@ def check_picture(picture: np.ndarray) -> None:
     shape, dtype = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
     if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8 or 0 in shape:
         raise InputError(
-            f"picture has shape {shape} and dtype {dtype}; expected (H, W, 3) uint8 in RGB. "
-            f"{_remedy(np.asarray(picture))}"
+            f"picture has shape {shape} and dtype {dtype}; expected (H, W, 3) uint8 in RGB. {_remedy(picture)}"
         )
 
 
-def _remedy(picture: np.ndarray) -> str:
+def _remedy(picture: object) -> str:
+    if not isinstance(picture, np.ndarray):
+        return 'Make an array of it, as of a Pillow picture: np.asarray(picture.convert("RGB")).'
     match picture.shape:
         case shape if 0 in shape:
             return "It is empty; give one with pixels."

@@ -166,7 +166,7 @@ def attention_figure(
         "Without the plugin": (explanation.cells, explanation.before[index]),
         "With it": (explanation.positions[index], explanation.after[index]),
     }
-    cell = explanation.cells[0, 1, 0] - explanation.cells[0, 0, 0]
+    cell = 2 * (explanation.cells[0, 0, 0] + 0.5)  # pixels; the first centre lies half a cell from the edge
     scale = LARGEST_CIRCLE * cell / max(weights.max() for _, weights in panels.values())
     for axis, (title, (places, weights)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         if target is not None:

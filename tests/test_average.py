@@ -101,6 +101,7 @@ def test_models_become_their_mean_in_the_type_asked_for(base, tmp_path):
         (("--shares", "2", "-1"), "none below 0"),
         (("--shares", "nan", "1"), "give one for each"),
         (("--strength", "2"), "strength is a share, from 0 to 1; got 2.0"),
+        (("--store", "float16"), "--store: is for models; these are plugin files"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(plugins, tmp_path, capsys, options, fault):

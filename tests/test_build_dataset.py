@@ -139,6 +139,8 @@ def test_what_is_built_already_is_kept_and_what_is_not_ours_is_not_touched(tmp_p
     build("pairs", folder, tmp_path / "built")
     assert f"kept: {place}" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    namesake = many_pairs(tmp_path / "elsewhere" / "set", 2)
+    assert f"{place}: was built of other data" in refusal(build, "pairs", namesake, tmp_path / "built")
     (tmp_path / "other" / "set").mkdir(parents=True)
     assert "exists and is no built data set" in refusal(build, "pairs", folder, tmp_path / "other")
 

@@ -12,6 +12,7 @@ from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.explain import explain
 from stablesam_jax.model import transformer
+from stablesam_jax.visualize import attention_figure
 from tests.reference import small
 
 SQUARE = np.random.default_rng(0).integers(0, 256, (small.SIZE, small.SIZE, 3), np.uint8)
@@ -100,6 +101,14 @@ def test_cells_of_the_padding_are_left_out_and_the_others_lie_in_the_picture():
     assert found.before.shape == found.after.shape == (3, 2, 4)
     np.testing.assert_allclose(found.cells[:, 0], [[7.5, 7.5], [7.5, 23.5]])
     assert (found.before.sum((1, 2)) < 0.999).all()
+
+
+@pytest.mark.parametrize(("picture", "cells"), [((64, 2), (4, 1)), ((2, 64), (1, 4))])
+def test_a_picture_thinner_than_half_a_cell_has_one_row_of_them(picture, cells):
+    thin = predictor(picture=picture)
+    shown = explain(thin, box=[0, 0, picture[1] - 1, picture[0] - 1])
+    assert shown.after.shape == (1, *cells)
+    attention_figure(SQUARE[: picture[0], : picture[1]], shown)
 
 
 def test_pixels_are_those_of_the_picture_whatever_the_size_of_the_input():

@@ -145,6 +145,7 @@ def test_the_models_input_is_the_references_to_the_bit(size_hw):
         pytest.param(np.full((3, 4, 1), 9, np.uint8), id="grey-channel"),
         pytest.param(np.full((3, 4, 4), 9, np.uint8), id="alpha"),
         pytest.param(np.full((3, 4, 5), 9, np.uint8), id="channels-first"),
+        pytest.param(Image.new("P", (4, 3)), id="Pillow"),
     ],
 )
 def test_what_the_refusal_says_makes_a_picture_of_it(wrong):
@@ -153,7 +154,7 @@ def test_what_the_refusal_says_makes_a_picture_of_it(wrong):
     remedy = str(caught.value).rpartition(": ")[2].removesuffix(".")
     mended = eval(remedy, {"np": np, "picture": wrong})
     check_picture(mended)
-    if wrong.dtype != np.uint8 and wrong.dtype.kind != "i":
+    if isinstance(wrong, np.ndarray) and wrong.dtype != np.uint8 and wrong.dtype.kind != "i":
         assert mended.max() == 255  # white stays white
 
 

@@ -47,7 +47,16 @@ def test_the_command_writes_a_sheet_and_no_run(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "written: sheet.png\n"
 
 
-@pytest.mark.parametrize("options", [["--count", "0"], ["--sheet", "sheet"], ["--sheet", "nowhere/sheet.png"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--count", "0"],
+        ["--sheet", "sheet"],
+        ["--sheet", "nowhere/sheet.png"],
+        ["--held-out", "-3"],
+        ["--limit", "0"],
+    ],
+)
 def test_a_sheet_that_cannot_be_made_is_refused(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:

@@ -104,6 +104,16 @@ def test_a_setting_that_an_older_run_did_not_know_does_not_stop_it(run, config):
     assert int(Run(config, FACTS).restore(state(0)).step) == 2
 
 
+def test_a_setting_that_an_older_run_did_not_know_and_that_changes_something_does(run, config):
+    path = run.folder / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["ema"], settings["plugin"]["strength"]
+    path.write_text(json.dumps(settings))
+    now = dataclasses.replace(config, ema=0.9, plugin=PluginConfig(strength=0.5))
+    with pytest.raises(InputError, match=r"\(ema None -> 0\.9; plugin\.strength 1\.0 -> 0\.5\)"):
+        Run(now, FACTS)
+
+
 def test_a_folder_of_something_else_is_left_alone(config):
     config.output.mkdir()
     Run(config, FACTS)  # an empty one is taken

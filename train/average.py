@@ -37,8 +37,8 @@ class AverageConfig:
     """What each counts for, in proportion. Default: the same."""
     strength: float | None = None
     """Of the plugin that is made, from 0, where it is SAM, to 1. Default: the parts'."""
-    store: Literal["float32", "float16"] = "float32"
-    """How a model's numbers are stored."""
+    store: Literal["float32", "float16"] | None = None
+    """How a model's numbers are stored. Default: float32, which a plugin's are."""
 
 
 def average(config: AverageConfig) -> None:
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
+    if config.store is not None:
+        raise InputError("--store: is for models; these are plugin files, which are float32.")
     params, plugins, histories = zip(*map(plugin_file.load_plugin, config.parts), strict=True)
     if config.strength is not None:
         plugins = tuple(dataclasses.replace(plugin, strength=config.strength) for plugin in plugins)
@@ -96,7 +98,7 @@ def _write_model(config: AverageConfig, shares: np.ndarray) -> None:
     _must_agree(config.parts, [checkpoint.describe(one) for one in params], "size")
     source = _history(shares, [one["source"] for one in metadata])
     checkpoint.save_model(
-        config.output, _mean(params, shares), config=models[0], source=source, dtype=np.dtype(config.store)
+        config.output, _mean(params, shares), config=models[0], source=source, dtype=np.dtype(config.store or "float32")
     )
 
 

@@ -22,7 +22,7 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.feature_cache import FeatureCache
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
-from train.presets import TrainConfig, parse
+from train.presets import PRESETS, TrainConfig, parse
 from train.progress import clock
 from train.setup import prepare
 from train.step import encoder_halves
@@ -120,7 +120,7 @@ def rounding(
 
 def main() -> None:
     """Reads the preset and the options, and encodes."""
-    config = parse("python -m train.embed")
+    config = parse("python -m train.embed", PRESETS)
     with exit_on_input_error():
         parallel.split_cpu(config.batch_size)
         keep_compiled_programs()

@@ -20,7 +20,7 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from train.comparison import Comparison, RememberingSegmenter
 from train.console import Console
 from train.optimizer import make_optimizer
-from train.presets import TrainConfig, parse
+from train.presets import PRESETS, TrainConfig, parse
 from train.progress import Progress
 from train.results import overview, report, save_result, tell_use
 from train.run import NotFiniteError, Run
@@ -248,7 +248,7 @@ def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path
 
 def main() -> None:
     """Reads the preset and the options, and trains."""
-    config = parse("python -m train.main")
+    config = parse("python -m train.main", PRESETS)
     with exit_on_input_error():
         try:
             if config.coordinator is None:

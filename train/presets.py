@@ -3,7 +3,8 @@
 import dataclasses
 import pathlib
 import sys
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -231,12 +232,21 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
 }
 
 
-def parse(program: str) -> TrainConfig:
-    """The configuration that the command line asks for: a preset, or the first, and options."""
-    arguments = sys.argv[1:]
-    if arguments[:1] in (["-h"], ["--help"]):
+Config = TypeVar("Config")
+
+
+def parse(program: str, presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str] | None = None) -> Config:
+    """The configuration that the command line asks for: a preset, or the first, and options.
+
+    Args:
+        program: as it is called.
+        presets: what each is for, and its configuration, by name.
+        arguments: instead of the command line's.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["-h"], ["--help"]):
         print("presets, each with its own defaults (PRESET --help); without one, the first:")
-        print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in PRESETS.items()) + "\n")
-    if not arguments or arguments[0].startswith("-"):
-        arguments = ["quickstart", *arguments]
-    return tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog=program)
+        print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in presets.items()) + "\n")
+    if not given or given[0].startswith("-"):
+        given = [next(iter(presets)), *given]
+    return tyro.extras.overridable_config_cli(dict(presets), args=given, prog=program)

@@ -6,7 +6,6 @@ Options are those of `train.main`, whose run is neither made nor touched, and of
 import dataclasses
 import itertools
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from stablesam_jax.disk import check_writable
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
-from train.presets import PRESETS, TrainConfig
+from train.presets import PRESETS, TrainConfig, parse
 from train.setup import check_numbers, describe_batches, describe_views, load_base, pictures
 
 BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
@@ -95,11 +94,8 @@ def caption(prompt: Prompt, target: np.ndarray) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the preset and the options, and draws."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0].startswith("-"):
-        given = ["quickstart", *given]
     presets = {name: (purpose, PreviewConfig(run=run)) for name, (purpose, run) in PRESETS.items()}
-    config = tyro.extras.overridable_config_cli(presets, args=given, prog="python -m train.preview")
+    config = parse("python -m train.preview", presets, arguments)
     with exit_on_input_error():
         preview(config)
 

@@ -86,7 +86,7 @@ class Run:
                 raise ValueError
         except ValueError:
             raise InputError(f"{path}: damaged, not the settings of a run; give another --output.") from None
-        changed = list(_changes(before, self.settings))
+        changed = list(changes(before, self.settings))
         if changed and self._steps():
             raise InputError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(changed)}); "
@@ -173,11 +173,20 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """What differs; a setting that the older run lacks was added since, with a default that changes nothing."""
-    for key in sorted(before):
-        old, new = before[key], now.get(key)
+_DEFAULTS = _plain(TrainConfig())
+
+
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any] = _DEFAULTS, within: str = ""
+) -> Iterator[str]:
+    """What differs between the settings of two runs, as JSON holds them.
+
+    A setting that the older run lacks was added since, with a default under which all is as it was.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        new = now.get(key)
+        old = before.get(key, defaults.get(key, new))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _changes(old, new, f"{within}{key}.")
+            yield from changes(old, new, defaults.get(key) or {}, f"{within}{key}.")
         elif old != new:
             yield f"{within}{key} {old} -> {new}"

@@ -31,7 +31,7 @@ from train.comparison import RememberingSegmenter
 from train.main import RunError, train
 from train.presets import PRESETS, TrainConfig
 from train.rows import SYSTEMS, TABLES, Row
-from train.run import FREE_FIELDS
+from train.run import FREE_FIELDS, changes
 
 KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
@@ -151,14 +151,10 @@ def _what_matters(run: TrainConfig) -> dict[str, Any]:
 
 
 def _same(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether figures are of what is asked for; an option that one side lacks has come or gone, without effect."""
-    return {**kept, "options": None} == {**asked, "options": None} and _agree(kept["options"], asked["options"])
-
-
-def _agree(before: Any, now: Any) -> bool:
-    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return before == now
-    return all(_agree(before[name], now[name]) for name in before.keys() & now.keys())
+    """Whether figures are of what is asked for, see `train.run.changes`."""
+    before, now = kept["options"], asked["options"]
+    before = {name: value for name, value in before.items() if name in now}  # one that has gone cannot be asked for
+    return {**kept, "options": None} == {**asked, "options": None} and not any(changes(before, now))
 
 
 def _plain(value: object) -> Any:

@@ -1,6 +1,7 @@
 """Rows of the training data: batches from files, against decoding the files."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -8,20 +9,23 @@ import numpy as np
 from PIL import Image
 
 from eval.benchmark.case import Case, Options
-from stablesam_jax.data.pipeline import BatchConfig, Feeding, ViewConfig, Views, batches
+from stablesam_jax.config import MODELS
+from stablesam_jax.data.pipeline import Feeding, Views, batches
 from stablesam_jax.data.readers import PairsFolder
+from train.presets import PRESETS
+from train.setup import describe_batches, describe_views
 
 DATA_BATCHES = 48  # a stream makes four more ahead, which nobody waits for
-ROBUST_KINDS = {"gt-box": 1.0, "noisy-box": 1.0, "points": 1.0, "coarse-mask": 1.0}
 
 
 def data_cases(options: Options) -> Iterator[Case]:
     """Batches of the paper's recipe at 1024 pixels, occlusion included, against what nobody is spared: decoding the
     files of as many pictures into arrays, with as many threads."""
-    config = BatchConfig(pictures=8, prompts_per_picture=4, kinds=ROBUST_KINDS, mask_size=256, seed=0)
+    recipe, model = PRESETS["stable-sam"][1], MODELS["sam_vit_b"]
+    config = describe_batches(recipe, model)
     for folder in options.data_dir:
         pictures = PairsFolder(folder)
-        views = Views(pictures, ViewConfig(size=1024, scale_range=(0.1, 2.0), views=1, occlusion=0.5, seed=0))
+        views = Views(pictures, dataclasses.replace(describe_views(recipe, model), views=1))
         for number in range(len(views.cutouts)):
             views.cutouts[number]  # read once in a run, not once in a batch
 

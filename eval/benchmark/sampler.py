@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from eval.benchmark.case import CHANNELS, GRID, Case, Options, count_of
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.plugin.sampling import bilinear_sample
-
-REACH = 8  # cells; the plugin's default bound on offsets
 
 
 def sampler_cases(options: Options) -> Iterator[Case]:
-    """Deformable sampling in decoder layer 2, where every prompt has its features, and in layer 1, where all share one.
+    """Deformable sampling of features that every prompt has of its own, as before the final attention, and of those of
+    the picture, which all share, as before the first.
 
     PyTorch gets channels first, as it likes them best, and shared features expanded, without a copy.
     """
@@ -28,7 +28,8 @@ def _sampler_cases(count: int, maps: int) -> Iterator[Case]:
     rng = np.random.default_rng(0)
     cells = np.stack(np.meshgrid(*[np.arange(GRID, dtype=np.float32)] * 2), axis=-1)
     features = rng.standard_normal((maps, GRID, GRID, CHANNELS), np.float32)
-    positions = cells + REACH * np.tanh(rng.standard_normal((count, GRID, GRID, 2), np.float32))
+    offsets = np.tanh(rng.standard_normal((count, GRID, GRID, 2), np.float32))
+    positions = cells + np.float32(PluginConfig().max_offset_cells) * offsets
     cotangent = rng.standard_normal((count, GRID, GRID, CHANNELS), np.float32)
     arrays = [jnp.asarray(array) for array in (features, positions, cotangent)]
     maps_first, grid, gradient = (

@@ -54,6 +54,14 @@ def is_built(folder: pathlib.Path) -> bool:
     return (_versioned(folder) / "dataset_info.json").is_file()
 
 
+def origin(folder: pathlib.Path) -> str | None:
+    """What says which data a built data set is of; None where it cannot be read or is older than this mark."""
+    try:
+        return json.loads((_versioned(folder) / "metadata.json").read_bytes()).get("origin")
+    except (OSError, ValueError):
+        return None
+
+
 def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
     """Opens a built data set.
 

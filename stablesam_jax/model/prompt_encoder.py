@@ -29,6 +29,11 @@ class Prompts:
     masks_valid: jax.Array | None = None  # (B, N) bool, True where the prompt has a mask; given if masks is
 
 
+def token_count(points: np.ndarray, box: np.ndarray | None) -> int:
+    """How many tokens `sparse_tokens` makes of a prompt: a point is one, a box two, points without a box one more."""
+    return len(points) + (min(len(points), 1) if box is None else 2)
+
+
 def sparse_tokens(
     points: np.ndarray, labels: np.ndarray, box: np.ndarray | None, *, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
