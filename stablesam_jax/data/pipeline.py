@@ -206,7 +206,9 @@ class Feeding:
 
 
 def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> Iterator[Batch]:
-    """Batches from a step on, without end; every epoch has its own order of all views.
+    """Batches from a step on, without end.
+
+    Every epoch has its own order of all pictures, and the next view of each; after the last view the first comes again.
 
     Args:
         views: augmented pictures.
@@ -222,10 +224,12 @@ def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> 
     """
     if config.pictures % feeding.hosts:
         raise InputError(f"batch size {config.pictures}: must be a multiple of the {feeding.hosts} hosts.")
-    order = grain.MapDataset.range(len(views)).seed(config.seed).shuffle().repeat(None)
+    count = len(views.pictures)
+    order = grain.MapDataset.range(count).seed(config.seed).shuffle().repeat(None)
 
-    def sample(position: int, index: int) -> Batch:
-        return make_sample(views, config, int(index), position)
+    def sample(position: int, picture: int) -> Batch:
+        view = position // count % views.config.views
+        return make_sample(views, config, int(picture) * views.config.views + view, position)
 
     # Numbered before they are dealt out to hosts and steps: a sample depends on its number in the run alone.
     dataset = order.map_with_index(sample)[feeding.start_step * config.pictures + feeding.host :: feeding.hosts]
