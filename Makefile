@@ -33,6 +33,7 @@ notebooks: $(STAMP)
 
 # Ours against others: the sampler and the plugin, unless BENCH="--rows encoder decode --repeats 3" asks for other rows.
 bench: $(STAMP)
+	mkdir -p runs
 	$(BIN)/python -m eval.benchmark $(BENCH)
 
 lint: $(STAMP)

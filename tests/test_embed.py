@@ -130,7 +130,7 @@ def test_a_full_disk_ends_it_with_one_line_and_status_1(config, tmp_path, monkey
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
     monkeypatch.setattr(sys, "argv", ["train.embed"])
-    monkeypatch.setattr(embed_module, "parse", lambda program: dataclasses.replace(config, cache=tmp_path))
+    monkeypatch.setattr(embed_module, "parse", lambda *_: dataclasses.replace(config, cache=tmp_path))
     with pytest.raises(SystemExit) as end, small.quick_compilation():
         embed_module.main()
     assert end.value.code == 1
