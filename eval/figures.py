@@ -19,6 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 MARKERS = "osD^vPX"
 PANEL = WIDTH / 3  # inches
 SHEET_COLUMNS = 5
+RISK_SHOWN = 1.8  # times the risk by chance; a signal that finds good masks bad lies beyond
 
 Curves = Mapping[str, Sequence[float]]  # name -> a figure at each place
 
@@ -43,7 +44,7 @@ class Trust:
 
 
 def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figure:
-    """Accuracy against the quality of prompts, three panels a row; below it risk against coverage.
+    """Accuracy against the quality of prompts, three panels a row; below it risk against coverage, on one scale.
 
     Args:
         panels: at least one; all with the same systems.
@@ -60,6 +61,7 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
         _label(axis, panel.title, panel.axis, "percent")
         if max(map(len, panel.places)) > 4:
             axis.tick_params(axis="x", labelrotation=25)
+    highest = RISK_SHOWN * max((100 * (1 - one.iou).mean() for one in trust), default=0)
     for axis, one in zip(below, trust, strict=False):
         coverage = 100 * np.arange(1, len(one.iou) + 1) / len(one.iou)
         axis.plot(
@@ -68,9 +70,9 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
         axis.axhline(100 * (1 - one.iou).mean(), color="black", linewidth=1, linestyle="--", label="chance")
         for (name, values), colour, _ in _styled(one.signals):
             axis.plot(coverage, 100 * risk_coverage(values, one.iou), color=colour, linewidth=1.4, label=name)
-        _label(axis, f"Risk: {one.system}", "% of masks trusted most", "mean 1 - IoU, percent")
-        axis.set_ylim(bottom=0)
-        axis.legend(fontsize=TEXT - 2, frameon=False)
+        _label(axis, f"Error, {one.system}", "% of masks, those trusted most", "mean 1 - IoU, percent")
+        axis.set_ylim(0, highest)
+        axis.legend(fontsize=TEXT - 2, frameon=False, loc="upper left")
     for axis in (*above[len(panels) :], *below[len(trust) :]):
         axis.set_axis_off()
     handles, labels = above[0].get_legend_handles_labels()

@@ -240,7 +240,7 @@ def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], na
             },
         )
         for title, axis, kinds in (
-            ("boxes", "noise of the box, share of its side", BOXES),
+            ("boxes", "noise of the box, share of its side (noisy-box: 0.4)", BOXES),
             ("points", "number of points", POINTS),
         )
         for metric in METRICS

@@ -69,7 +69,8 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
             show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
         for axis in line:
             outline(axis, row.target, TARGET_COLOUR)
-    figure.suptitle("Green: the object. Heat: share of the masks, one per prompt, that hold the pixel.", fontsize=TEXT)
+    said = "Magenta: prompts. Green: the object. Heat: share of their masks that hold the pixel, black 0, light 1."
+    figure.suptitle(said, fontsize=TEXT)
     return figure
 
 

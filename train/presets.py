@@ -144,6 +144,18 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             eval_prompts=8,
         ),
     ),
+    "own-pictures": (
+        "the plugin for some hundreds of pictures, as stable_sam_nano was trained (train/RESULTS.md)",
+        TrainConfig(
+            output=pathlib.Path("runs/own-pictures"),
+            steps=300,
+            learning_rate=3e-3,
+            scale_range=(0.6, 1.6),
+            occlusion=0.0,
+            schedule="cosine",
+            views=8,
+        ),
+    ),
     "stable-sam": ("the paper's recipe (sec. 9): one epoch, 32 prompts a step, Adam 1e-3", TrainConfig(views=8)),
     "stable-sam-12ep": (
         "the same for 12 epochs (Tables 6, 7): learning rate to a tenth after 10 of them, as HQ-SAM's",
