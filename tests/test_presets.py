@@ -80,7 +80,7 @@ def test_a_system_trains_as_many_parameters_on_every_base(name, base):
 
 
 def test_only_presets_for_sam_nano_have_no_count_on_the_others():
-    others = {"quickstart", "stable-sam-12ep", "low-shot-220", "low-shot-440", "hq-sam-recipe"}
+    others = {"quickstart", "own-pictures", "stable-sam-12ep", "low-shot-220", "low-shot-440", "hq-sam-recipe"}
     assert PRESETS.keys() - COUNTS == {"pretrain-nano", *others}
     assert all(trained_by(name) == trained_by("hq-sam" if name == "hq-sam-recipe" else "stable-sam") for name in others)
     neck, prompt_encoder = 841_472, 6_476

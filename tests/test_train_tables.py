@@ -84,6 +84,22 @@ def test_without_robust_training_nothing_is_occluded_even_where_others_are(confi
     assert set(SYSTEMS) - occluded == {"dsp", "dt-sam-good", "pt-sam-good", "hq-sam-good", "stable-sam-good"}
 
 
+def test_the_preset_for_own_pictures_is_what_the_tables_train(config):
+    table = run_config(TablesConfig(data_dir=config.data_dir, test_dir=config.test_dir), "stable-sam", 0)
+    own = PRESETS["own-pictures"][1]
+    same = (
+        "steps",
+        "batch_size",
+        "prompts_per_picture",
+        "learning_rate",
+        "schedule",
+        "prompts",
+        "scale_range",
+        "occlusion",
+    )
+    assert {name: getattr(own, name) for name in same} == {name: getattr(table, name) for name in same}
+
+
 def test_runs_of_other_options_are_refused(config, trained):
     with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.003 -> 0\.01\)"):
         run(config, learning_rate=0.01)
