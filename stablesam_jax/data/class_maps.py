@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from stablesam_jax.data.label_file import IGNORE, read_classes
-from stablesam_jax.data.readers import PICTURE_SUFFIXES, Refused, Twins, folder_name, list_files
+from stablesam_jax.data.readers import PICTURE_SUFFIXES, LabelledFiles, Refused, folder_name, list_files
 from stablesam_jax.errors import InputError
 from stablesam_jax.picture_file import read_picture
 
@@ -42,7 +42,7 @@ class ClassMaps(Protocol):
     def __getitem__(self, index: int) -> ClassMap: ...
 
 
-class ClassMapFiles(Twins):
+class ClassMapFiles(LabelledFiles):
     """Class maps from any two folders."""
 
     def __init__(

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 import cv2
 import numpy as np
 
-from stablesam_jax.data import twins
+from stablesam_jax.data import near_duplicates
 from stablesam_jax.data.label_file import other_size, read_masks
 from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, by_stem
 from stablesam_jax.errors import InputError
@@ -130,7 +130,7 @@ def examine(pair: Pair) -> Examined:
     return Examined(
         pair,
         findings,
-        None if picture is None else twins.thumbnail(picture),
+        None if picture is None else near_duplicates.thumbnail(picture),
         None if masks is None else hashlib.sha256(np.packbits(masks).tobytes() + repr(masks.shape).encode()).digest(),
     )
 
@@ -172,7 +172,7 @@ def compare(examined: Sequence[Examined], against: Sequence[Examined]) -> Iterat
     pictures, thumbnails = _pictures(examined)
     others, other_thumbnails = _pictures(against)
     duplicates, leaks = set(), set()
-    for earlier, later, mirrored in twins.within(thumbnails):
+    for earlier, later, mirrored in near_duplicates.within(thumbnails):
         if later not in duplicates:
             duplicates.add(later)
             yield Finding(
@@ -181,7 +181,7 @@ def compare(examined: Sequence[Examined], against: Sequence[Examined]) -> Iterat
                 text=f"shows the same as {pictures[earlier]}{_mirrored(mirrored)}; keep one, all objects in its mask.",
                 other=pictures[earlier],
             )
-    for index, other, mirrored in twins.between(thumbnails, other_thumbnails):
+    for index, other, mirrored in near_duplicates.between(thumbnails, other_thumbnails):
         if index not in leaks:
             leaks.add(index)
             yield Finding(
@@ -249,7 +249,9 @@ def _refusal(kind: str, file: pathlib.Path, error: InputError) -> Finding:
 def _pictures(examined: Sequence[Examined]) -> tuple[list[pathlib.Path], np.ndarray]:
     """The pictures that could be read, and their thumbnails (N, 32, 36)."""
     read = [(one.pair.picture, one.thumbnail) for one in examined if one.pair.picture and one.thumbnail is not None]
-    thumbnails = np.array([thumbnail for _, thumbnail in read], np.uint8).reshape(-1, twins.ROWS, twins.COLUMNS)
+    thumbnails = np.array([thumbnail for _, thumbnail in read], np.uint8).reshape(
+        -1, near_duplicates.ROWS, near_duplicates.COLUMNS
+    )
     return [picture for picture, _ in read], thumbnails
 
 

@@ -84,7 +84,7 @@ def settle(faults: Mapping[str, str], refused: Refused | None) -> None:
         raise InputError("; ".join(reasons[:MOST_FAULTS]) + more + ".")
 
 
-class Twins:
+class LabelledFiles:
     """Pictures and label files of the same size and name, in the order of their names; the base of what reads them."""
 
     def __init__(
@@ -152,7 +152,7 @@ class Twins:
         settle(faults, None)
 
 
-class PairsFolder(Twins):
+class PairsFolder(LabelledFiles):
     """The pictures of one folder in the layout "pairs"."""
 
     def __init__(self, folder: pathlib.Path, refused: Refused | None = None):
@@ -187,7 +187,7 @@ class PairsFolder(Twins):
         return LabelledPicture(self.names[index], picture, masks, numbers)
 
 
-class SoftPairs(Twins):
+class SoftPairs(LabelledFiles):
     """Pictures of one object each, whose masks are soft at their edges, from any two folders or one."""
 
     def __init__(self, name: str, pictures_in: pathlib.Path, masks_in: pathlib.Path, refused: Refused | None = None):
