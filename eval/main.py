@@ -1,5 +1,6 @@
 """`python -m eval.main PROTOCOL --system NAME ... --data-dir DIR ... --output DIR`: the paper's tables on any data."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,11 @@ def main() -> None:
     """Reads the protocol and its options, and evaluates."""
     keep_compiled_programs()
     with exit_on_input_error():
-        tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog="python -m eval.main")
+        try:
+            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog="python -m eval.main")
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

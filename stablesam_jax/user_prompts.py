@@ -68,7 +68,10 @@ def read_prompts(
 
     is_list = any(listed is True for _, listed in fields.values())
     lengths = {name: len(items) for name, (items, _) in fields.items()}
-    if len(set(lengths.values())) > 1 or (is_list and any(listed is False for _, listed in fields.values())):
+    single = [name for name, (_, listed) in fields.items() if listed is False]
+    if len(set(lengths.values())) == 1 and is_list and single:
+        raise InputError(f"{', '.join(single)}: of one prompt, where others are lists; give lists of each.")
+    if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
         raise InputError(f"the arguments are not for the same prompts ({counts}); give a list of N for each, or one.")
     count = next(iter(lengths.values()))
