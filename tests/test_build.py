@@ -169,7 +169,7 @@ def test_random_parameters_depend_on_the_key_alone():
 
 def test_the_shipped_plugin_was_trained_on_the_shipped_base():
     sam, params = load_model("stable_sam_nano")
-    assert sam.config.plugin.strength == 0.6
+    assert sam.config.plugin.strength == 0.7
     assert dataclasses.replace(sam.config.plugin, strength=1.0) == MODELS["stable_sam_nano"].plugin
     assert dataclasses.replace(sam.config, plugin=None) == MODELS["sam_nano"]
     assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01

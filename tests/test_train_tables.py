@@ -94,7 +94,6 @@ def test_the_preset_for_own_pictures_is_what_the_tables_train(config):
         "learning_rate",
         "schedule",
         "prompts",
-        "scale_range",
         "occlusion",
     )
     assert {name: getattr(own, name) for name in same} == {name: getattr(table, name) for name in same}
