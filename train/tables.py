@@ -57,6 +57,9 @@ class TablesConfig:
     learning_rate: float = 3e-3
     """Of Adam; it falls to 1 % along a cosine. Three times the paper's suits plugin and mask token within so few
     steps (results/plugin_placement.md)."""
+    scale_range: tuple[float, float] = (0.6, 1.6)
+    """Longest side of a picture as a share of the model's input; up to 1 it is never cropped, which clicks gain from
+    (results/plugin_placement.md). What train/RESULTS.md has was trained with this default."""
     occlusion: float = 0.0
     """Share of views with synthetic occlusion, in robust training."""
     count: int = 6
@@ -80,7 +83,7 @@ def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
         "steps": system.budget * config.steps,
         "learning_rate": config.learning_rate,
         "schedule": "cosine",
-        "scale_range": (0.6, 1.6),
+        "scale_range": config.scale_range,
         "occlusion": config.occlusion,
         "views": system.budget,
         "cache": config.cache,
