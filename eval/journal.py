@@ -80,16 +80,17 @@ class Journal:
         Raises:
             InputError: it cannot be written; what was kept before stays.
         """
-        if not self._size:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_bytes(b"")
-            self._append(self._asked)
-        self._append([system, data_set, index, record])
+        with writing(self._path):
+            if not self._size:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_bytes(b"")
+                self._append(self._asked)
+            self._append([system, data_set, index, record])
         return record
 
     def _append(self, entry: Any) -> None:
         line = json.dumps(entry).encode() + b"\n"
-        with writing(self._path), open(self._path, "r+b") as file:
+        with open(self._path, "r+b") as file:
             file.seek(self._size)
             file.truncate()
             file.write(line)

@@ -35,6 +35,7 @@ from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predictor import JITTERS, STABLE, jittered
+from stablesam_jax.prompts import NOISE_SCALE
 from stablesam_jax.visualize import save_figure
 
 # From good prompts to bad ones: what stands below the axis, and the kind.
@@ -240,7 +241,7 @@ def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], na
             },
         )
         for title, axis, kinds in (
-            ("boxes", "noise of the box, share of its side (noisy-box: 0.4)", BOXES),
+            ("boxes", f"noise of the box, share of its side (noisy-box: {NOISE_SCALE:g})", BOXES),
             ("points", "number of points", POINTS),
         )
         for metric in METRICS
