@@ -25,8 +25,8 @@ from stablesam_jax.data.sources import open_instances
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
+from stablesam_jax.postprocess import upscale_masks
 from stablesam_jax.predictor import Predictor
-from stablesam_jax.preprocess import upscale_masks
 from stablesam_jax.prompts import box_iou
 
 METRICS = ("ap", "ap50", "boundary_ap")

@@ -28,8 +28,9 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import class_iou, class_miou, confusion
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
+from stablesam_jax.postprocess import upscale_logits
 from stablesam_jax.predictor import Predictor
-from stablesam_jax.preprocess import resized_size, upscale_logits
+from stablesam_jax.preprocess import resized_size
 from stablesam_jax.prompts import Prompt
 
 METRICS = ("miou",)

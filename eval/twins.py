@@ -21,7 +21,8 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params, flatten
-from stablesam_jax.preprocess import preprocess, to_model_frame, upscale_logits
+from stablesam_jax.postprocess import upscale_logits
+from stablesam_jax.preprocess import preprocess, to_model_frame
 from stablesam_jax.prompts import Prompt
 
 # What either side computes, by name, in the order of computation; `run_ours` tells the shapes.

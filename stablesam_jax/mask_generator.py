@@ -6,11 +6,10 @@ those that are left at the end are drawn.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 import cv2
 import flax.struct
@@ -24,14 +23,14 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import POSITIVE, Prompts, sparse_tokens
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.preprocess import TAPS, check_picture, preprocess, taps, to_model_frame, upscaling
+from stablesam_jax.postprocess import Axis, axes, by_rows, padded_mask
+from stablesam_jax.preprocess import check_picture, preprocess, to_model_frame
 from stablesam_jax.prompts import gt_box
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 Box = tuple[int, int, int, int]  # XYXY in pixels
 
 EDGE_DISTANCE = 20  # pixels; a mask whose box comes so near to the edge of a crop is taken to be cut off
-SIZE_STEP = 128  # pixels; sides are padded to multiples of it, so that few programs are compiled
 
 
 class MaskRecord(TypedDict):
@@ -121,7 +120,7 @@ class MaskGenerator:
     def generate(self, image: np.ndarray) -> list[MaskRecord]:
         """Finds the masks of a picture.
 
-        The model is compiled at the first picture, what depends on its size anew for each multiple of `SIZE_STEP`.
+        The model is compiled at the first picture, what depends on its size anew for each `postprocess.padded_side`.
 
         Args:
             image: (H, W, 3) uint8, RGB.
@@ -161,8 +160,7 @@ class MaskGenerator:
         x0, y0, x1, y1 = box
         size_hw = y1 - y0, x1 - x0
         config = self.sam.config
-        rows, columns = upscaling(size_hw, mask_size=config.mask_size, image_size=config.image_size)
-        crop = _Crop(box, _axis(rows), _axis(columns))
+        crop = _Crop(box, *axes(size_hw, mask_size=config.mask_size, image_size=config.image_size))
         embedding = compiled.encoder(self.sam)(self.params, preprocess(image[y0:y1, x0:x1], config)[None])
         decode = compiled.decoder(self.sam, "multi")
         found: list[_Candidate] = []
@@ -334,15 +332,6 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @flax.struct.dataclass
-class _Axis:
-    """How logits of one axis of the picture, padded to a multiple of SIZE_STEP, arise from low-resolution ones."""
-
-    first: jax.Array  # (padded,) int32, the first of TAPS neighbours
-    weights: jax.Array  # (padded, TAPS) float32
-    inside: jax.Array  # (padded,) bool, False for padding
-
-
-@flax.struct.dataclass
 class _Measures:
     """What the filters need to know of masks."""
 
@@ -354,8 +343,8 @@ class _Measures:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Crop:
     box: Box
-    rows: _Axis
-    columns: _Axis
+    rows: Axis
+    columns: Axis
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -373,13 +362,13 @@ class _Candidate:
         """(H, W) bool."""
         x0, y0, x1, y1 = self.crop.box
         mask = np.zeros(size_hw, bool)
-        drawn = np.asarray(_draw(self.low_res_mask, self.crop.rows, self.crop.columns))
+        drawn = np.asarray(padded_mask(self.low_res_mask, self.crop.rows, self.crop.columns))
         mask[y0:y1, x0:x1] = drawn[: y1 - y0, : x1 - x0]
         return mask
 
 
 @jax.jit
-def _measure(low_res_masks: jax.Array, wanted: jax.Array, rows: _Axis, columns: _Axis, offset: float) -> _Measures:
+def _measure(low_res_masks: jax.Array, wanted: jax.Array, rows: Axis, columns: Axis, offset: float) -> _Measures:
     """Measures (P, M, 4G, 4G) logits at the size of the picture, one mask after the other, where `wanted` (P, M)."""
 
     def measure_rows(logits: jax.Array) -> tuple[jax.Array, ...]:
@@ -387,7 +376,7 @@ def _measure(low_res_masks: jax.Array, wanted: jax.Array, rows: _Axis, columns: 
         return (*((logits > cut).sum(dtype=jnp.int32) for cut in (offset, -offset)), logits.max(1) > 0, logits.max(0))
 
     def measure(low_res_mask: jax.Array) -> _Measures:
-        intersections, unions, rows_present, columns_max = _by_rows(measure_rows, low_res_mask, rows, columns)
+        intersections, unions, rows_present, columns_max = by_rows(measure_rows, low_res_mask, rows, columns)
         (y0, y1), (x0, x1) = _span(rows_present.reshape(-1)), _span(columns_max.max(0) > 0)
         box = jnp.stack([x0, y0, x1, y1]).astype(jnp.int32)
         return _Measures(intersections.sum(dtype=jnp.int32), unions.sum(dtype=jnp.int32), box)
@@ -399,46 +388,6 @@ def _measure(low_res_masks: jax.Array, wanted: jax.Array, rows: _Axis, columns: 
         return jax.lax.cond(mask_and_wanted[1], measure, skip, mask_and_wanted[0])
 
     return jax.lax.map(lambda masks_of_point: jax.lax.map(one, masks_of_point), (low_res_masks, wanted))
-
-
-@jax.jit
-def _draw(low_res_mask: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:
-    """(4G, 4G) logits -> mask of the padded crop."""
-    return _by_rows(lambda logits: logits > 0, low_res_mask, rows, columns).reshape(-1, len(columns.first))
-
-
-def _by_rows(function: Callable, low_res_mask: jax.Array, rows: _Axis, columns: _Axis) -> Any:
-    """Applies a function to SIZE_STEP rows of logits of the picture at a time, which fit into a cache; stacks results.
-
-    Args:
-        function: of (SIZE_STEP, padded W) logits, which are below every cut in the padding.
-        low_res_mask: (4G, 4G) logits.
-        rows, columns: of the picture.
-    """
-    wide = _upscale(low_res_mask.T, columns).T  # (4G, padded W)
-
-    def apply(block: _Axis) -> Any:
-        inside = block.inside[:, None] & columns.inside[None]
-        return function(jnp.where(inside, _upscale(wide, block), -jnp.inf))
-
-    return jax.lax.map(apply, jax.tree.map(lambda leaf: leaf.reshape(-1, SIZE_STEP, *leaf.shape[1:]), rows))
-
-
-def _upscale(x: jax.Array, axis: _Axis) -> jax.Array:
-    """(4G, any) -> (padded, any). A product with the whole matrix would cost 4G / TAPS times as much."""
-    return functools.reduce(jnp.add, (x[axis.first + tap] * axis.weights[:, tap, None] for tap in range(TAPS)))
-
-
-def _axis(matrix: np.ndarray) -> _Axis:
-    """The weights of one of the matrices of `upscaling` that are not 0."""
-    size = len(matrix)
-    padding = -size % SIZE_STEP
-    first, weights = taps(matrix)
-    return _Axis(
-        jnp.asarray(np.pad(first.astype(np.int32), (0, padding))),
-        jnp.asarray(np.pad(weights, ((0, padding), (0, 0)))),
-        jnp.asarray(np.arange(size + padding) < size),
-    )
 
 
 def _span(present: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -27,14 +27,8 @@ from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_cou
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.picture_file import MAX_PIXELS, read_picture
-from stablesam_jax.preprocess import (
-    check_picture,
-    preprocess,
-    resized_size,
-    to_model_frame,
-    upscale_logits,
-    upscale_masks,
-)
+from stablesam_jax.postprocess import upscale_logits, upscale_masks
+from stablesam_jax.preprocess import check_picture, preprocess, resized_size, to_model_frame
 from stablesam_jax.prompts import JITTER_LIMIT, Prompt, jittered_box
 from stablesam_jax.user_prompts import Points, read_prompts
 
@@ -220,7 +214,7 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`predict` without the masks at the picture's size, for whom hundreds of these are too many at once.
 
-        `preprocess.upscale_masks` and `upscale_logits` bring any of the logits there.
+        `postprocess.upscale_masks` and `upscale_logits` bring any of the logits there.
 
         Returns:
             low_res_masks and iou_predictions of `predict`.

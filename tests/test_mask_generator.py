@@ -27,7 +27,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.mask_generator import MaskGenerator
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.sam import ImageEmbedding
-from stablesam_jax.preprocess import upscaling
+from stablesam_jax.postprocess import axes
 from tests.reference import sam_pair
 
 # isort: split
@@ -280,23 +280,10 @@ def test_pictures_of_similar_sizes_share_their_programs():
 
 def test_192_masks_of_12_megapixels_are_measured_in_the_memory_of_half_a_mask():
     # segment_anything holds all their logits at once: 9 GB.
-    rows, columns = upscaling((3000, 4000), mask_size=256, image_size=1024)
     low_res_masks, wanted = jax.ShapeDtypeStruct((64, 3, 256, 256), np.float32), np.ones((64, 3), bool)
-    axes = mask_generator._axis(rows), mask_generator._axis(columns)
-    program = mask_generator._measure.lower(low_res_masks, wanted, *axes, 1.0).compile()
+    rows, columns = axes((3000, 4000), mask_size=256, image_size=1024)
+    program = mask_generator._measure.lower(low_res_masks, wanted, rows, columns, 1.0).compile()
     assert program.memory_analysis().temp_size_in_bytes < 4 * 3000 * 4000 / 2
-
-
-@pytest.mark.parametrize("size_hw", [(333, 500), (3, 2000), (2000, 3), (37, 50), (1501, 2003), (1, 1)])
-@pytest.mark.parametrize("image_size", [1024, 512])
-def test_three_neighbouring_logits_make_one_of_the_picture(size_hw, image_size):
-    for matrix in upscaling(size_hw, mask_size=image_size // 4, image_size=image_size):
-        axis = mask_generator._axis(matrix)
-        rebuilt = np.zeros((len(axis.first), matrix.shape[1]), np.float32)
-        np.put_along_axis(rebuilt, np.asarray(axis.first)[:, None] + np.arange(3), np.asarray(axis.weights), axis=1)
-        np.testing.assert_array_equal(rebuilt[: len(matrix)], matrix)
-        assert not rebuilt[len(matrix) :].any()
-        assert np.asarray(axis.inside).sum() == len(matrix)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])

@@ -21,7 +21,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.picture_file import read_picture
-from stablesam_jax.preprocess import upscale_masks
+from stablesam_jax.postprocess import upscale_masks
 from tests.reference import small
 from tests.reference.pictures import exif, turned
 from tests.reference.sam_pair import CONFIG

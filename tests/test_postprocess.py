@@ -1,0 +1,94 @@
+"""Logits return to the picture as in segment_anything."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from stablesam_jax import postprocess
+from stablesam_jax.postprocess import padded_side, upscale_logits, upscale_masks
+from stablesam_jax.preprocess import resized_size
+
+SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]
+
+
+@pytest.mark.parametrize("image_size", [1024, 512])
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_logits_return_to_the_picture_as_postprocess_masks_brings_them(size_hw, image_size):
+    low_res = 8 * np.random.default_rng(0).standard_normal((2, image_size // 4, image_size // 4), np.float32)
+
+    def interpolate(x, size):
+        return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+    height, width = resized_size(size_hw, image_size)
+    square = interpolate(torch.from_numpy(low_res)[None], (image_size, image_size))
+    theirs = interpolate(square[..., :height, :width], size_hw)[0].numpy()
+
+    ours = upscale_logits(low_res, size_hw, image_size)
+
+    assert ours.shape == (2, *size_hw)
+    assert ours.dtype == np.float32
+    # The bounds of full-resolution logits. PyTorch itself is 1e-4 deviations off exact arithmetic here.
+    difference = np.abs(ours - theirs) / theirs.std()
+    assert difference.max() <= 1.5e-4
+    assert np.sqrt(np.mean(difference**2)) <= 1.5e-5
+
+
+def test_constant_logits_stay_constant():
+    np.testing.assert_allclose(upscale_logits(np.full((1, 128, 128), 3.0, np.float32), (77, 50), 512), 3.0, rtol=1e-6)
+
+
+def test_leading_axes_are_kept():
+    assert upscale_logits(np.zeros((2, 3, 1, 128, 128), np.float32), (20, 30), 512).shape == (2, 3, 1, 20, 30)
+
+
+@pytest.mark.parametrize("size_hw", [(300, 451), (1201, 700)])
+def test_masks_are_the_logits_above_0_to_the_bit(size_hw):
+    low_res = 8 * np.random.default_rng(0).standard_normal((2, 1, 64, 64), np.float32)
+    masks = upscale_masks(low_res, size_hw, 256)
+    assert masks.dtype == bool
+    np.testing.assert_array_equal(masks, upscale_logits(low_res, size_hw, 256) > 0)
+
+
+def test_masks_of_a_large_picture_take_little_more_memory_than_themselves():
+    low_res = np.ones((2, 64, 64), np.float32)
+    tracemalloc.start()
+    try:
+        masks = upscale_masks(low_res, (3000, 4000), 256)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert masks.all()
+    assert peak < 1.3 * masks.nbytes  # float logits would be 4 times as large
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 5000), (5000, 1)])
+def test_logits_become_a_picture_of_a_line_or_a_pixel(size_hw):
+    assert upscale_masks(np.ones((1, 256, 256), np.float32), size_hw, 1024).shape == (1, *size_hw)
+
+
+@pytest.mark.parametrize("size_hw", [(333, 500), (3, 2000), (2000, 3), (37, 50), (1501, 2003), (1, 1)])
+@pytest.mark.parametrize("image_size", [1024, 512])
+def test_three_neighbouring_logits_make_one_of_the_picture(size_hw, image_size):
+    sizes = {"mask_size": image_size // 4, "image_size": image_size}
+    for matrix, axis in zip(postprocess.upscaling(size_hw, **sizes), postprocess.axes(size_hw, **sizes), strict=True):
+        rebuilt = np.zeros((len(axis.first), matrix.shape[1]), np.float32)
+        np.put_along_axis(rebuilt, np.asarray(axis.first)[:, None] + np.arange(3), np.asarray(axis.weights), axis=1)
+        np.testing.assert_array_equal(rebuilt[: len(matrix)], matrix)
+        assert not rebuilt[len(matrix) :].any()
+        assert np.asarray(axis.inside).sum() == len(matrix)
+
+
+def test_a_padded_side_is_a_fourth_longer_at_most_and_there_are_few_of_them():
+    sides = {side: padded_side(side) for side in range(1, 8193)}
+    assert all(side <= padded <= 1.25 * side for side, padded in sides.items() if side > 512)
+    assert all(padded % postprocess.BLOCK_ROWS == 0 for padded in sides.values())
+    assert len(set(sides.values())) == 20  # eight up to 1,024, then four for each doubling
+
+
+def test_masks_of_similar_sizes_share_a_program():
+    upscale_masks(np.ones((1, 64, 64), np.float32), (200, 130), 256)
+    compiled = postprocess.padded_mask._cache_size()
+    upscale_masks(np.ones((5, 64, 64), np.float32), (256, 255), 256)
+    assert postprocess.padded_mask._cache_size() == compiled
