@@ -1,4 +1,4 @@
-"""The cache is filled ahead: for all views, to be continued, and what float16 costs is measured."""
+"""The cache is filled ahead: for all views that a run asks for, to be continued, and what float16 costs is measured."""
 
 import contextlib
 import dataclasses
@@ -38,6 +38,7 @@ def config(tmp_path_factory):
         scale_range=(0.8, 1.2),
         cache=folder / "cache",
         views=VIEWS,
+        epochs=float(VIEWS),
         held_out=2,
         plugin=None,
         trainable=MASK_TOKEN,
@@ -90,6 +91,10 @@ def test_the_run_itself_finds_every_view(config, filled, monkeypatch):
     assert [(leaf.shape, leaf.dtype) for leaf in seen] == [((2, 2, 4, 4, 256), np.float16)] * 4
 
 
+def test_a_run_of_one_epoch_needs_one_view_of_each_picture(config, filled):
+    assert "8/8 views, 0 encoded" in embed(dataclasses.replace(config, epochs=1.0))
+
+
 def test_what_trains_the_neck_has_entries_of_its_own(config, filled, tmp_path):
     pretraining = dataclasses.replace(config, cache=tmp_path, views=1, objective="pretrain", trainable=NECK_AND_DECODER)
     assert "8/8 views, 8 encoded" in embed(pretraining)
@@ -121,7 +126,7 @@ def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
 )
 def test_what_cannot_work_is_refused_in_one_line(config, change, words, tmp_path):
     with pytest.raises(InputError, match=words):
-        embed(dataclasses.replace(config, **({"cache": tmp_path / "cache", "views": 2000} | change)))
+        embed(dataclasses.replace(config, **({"cache": tmp_path / "cache", "views": 2000, "epochs": 2000.0} | change)))
 
 
 def test_a_full_disk_ends_it_with_one_line_and_status_1(config, tmp_path, monkeypatch, capsys):

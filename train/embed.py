@@ -34,7 +34,7 @@ LINE_SECONDS = 10.0  # between two lines of progress
 
 
 def embed(config: TrainConfig) -> None:
-    """Encodes all views of all training pictures, and says what float16 costs."""
+    """Encodes the views that the run asks for of all training pictures, and says what float16 costs."""
     if config.cache is None:
         raise InputError("--cache: name the folder to fill, as .cache/features, here and for train.main.")
     parts = prepare(config)

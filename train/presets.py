@@ -94,7 +94,8 @@ class TrainConfig:
     cache_limit: float = 20.0
     """GiB that this folder may take; beyond them, what was not used for longest is removed."""
     views: int = 1
-    """Augmented versions of each picture, another in every epoch; after the last the first comes again."""
+    """At most so many augmented versions of each picture, another in every epoch; after the last the first comes
+    again."""
     workers: int = 0
     """Processes that prepare batches beside this one's threads, for machines with many cores."""
     devices: int | None = None

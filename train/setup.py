@@ -67,6 +67,8 @@ def prepare(config: TrainConfig) -> Parts:
     trained, frozen = params.split(tree, config.trainable)
     neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
     training, held_out = pictures(config)
+    steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
+    epochs = math.ceil(steps * config.batch_size / len(training))
     return Parts(
         base=base,
         sam=sam,
@@ -75,9 +77,9 @@ def prepare(config: TrainConfig) -> Parts:
         neck_trains=neck_trains,
         training=training,
         held_out=held_out,
-        views=Views(training, describe_views(config, sam.config)),
+        views=Views(training, describe_views(config, sam.config, epochs)),
         batches=describe_batches(config, sam.config),
-        steps=config.steps or math.ceil(config.epochs * len(training) / config.batch_size),
+        steps=steps,
         cache=open_cache(config, sam, frozen, neck_trains=neck_trains),
     )
 
@@ -131,12 +133,12 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resti
     return neck_trains
 
 
-def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
-    """How pictures enter the run."""
+def describe_views(config: TrainConfig, model: SamConfig, epochs: int) -> ViewConfig:
+    """How pictures enter a run of so many epochs, of which each needs one view of a picture."""
     return ViewConfig(
         size=model.image_size,
         scale_range=config.scale_range,
-        views=config.views,
+        views=min(config.views, epochs),
         occlusion=config.occlusion,
         seed=config.seed,
     )
