@@ -44,7 +44,7 @@ def preview(config: PreviewConfig) -> None:
     check_numbers(config.run)
     model = load_base(config.run).sam.config
     training, _ = pictures(config.run)
-    views = Views(training, describe_views(config.run, model, epochs=config.run.views))
+    views = Views(training, describe_views(config.run, model))
     stream = batches(views, describe_batches(config.run, model), Feeding())
     rows = (dict(zip(batch, row, strict=True)) for batch in stream for row in zip(*batch.values(), strict=True))
     shown = [sample_of(views, row) for row in itertools.islice(rows, config.count)]

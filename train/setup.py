@@ -68,7 +68,8 @@ def prepare(config: TrainConfig) -> Parts:
     neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
     training, held_out = pictures(config)
     steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
-    epochs = math.ceil(steps * config.batch_size / len(training))
+    epochs = math.ceil(steps * config.batch_size / len(training))  # each has one view of a picture
+    views = describe_views(dataclasses.replace(config, views=min(config.views, epochs)), sam.config)
     return Parts(
         base=base,
         sam=sam,
@@ -77,7 +78,7 @@ def prepare(config: TrainConfig) -> Parts:
         neck_trains=neck_trains,
         training=training,
         held_out=held_out,
-        views=Views(training, describe_views(config, sam.config, epochs)),
+        views=Views(training, views),
         batches=describe_batches(config, sam.config),
         steps=steps,
         cache=open_cache(config, sam, frozen, neck_trains=neck_trains),
@@ -133,12 +134,12 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resti
     return neck_trains
 
 
-def describe_views(config: TrainConfig, model: SamConfig, epochs: int) -> ViewConfig:
-    """How pictures enter a run of so many epochs, of which each needs one view of a picture."""
+def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
+    """How pictures enter the run."""
     return ViewConfig(
         size=model.image_size,
         scale_range=config.scale_range,
-        views=min(config.views, epochs),
+        views=config.views,
         occlusion=config.occlusion,
         seed=config.seed,
     )
