@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.numerics import across, wide
+from stablesam_jax.model.gradients import convolve, layer_norm
+from stablesam_jax.numerics import across, product, wide
 
 ENCODER_EPS = 1e-6  # LayerNorms of the image encoder and every LayerNorm2d
 DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTorch's default)
@@ -21,15 +22,6 @@ DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTo
 def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
     """Over the last axis, in float32 at least; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
     return nn.softmax(wide(logits), axis=-1).astype(dtype)
-
-
-def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum of two arrays, summed and returned in float32 at least.
-
-    Asked for float32, XLA takes bfloat16 to a processor's matrix units (AMX); asked for bfloat16, it does not, and
-    takes three times as long.
-    """
-    return jnp.einsum(subscripts, a, b, preferred_element_type=np.promote_types(a.dtype, jnp.float32))
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -51,11 +43,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis; also serves as SAM's LayerNorm2d, since features are channels-last.
-
-    The variance is computed in two passes: residual streams of ViTs hold channels with large common offsets,
-    where E[x^2] - E[x]^2 loses up to four digits.
-    """
+    """`layer_norm` with parameters of its own; also serves as SAM's LayerNorm2d, since features are channels-last."""
 
     eps: float = ENCODER_EPS
 
@@ -65,11 +53,7 @@ class LayerNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        values = wide(x)
-        centred = values - values.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normed * across(scale, normed) + across(bias, normed)).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.eps)
 
 
 class MLP(nn.Module):
@@ -143,13 +127,7 @@ class Conv(nn.Module):
             # XLA on the CPU takes half as long for a product, and a third for its gradient.
             maps = product("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
         else:
-            maps = jax.lax.conv_general_dilated(
-                x.reshape(-1, height, columns, channels),
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((self.padding, self.padding),) * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            maps = convolve(x.reshape(-1, height, columns, channels), kernel, self.stride, self.padding)
             maps = maps.reshape(*batch, *maps.shape[1:])
         if not self.use_bias:
             return maps

@@ -4,15 +4,14 @@ A fifth mask token makes a mask of its own, from SAM's upscaled features plus fe
 embedding and an early layer of the encoder are fused.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels, product
-from stablesam_jax.numerics import gelu
+from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels
+from stablesam_jax.model.gradients import sum_of_taps
+from stablesam_jax.numerics import gelu, product
 
 
 class HQBranch(nn.Module):
@@ -64,15 +63,11 @@ class WeightedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         """(B, N, H, W, C) features, (B, N, width) -> (B, N, H, W), float32 or wider."""
-        *_, height, width, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.width)).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.width)).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
         taps = product("ijco,bno->bnijc", kernel, weights).astype(x.dtype)
-        maps = jnp.pad(product("bnhwc,bnijc->bnhwij", x, taps), [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)] * 2)
-        result = product("bno,o->bn", weights, bias)[..., None, None]
-        for row, column in itertools.product(range(3), repeat=2):
-            result = result + maps[:, :, row : row + height, column : column + width, row, column]
-        return result
+        of_bias = product("bno,o->bn", weights, bias)[..., None, None]
+        return of_bias + sum_of_taps(product("bnhwc,bnijc->bnhwij", x, taps))
 
 
 def _upscaling(name: str, hidden: int, width: int) -> Sequence[nn.Module]:

@@ -13,9 +13,9 @@ import numpy as np
 from stablesam_jax.config import TinyViTConfig
 from stablesam_jax.depthwise import depthwise_conv
 from stablesam_jax.model.attention import QKV
-from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, dense, product, softmax
+from stablesam_jax.model.common import DECODER_EPS, Conv, Dense, LayerNorm, dense, softmax
 from stablesam_jax.model.image_encoder import Neck, window_partition, window_unpartition
-from stablesam_jax.numerics import across, gelu, wide
+from stablesam_jax.numerics import across, gelu, product, wide
 
 BATCH_NORM_EPS = 1e-5
 EXPANSION = 4  # hidden channels of the convolutional blocks and of the MLPs per channel
