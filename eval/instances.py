@@ -159,7 +159,7 @@ def begin(
     """Asks the questions of a picture.
 
     Returns:
-        what is left for the host: a function that brings the masks to the picture's size.
+        what need not come before the next picture: a function that brings the masks to the picture's size.
     """
     logits, predicted_iou = np.zeros((0, 1, 1, 1)), np.zeros((0, 1))
     size_hw = source.size_hw(index)

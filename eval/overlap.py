@@ -1,4 +1,4 @@
-"""Work of the host in threads beside that of the device; the results in order."""
+"""What is left of an item once a model has answered, in threads beside the next items; the results in order."""
 
 import collections
 import concurrent.futures
@@ -16,8 +16,8 @@ def overlapped(begin: Callable[[Item], Callable[[], Result]], items: Iterable[It
     """The results for all items, one after the other.
 
     Args:
-        begin: does the device's part of an item, in this thread, and returns the rest of its work, which is done in
-            another while the next items begin. numpy and OpenCV let go of the interpreter.
+        begin: asks the model, in this thread, and returns the rest of the item's work, which is done in another while
+            the next items begin. numpy, OpenCV and XLA let go of the interpreter.
         items: in the order of the results; a few more are begun than are done.
     """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:

@@ -129,8 +129,8 @@ def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: M
     """Asks for the regions of a picture under every kind of prompt.
 
     Returns:
-        what is left for the host: a function that makes class maps of the answers, and counts how they differ from the
-        true one. Of the matrix of `confusion`, most of which is 0, it gives places and pixels.
+        what need not come before the next picture: a function that makes class maps of the answers, and counts how they
+        differ from the true one. Of the matrix of `confusion`, most of which is 0, it gives places and pixels.
     """
     regions, answers = ask(predictor, labelled, source, config)
 

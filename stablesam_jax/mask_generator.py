@@ -23,7 +23,7 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import POSITIVE, Prompts, sparse_tokens
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.postprocess import Axis, axes, by_rows, padded_mask
+from stablesam_jax.postprocess import Axis, by_rows, padded_mask, upscaling_axes
 from stablesam_jax.preprocess import check_picture, preprocess, to_model_frame
 from stablesam_jax.prompts import gt_box
 
@@ -120,7 +120,7 @@ class MaskGenerator:
     def generate(self, image: np.ndarray) -> list[MaskRecord]:
         """Finds the masks of a picture.
 
-        The model is compiled at the first picture, what depends on its size anew for each `postprocess.padded_side`.
+        The model is compiled at the first picture, what depends on its size for each pair of `postprocess.padded_side`.
 
         Args:
             image: (H, W, 3) uint8, RGB.
@@ -160,7 +160,7 @@ class MaskGenerator:
         x0, y0, x1, y1 = box
         size_hw = y1 - y0, x1 - x0
         config = self.sam.config
-        crop = _Crop(box, *axes(size_hw, mask_size=config.mask_size, image_size=config.image_size))
+        crop = _Crop(box, *upscaling_axes(size_hw, mask_size=config.mask_size, image_size=config.image_size))
         embedding = compiled.encoder(self.sam)(self.params, preprocess(image[y0:y1, x0:x1], config)[None])
         decode = compiled.decoder(self.sam, "multi")
         found: list[_Candidate] = []

@@ -28,8 +28,8 @@ class Axis:
     inside: jax.Array  # (padded,) bool, False for padding
 
 
-def upscaling(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two matrices that bring logits to the size of a picture.
+def upscaling_matrices(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The matrices that bring logits to the size of a picture.
 
     Args:
         size_hw: of the picture.
@@ -48,9 +48,10 @@ def upscaling(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> t
     return rows, columns
 
 
-def axes(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[Axis, Axis]:
-    """What is not 0 of these matrices: for rows and for columns. Arguments as `upscaling`."""
-    rows, columns = map(_axis, upscaling(size_hw, mask_size=mask_size, image_size=image_size))
+@functools.lru_cache(maxsize=16)
+def upscaling_axes(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[Axis, Axis]:
+    """What is not 0 of these matrices: for rows and for columns. Arguments as `upscaling_matrices`."""
+    rows, columns = map(_axis, upscaling_matrices(size_hw, mask_size=mask_size, image_size=image_size))
     return rows, columns
 
 
@@ -69,7 +70,7 @@ def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_si
 
 
 def upscale_masks(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
-    """`upscale_logits(...) > 0` to the bit, but without the memory of the logits: (..., H, W) bool."""
+    """`upscale_logits(...) > 0`, but without the memory of the logits: (..., H, W) bool. On a CPU to the bit."""
     return _upscale(low_res_masks, size_hw, image_size, padded_mask, bool)
 
 
@@ -78,10 +79,10 @@ def _upscale(
 ) -> np.ndarray:
     """Runs a program for each mask in turn; what it knows of the picture's size is the padded one."""
     height, width = size_hw
-    both = axes(size_hw, mask_size=low_res_masks.shape[-1], image_size=image_size)
+    axes = upscaling_axes((height, width), mask_size=low_res_masks.shape[-1], image_size=image_size)
     result = np.empty((*low_res_masks.shape[:-2], height, width), dtype)
     for index in np.ndindex(low_res_masks.shape[:-2]):
-        result[index] = np.asarray(program(low_res_masks[index], *both))[:height, :width]
+        result[index] = np.asarray(program(low_res_masks[index], *axes))[:height, :width]
     return result
 
 
@@ -133,7 +134,7 @@ def _axis(matrix: np.ndarray) -> Axis:
 
 
 def padded_side(size: int) -> int:
-    """Up to a multiple of BLOCK_ROWS, or an eighth of the next power of two if that is more: few programs are compiled.
+    """Up to a multiple of BLOCK_ROWS, or of an eighth of the next power of two, so that few programs are compiled.
 
     >>> padded_side(300), padded_side(1080), padded_side(3000)
     (384, 1280, 3072)

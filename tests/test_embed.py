@@ -92,7 +92,7 @@ def test_the_run_itself_finds_every_view(config, filled, monkeypatch):
 
 
 def test_a_run_of_one_epoch_needs_one_view_of_each_picture(config, filled):
-    assert "8/8 views, 0 encoded" in embed(dataclasses.replace(config, epochs=1.0))
+    assert "8/8 views, 0 encoded" in embed(dataclasses.replace(config, epochs=1.0, batch_size=3))
 
 
 def test_what_trains_the_neck_has_entries_of_its_own(config, filled, tmp_path):

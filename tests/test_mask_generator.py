@@ -27,7 +27,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.mask_generator import MaskGenerator
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.sam import ImageEmbedding
-from stablesam_jax.postprocess import axes
+from stablesam_jax.postprocess import upscaling_axes
 from tests.reference import sam_pair
 
 # isort: split
@@ -281,7 +281,7 @@ def test_pictures_of_similar_sizes_share_their_programs():
 def test_192_masks_of_12_megapixels_are_measured_in_the_memory_of_half_a_mask():
     # segment_anything holds all their logits at once: 9 GB.
     low_res_masks, wanted = jax.ShapeDtypeStruct((64, 3, 256, 256), np.float32), np.ones((64, 3), bool)
-    rows, columns = axes((3000, 4000), mask_size=256, image_size=1024)
+    rows, columns = upscaling_axes((3000, 4000), mask_size=256, image_size=1024)
     program = mask_generator._measure.lower(low_res_masks, wanted, rows, columns, 1.0).compile()
     assert program.memory_analysis().temp_size_in_bytes < 4 * 3000 * 4000 / 2
 

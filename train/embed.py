@@ -43,7 +43,7 @@ def embed(config: TrainConfig) -> None:
     if len(views) > cache.capacity:
         raise InputError(
             f"--cache-limit {config.cache_limit:g}: holds {cache.capacity:,} views for certain, of {len(views):,} that "
-            f"take {len(views) * cache.entry_size / 2**30:.3g} GiB; allow more, or take fewer --views."
+            f"take {len(views) * cache.entry_size / 2**30:.3g} GiB; allow more, or take fewer --views or --epochs."
         )
     with stop_signals() as stop:
         for done in fill(cache, views):

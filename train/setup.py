@@ -67,9 +67,11 @@ def prepare(config: TrainConfig) -> Parts:
     trained, frozen = params.split(tree, config.trainable)
     neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
     training, held_out = pictures(config)
-    steps = config.steps or math.ceil(config.epochs * len(training) / config.batch_size)
-    epochs = math.ceil(steps * config.batch_size / len(training))  # each has one view of a picture
-    views = describe_views(dataclasses.replace(config, views=min(config.views, epochs)), sam.config)
+    if config.steps is None:
+        steps, epochs = math.ceil(config.epochs * len(training) / config.batch_size), math.ceil(config.epochs)
+    else:
+        steps, epochs = config.steps, math.ceil(config.steps * config.batch_size / len(training))
+    views = describe_views(config, sam.config)
     return Parts(
         base=base,
         sam=sam,
@@ -78,7 +80,7 @@ def prepare(config: TrainConfig) -> Parts:
         neck_trains=neck_trains,
         training=training,
         held_out=held_out,
-        views=Views(training, views),
+        views=Views(training, dataclasses.replace(views, views=min(views.views, epochs))),  # one for each epoch
         batches=describe_batches(config, sam.config),
         steps=steps,
         cache=open_cache(config, sam, frozen, neck_trains=neck_trains),

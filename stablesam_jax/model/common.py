@@ -152,8 +152,7 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of (B, N, ...) arrays, done for one prompt after the other on the CPU; elsewhere for all at once.
 
     The maps of one prompt stay in the processor's cache from one layer to the next, and memory does not grow with the
-    number of prompts: half the time of 20 at once. A gradient takes up to twice as long so, and ten times where a
-    convolution is in it.
+    number of prompts: half the time of 20 at once. A gradient takes up to twice as long so.
 
     Args:
         function: of arrays (B, N, ...), some of them (B, 1, ...) where all prompts of a picture share them, to a tree

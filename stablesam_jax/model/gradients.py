@@ -65,8 +65,8 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolves with zeros around the map, as PyTorch has it.
 
-    The gradient of the kernel, where no stride is at work, is a sum of products with patches of the map: a half to a
-    fourth of the time.
+    The gradient of the kernel, where no stride is at work, is a sum of products with patches of the map on a CPU: a
+    half to a fourth of the time.
 
     Args:
         x: (B, H, W, C).
