@@ -73,8 +73,8 @@ class Predictor:
     Programs are compiled when first used and shared by all predictors of a model: one encoder for each number of
     pictures in a batch (1, 2, 4), one decoder for each slot that prompts are padded to, of 1, 2, 4, 8, 16 or 24 prompts
     and 4, 8, 16, ... tokens (a point is one, a box two, points without a box one more), and for each of: one mask or
-    three, with mask inputs or without. Padding is never attended to. Others bring masks, or
-    logits, to the size of the picture, for each pair of `postprocess.padded_side`.
+    three, with mask inputs or without. Padding is never attended to. Others bring masks, or logits,
+    to the size of the picture, for each pair of `postprocess.padded_side`.
     """
 
     def __init__(self, sam: Sam, params: Params, *, max_pixels: int = MAX_PIXELS):
