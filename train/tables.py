@@ -94,7 +94,7 @@ def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
     return dataclasses.replace(PRESETS[system.preset][1], **{**changes, **system.changes})
 
 
-class Comparison:
+class Scorer:
     """What systems do on the test pictures; every embedding is made once for systems that share an encoder."""
 
     def __init__(self, config: TablesConfig):
@@ -258,10 +258,10 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
         if not getattr(config, option):
             raise InputError(f"--{option.replace('_', '-')}: name at least one folder of pictures.")
     check_output(config.output)
-    compare = Comparison(config)
+    score = Scorer(config)
     config.output.mkdir(parents=True, exist_ok=True)
     kept = config.output / "scores"
-    untrained = compare(kept / "base.json", {"image_size": config.image_size}, lambda: config.model)
+    untrained = score(kept / "base.json", {"image_size": config.image_size}, lambda: config.model)
     assert untrained is not None
     runs = {"": [untrained]}
     for seed in range(config.seeds):
@@ -275,7 +275,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
                     return f"{config.model}+{plugin}"
                 return str(model) if model.exists() else None
 
-            found = compare(kept / f"{name}-seed{seed}.json", _what_matters(run), make)
+            found = score(kept / f"{name}-seed{seed}.json", _what_matters(run), make)
             if found is None:
                 return
             runs.setdefault(name, []).append(found)
