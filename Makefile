@@ -21,7 +21,7 @@ quickstart: $(STAMP)
 
 # The paper's tables in miniature: make tables TRAIN="DIR ..." TEST="DIR ..." OPTIONS="--image-size 320"
 tables: $(STAMP)
-	$(BIN)/python -m train.tables --data-dir $(TRAIN) --test-dir $(TEST) $(OPTIONS)
+	$(BIN)/python -m experiments.tables --data-dir $(TRAIN) --test-dir $(TEST) $(OPTIONS)
 
 # Executed copies, with all figures; those in notebooks/ have their outputs cleared.
 notebooks: $(STAMP)
@@ -34,7 +34,7 @@ notebooks: $(STAMP)
 # Ours against others: the sampler and the plugin, unless BENCH="--rows encoder decode --repeats 3" asks for other rows.
 bench: $(STAMP)
 	mkdir -p runs
-	$(BIN)/python -m eval.benchmark $(BENCH)
+	$(BIN)/python -m bench $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

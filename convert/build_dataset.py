@@ -25,8 +25,8 @@ from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.datasets import NAMES, Reader, official_count, open_dataset
 from stablesam_jax.data.readers import PairsFolder, Refused, folder_name
-from stablesam_jax.disk import sync, writing
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.disk import sync, writing
 
 REFUSED_FILE = "refused.txt"
 AT_ONCE = 32  # pictures that are read while as many are written

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 from stablesam_jax.data.doctor import KINDS, Examined, Finding, Folder, compare, examine, find_folders
-from stablesam_jax.disk import check_writable, write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.disk import check_writable, write_text
 
 SHOWN_HINTS = 10  # of a kind, in a terminal
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder to a state dict for the official PyTorch packages, a plugin to one for eval/torch_plugin.py.
+"""A checkpoint folder to a state dict for the official PyTorch packages, a plugin to one for stablesam_torch/plugin.py.
 
 python -m convert.flax_to_torch --checkpoint checkpoints/sam_vit_b --output sam_vit_b.pth
 python -m convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth
@@ -20,10 +20,10 @@ from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
 from stablesam_jax.config import LiteConfig, PluginConfig
-from stablesam_jax.disk import new_path, whole_file
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.disk import new_path, whole_file
+from stablesam_jax.files.plugin_file import load_plugin
 from stablesam_jax.params import Params, count, flatten
-from stablesam_jax.plugin_file import load_plugin
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -31,7 +31,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Writes a state dict that segment_anything or segment_anything_hq loads with strict=True, or, of a plugin, one for
-    `stabilise` of eval/torch_plugin.py."""
+    `stabilise` of stablesam_torch/plugin.py."""
 
     checkpoint: str
     """Checkpoint folder, the name of a shipped model, or a plugin file."""
@@ -71,7 +71,7 @@ def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A plugin as the state dict of `eval.torch_plugin.Plugin`.
+    """A plugin as the state dict of `stablesam_torch.plugin.Plugin`.
 
     Args:
         params: the subtree `plugin`.

@@ -15,10 +15,10 @@ import tyro
 
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import init
-from stablesam_jax.checkpoint import check_arrays, describe, save_model
 from stablesam_jax.config import MODELS
-from stablesam_jax.disk import new_path
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.checkpoint import check_arrays, describe, save_model
+from stablesam_jax.files.disk import new_path
 from stablesam_jax.params import Params, count, merge, split
 
 MODEL = "sam_nano"

@@ -16,10 +16,10 @@ import tyro
 from convert.rules import dropped, to_flax
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import assemble, shapes
-from stablesam_jax.checkpoint import save_model
 from stablesam_jax.config import MODELS, LiteConfig, SamConfig, TinyViTConfig, ViTConfig
-from stablesam_jax.disk import new_path
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.checkpoint import save_model
+from stablesam_jax.files.disk import new_path
 from stablesam_jax.params import count
 
 Shapes = Mapping[str, tuple[int, ...]]

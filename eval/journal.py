@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from stablesam_jax.disk import writing
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import writing
 
 JOURNAL = "journal.jsonl"  # of the first host
 MOST_DIFFERENCES = 4  # named in one message

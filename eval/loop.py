@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.overlap import overlapped
-from eval.protocols import PROMPTS_PER_OBJECT, draw_prompts
-from stablesam_jax import compiled
+from eval.prompt_kinds import PROMPTS_PER_OBJECT, draw_prompts
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.metrics import boundary_iou, mask_iou, stability
-from stablesam_jax.model.common import one_by_one
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_count
 from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.ops.layers import one_by_one
 from stablesam_jax.params import Params
-from stablesam_jax.preprocess import preprocess
+from stablesam_jax.predict import compiled
+from stablesam_jax.predict.preprocess import preprocess
 from stablesam_jax.prompts import Prompt
 
 METRICS = ("miou", "mbiou", "msf")

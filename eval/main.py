@@ -6,12 +6,12 @@ from typing import Any
 
 import tyro
 
-from eval.hq import hq
-from eval.instances import coco, sginw
-from eval.semantic import mess
-from eval.wobble import wobble
-from stablesam_jax.compilation_cache import keep_compiled_programs
+from eval.protocols.hq import hq
+from eval.protocols.instances import coco, sginw
+from eval.protocols.semantic import mess
+from eval.protocols.wobble import wobble
 from stablesam_jax.errors import exit_on_input_error
+from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {"hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble}
 

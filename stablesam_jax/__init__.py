@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stablesam_jax.build import load_model
-    from stablesam_jax.mask_generator import MaskGenerator
-    from stablesam_jax.predictor import Predictor
+    from stablesam_jax.predict.mask_generator import MaskGenerator
+    from stablesam_jax.predict.predictor import Predictor
 
 __all__ = ["MaskGenerator", "Predictor", "load_model"]
 
 # Found when first asked for: JAX, Flax and Orbax take seconds to import, and every module of the package comes through
 # here, those that a worker process or a --help needs without them too.
 _HOMES = {
-    "MaskGenerator": "stablesam_jax.mask_generator",
-    "Predictor": "stablesam_jax.predictor",
+    "MaskGenerator": "stablesam_jax.predict.mask_generator",
+    "Predictor": "stablesam_jax.predict.predictor",
     "load_model": "stablesam_jax.build",
 }
 

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax import checkpoint
-from stablesam_jax.checkpoint import check_arrays, describe
 from stablesam_jax.config import MODELS, Dtype, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files import checkpoint
+from stablesam_jax.files.checkpoint import check_arrays, describe
+from stablesam_jax.files.plugin_file import check_base, load_plugin
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.plugin import Plugin
-from stablesam_jax.plugin_file import check_base, load_plugin
 
 # A checkpoint folder for each shipped model, and a plugin file under the name of the model that has it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"

@@ -18,9 +18,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stablesam_jax.disk import whole_file
-from stablesam_jax.explain import Explanation
+from stablesam_jax.files.disk import whole_file
 from stablesam_jax.metrics import stability
+from stablesam_jax.predict.explain import Explanation
 from stablesam_jax.prompts import Prompt
 
 WIDTH = 8.3  # inches

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from stablesam_jax.build import load_model
-from stablesam_jax.checkpoint import save_model
 from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.files.checkpoint import save_model
+from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import digest, flatten
-from stablesam_jax.plugin_file import load_plugin, save_plugin
 from tests.reference import small
 from train import average
 

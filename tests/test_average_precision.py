@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
 
-from eval.average_precision import Detection, average_precision
+from eval.protocols.average_precision import Detection, average_precision
 from stablesam_jax.data.coco import Annotation
 from tests.reference import average_precision as literal
 

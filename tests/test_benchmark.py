@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.benchmark import __main__ as benchmark
-from eval.benchmark import case as case_module
-from eval.benchmark import data, device, inference, limits, memory, plugin, sampler, train
-from eval.benchmark.case import Case, Options, Point, Result, measure, prepared
-from eval.benchmark.data import data_cases
-from eval.benchmark.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
-from eval.benchmark.limits import Cost, Limits, cost_of
-from eval.benchmark.memory import Peak, peak
-from eval.benchmark.output import entries, figure, markdown, memory_table, table
-from eval.benchmark.plugin import plugin_cases
-from eval.benchmark.sampler import plain_sample, sampler_cases
-from eval.benchmark.startup import startup_cases
-from eval.benchmark.train import train_cases
-from eval.tables import show
+from bench import __main__ as benchmark
+from bench import case as case_module
+from bench import data, device, inference, limits, memory, plugin, sampler, train
+from bench.case import Case, Options, Point, Result, measure, prepared
+from bench.data import data_cases
+from bench.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
+from bench.limits import Cost, Limits, cost_of
+from bench.memory import Peak, peak
+from bench.output import entries, figure, markdown, memory_table, table
+from bench.plugin import plugin_cases
+from bench.sampler import plain_sample, sampler_cases
+from bench.startup import startup_cases
+from bench.train import train_cases
+from eval.report.tables import show
 from stablesam_jax import build
 from stablesam_jax.errors import InputError
 from stablesam_jax.plugin.sampling import bilinear_sample

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.bootstrap import Interval, interval, intervals, resampled_means
+from eval.report.bootstrap import Interval, interval, intervals, resampled_means
 
 
 def test_intervals_cover_the_true_mean_as_often_as_they_say():

@@ -8,11 +8,11 @@ import pytest
 
 from stablesam_jax import build as build_module
 from stablesam_jax.build import assemble, init, load_model, shapes, with_hq, with_plugin
-from stablesam_jax.checkpoint import describe, save_model
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.checkpoint import describe, save_model
+from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import count, digest, flatten
-from stablesam_jax.plugin_file import load_plugin, save_plugin
 
 TINY = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32)
 

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from stablesam_jax import checkpoint
-from stablesam_jax.checkpoint import load_model, load_tree, save_model, save_tree
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files import checkpoint
+from stablesam_jax.files.checkpoint import load_model, load_tree, save_model, save_tree
 
 TREE = {
     "kernel": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
 
-from stablesam_jax import rle
+from stablesam_jax.data import rle
 from stablesam_jax.data.coco import CocoPictures
 from tests.reference.layouts import coco_json
 from tests.reference.pictures import disc, ramp, refusal, save

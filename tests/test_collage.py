@@ -8,7 +8,7 @@ from stablesam_jax.data import collage
 from stablesam_jax.data.collage import ASSETS, MIN_AREA, PARTS, SPLITS, Collage
 from stablesam_jax.data.label_file import read_masks
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 
 LABELLED = sorted(name for split in SPLITS.values() for name in split.labelled)
 TEXTURES = sorted(name for split in SPLITS.values() for name in split.textures)

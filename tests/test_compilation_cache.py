@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import jax, jax.numpy as jnp, sys
-from stablesam_jax.compilation_cache import keep_compiled_programs
+from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("/cache_hits")))
@@ -57,7 +57,7 @@ def test_the_next_process_reads_what_took_long_to_compile(tmp_path):
 def test_the_users_cache_folder_is_the_default_and_jaxs_own_variable_goes_first(
     environment, place, tmp_path, monkeypatch
 ):
-    from stablesam_jax import compilation_cache
+    from stablesam_jax.files import compilation_cache
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     for name, value in environment.items():

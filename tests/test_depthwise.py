@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from stablesam_jax.depthwise import depthwise_conv
+from stablesam_jax.ops.depthwise import depthwise_conv
 
 
 def grouped_convolution(x, kernel, stride):

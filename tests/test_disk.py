@@ -5,8 +5,8 @@ import resource
 
 import pytest
 
-from stablesam_jax.disk import check_writable, whole_file, write_text
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import check_writable, whole_file, write_text
 
 
 @pytest.fixture

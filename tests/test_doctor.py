@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stablesam_jax.data import collage, doctor
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 from tests.reference.pictures import disc, refusal, save
 
 ASSETS = sorted((collage.ASSETS / "im").iterdir())

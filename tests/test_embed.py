@@ -17,7 +17,7 @@ import pytest
 from stablesam_jax.data.pipeline import ViewConfig, Views
 from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.errors import InputError
-from stablesam_jax.feature_cache import FeatureCache
+from stablesam_jax.files.feature_cache import FeatureCache
 from tests.reference import small
 from train import embed as embed_module
 from train import main as train_main

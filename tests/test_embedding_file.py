@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablesam_jax import sealed_file
 from stablesam_jax.config import MODELS, PluginConfig
-from stablesam_jax.embedding_file import HEADER, identity, load_embedding, save_embedding
 from stablesam_jax.errors import InputError
+from stablesam_jax.files import sealed_file
+from stablesam_jax.files.embedding_file import HEADER, identity, load_embedding, save_embedding
 from stablesam_jax.model.sam import ImageEmbedding
 
 SAM = dataclasses.replace(MODELS["sam_nano"], image_size=64)

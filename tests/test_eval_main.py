@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import hq as hq_module
-from eval import loop, overlap, systems
+from eval import loop, overlap
 from eval import main as eval_main
-from eval.hq import HqConfig, hq
 from eval.journal import JOURNAL
-from stablesam_jax.checkpoint import version
+from eval.protocols import hq as hq_module
+from eval.protocols import systems
+from eval.protocols.hq import HqConfig, hq
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.checkpoint import version
+from stablesam_jax.files.plugin_file import save_plugin
 from stablesam_jax.params import digest
-from stablesam_jax.plugin_file import save_plugin
 from tests.reference import small
 
 KINDS = ("gt-box", "1-point")

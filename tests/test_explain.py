@@ -10,8 +10,8 @@ import pytest
 from stablesam_jax import Predictor, build
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.explain import explain
 from stablesam_jax.model import transformer
+from stablesam_jax.predict.explain import explain
 from stablesam_jax.visualize import attention_figure
 from tests.reference import small
 

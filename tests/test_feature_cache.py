@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stablesam_jax import feature_cache, sealed_file
 from stablesam_jax.errors import InputError
-from stablesam_jax.feature_cache import EntryFolder, FeatureCache
+from stablesam_jax.files import feature_cache, sealed_file
+from stablesam_jax.files.feature_cache import EntryFolder, FeatureCache
 from tests.reference import crowd
 
 SIZE = 32

@@ -10,11 +10,12 @@ import torch
 
 from convert import flax_to_torch, sam_to_flax
 from convert.torch_file import read_state
-from eval import torch_plugin, torch_sam
-from stablesam_jax.checkpoint import save_model
+from eval.parity import torch_sam
 from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.files.checkpoint import save_model
+from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import unflatten
-from stablesam_jax.plugin_file import load_plugin, save_plugin
+from stablesam_torch import plugin as torch_plugin
 from tests.reference import official, small
 
 

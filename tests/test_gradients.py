@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stablesam_jax.model import gradients
-from stablesam_jax.model.gradients import convolve, layer_norm, sum_of_taps
+from stablesam_jax.ops import gradients
+from stablesam_jax.ops.gradients import convolve, layer_norm, sum_of_taps
 
 
 def normal(*shape, seed=0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.build import assemble
 from stablesam_jax.model.mask_decoder import MaskDecoder
 from stablesam_jax.model.prompt_encoder import Prompts

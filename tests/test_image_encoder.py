@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval import torch_sam
-from stablesam_jax.model import image_encoder
-from stablesam_jax.model.common import Conv, LayerNorm
-from stablesam_jax.model.image_encoder import (
+from eval.parity import torch_sam
+from stablesam_jax.model.encoders import vit as image_encoder
+from stablesam_jax.model.encoders.vit import (
     Block,
     ImageEncoderViT,
     Neck,
@@ -21,6 +20,7 @@ from stablesam_jax.model.image_encoder import (
     window_partition,
     window_unpartition,
 )
+from stablesam_jax.ops.layers import Conv, LayerNorm
 from tests.reference.sam_pair import CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal
 
 official = torch_sam.modeling.image_encoder

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
 
-from eval import instances, systems
-from eval.instances import InstancesConfig, begin, coco, draw_questions, read_boxes, score_records, sginw
+from eval.protocols import instances, systems
+from eval.protocols.instances import InstancesConfig, begin, coco, draw_questions, read_boxes, score_records, sginw
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.prompts import box_iou
 from tests.reference import small

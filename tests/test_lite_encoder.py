@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax.config import LiteConfig
-from stablesam_jax.model.lite_encoder import ImageEncoderLite, LiteBackbone
+from stablesam_jax.model.encoders.lite import ImageEncoderLite, LiteBackbone
 
 # The last block of each tapped stage: strides 8, 16 and 32.
 BLOCKS = (2, 4, 10, 15)

@@ -9,7 +9,7 @@ import pytest
 
 from eval import loop
 from eval.loop import Answers, Protocol, Score, Segmenter, evaluate, squeeze, summarise, to_frame, to_picture
-from eval.protocols import PROMPT_KINDS
+from eval.prompt_kinds import PROMPT_KINDS
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import Prompt
 from tests.reference import small

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from stablesam_jax.model.common import UpscaleBy2
 from stablesam_jax.model.mask_decoder import MaskDecoder
+from stablesam_jax.ops.layers import UpscaleBy2
 from tests.reference.sam_pair import CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal
 
 GRID = 6  # any map does; a small one is quick

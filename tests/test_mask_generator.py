@@ -19,15 +19,20 @@ import torch
 from faster_coco_eval import mask as coco
 from PIL import Image
 
-from eval import stand_ins, torch_sam, twins  # the official packages import what stands in for torchvision
-from stablesam_jax import mask_generator, rle
+from eval.parity import (
+    stand_ins,  # the official packages import what stands in for torchvision
+    torch_sam,  # the official packages import what stands in for torchvision
+    twins,  # the official packages import what stands in for torchvision
+)
 from stablesam_jax.build import assemble
 from stablesam_jax.config import SamConfig, ViTConfig
+from stablesam_jax.data import rle
 from stablesam_jax.errors import InputError
-from stablesam_jax.mask_generator import MaskGenerator
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.sam import ImageEmbedding
-from stablesam_jax.postprocess import upscaling_axes
+from stablesam_jax.predict import mask_generator
+from stablesam_jax.predict.mask_generator import MaskGenerator
+from stablesam_jax.predict.postprocess import upscaling_axes
 from tests.reference import sam_pair
 
 # isort: split

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax.data import collage, near_duplicates
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 
 ASSETS = sorted((collage.ASSETS / "im").iterdir())
 

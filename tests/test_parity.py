@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval import differences, parity, torch_plugin, torch_sam, twins
-from stablesam_jax.checkpoint import save_model
+from eval.parity import __main__ as parity
+from eval.parity import differences, torch_sam, twins
 from stablesam_jax.config import MODELS, SamConfig, ViTConfig
+from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.model import transformer
+from stablesam_torch import plugin as torch_plugin
 
 CONFIG = SamConfig(
     encoder=ViTConfig(width=32, depth=2, heads=2, global_blocks=(1,)), image_size=160, embedding_width=64

@@ -9,7 +9,7 @@ from PIL import Image
 
 from stablesam_jax.data import collage
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 from tests.reference.pictures import disc, exif, ramp, refusal, save, turned
 
 PHOTOGRAPH = collage.ASSETS / "im" / "rocket.jpg"

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from convert.flax_to_torch import plugin_state
-from eval import torch_plugin
-from eval.parity import IMAGE
+from eval.parity.__main__ import IMAGE
 from stablesam_jax.build import assemble, load_model, with_plugin
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.plugin import Plugin
-from stablesam_jax.predictor import Predictor
+from stablesam_jax.predict.predictor import Predictor
+from stablesam_torch import plugin as torch_plugin
 from tests.reference import small as small_nano
 
 SMALL = PluginConfig(embedding_width=16, router_width=4, max_offset_cells=16.0)

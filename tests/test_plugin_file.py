@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from stablesam_jax import sealed_file
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files import sealed_file
+from stablesam_jax.files.plugin_file import check_base, load_plugin, save_plugin
 from stablesam_jax.params import digest
-from stablesam_jax.plugin_file import check_base, load_plugin, save_plugin
 
 PARAMS = {
     "dsp": {"offset": {"kernel": np.arange(6, dtype=np.float32).reshape(3, 2).T}},

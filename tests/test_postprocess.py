@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from stablesam_jax import postprocess
-from stablesam_jax.postprocess import padded_side, upscale_logits, upscale_masks
-from stablesam_jax.preprocess import resized_size
+from stablesam_jax.predict import postprocess
+from stablesam_jax.predict.postprocess import padded_side, upscale_logits, upscale_masks
+from stablesam_jax.predict.preprocess import resized_size
 
 SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]
 

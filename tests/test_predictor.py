@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from convert.rules import to_flax
-from eval import torch_sam
-from stablesam_jax import Predictor, build, compiled, predictor
+from eval.parity import torch_sam
+from stablesam_jax import Predictor, build
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.picture_file import read_picture
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import Masks
-from stablesam_jax.picture_file import read_picture
-from stablesam_jax.postprocess import upscale_masks
+from stablesam_jax.predict import compiled, predictor
+from stablesam_jax.predict.postprocess import upscale_masks
 from tests.reference import small
 from tests.reference.pictures import exif, turned
 from tests.reference.sam_pair import CONFIG
@@ -549,4 +550,4 @@ def test_importing_the_package_imports_nothing_heavy():
         "import sys, stablesam_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)), stablesam_jax.Predictor)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed == "[] <class 'stablesam_jax.predictor.Predictor'>\n"
+    assert printed == "[] <class 'stablesam_jax.predict.predictor.Predictor'>\n"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError
-from stablesam_jax.preprocess import check_picture, preprocess, resized_size, to_model_frame
+from stablesam_jax.predict.preprocess import check_picture, preprocess, resized_size, to_model_frame
 
 SAM = MODELS["sam_vit_b"]
 SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from stablesam_jax import checkpoint
-from stablesam_jax.plugin_file import load_plugin
+from stablesam_jax.files import checkpoint
+from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval import protocols
+from eval import prompt_kinds as protocols
 from stablesam_jax import prompts
 
 MASK = np.zeros((200, 300), bool)

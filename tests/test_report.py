@@ -8,8 +8,9 @@ import json
 import pytest
 from PIL import Image
 
-from eval import report, tables
-from eval.bootstrap import Interval
+from eval.report import __main__ as report
+from eval.report import tables
+from eval.report.bootstrap import Interval
 from tests.reference.pictures import ramp, save
 
 VOID = {"meta", "img", "br"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from faster_coco_eval import mask as coco
 
-from eval import torch_sam  # noqa: F401  provides torchvision where there is none
-from stablesam_jax import rle
+from eval.parity import torch_sam  # noqa: F401  provides torchvision where there is none
+from stablesam_jax.data import rle
 
 from segment_anything.utils import amg  # isort: skip
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convert.rules import RULES, dropped, rule_of, source_name, source_shape, to_flax, to_torch
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, ViTConfig
 from stablesam_jax.errors import InputError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts

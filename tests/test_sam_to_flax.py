@@ -13,11 +13,11 @@ import torch
 
 from convert.rules import rule_of, source_name
 from convert.sam_to_flax import main, recognise
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.build import load_model
-from stablesam_jax.checkpoint import load_tree
 from stablesam_jax.config import MODELS, ViTConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.checkpoint import load_tree
 from stablesam_jax.params import flatten
 from tests.reference import official
 

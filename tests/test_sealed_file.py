@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from stablesam_jax import sealed_file
 from stablesam_jax.errors import InputError
+from stablesam_jax.files import sealed_file
 
 TENSORS = {
     "kernel": np.arange(6, dtype=np.float32).reshape(3, 2).T,  # not contiguous

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import semantic, systems
-from eval.protocols import draw_region_prompt
-from eval.semantic import (
+from eval.prompt_kinds import draw_region_prompt
+from eval.protocols import semantic, systems
+from eval.protocols.semantic import (
     MessConfig,
     begin,
     find_regions,
@@ -26,7 +26,7 @@ from eval.semantic import (
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.data import datasets
 from stablesam_jax.data.class_maps import ClassMap
-from stablesam_jax.preprocess import resized_size, to_model_frame
+from stablesam_jax.predict.preprocess import resized_size, to_model_frame
 from tests.reference import small
 from tests.reference.pictures import ramp, refusal, save
 

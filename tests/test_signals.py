@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval import signals
+from eval.report import signals
 
 
 @pytest.mark.parametrize(

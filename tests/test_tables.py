@@ -6,9 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from eval import tables
-from eval.bootstrap import Interval
 from eval.journal import JOURNAL
+from eval.report import tables
+from eval.report.bootstrap import Interval
 from stablesam_jax.errors import InputError
 
 SETS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval import torch_sam
-from stablesam_jax.model.tiny_vit import (
+from eval.parity import torch_sam
+from stablesam_jax.model.encoders.tiny_vit import (
     MLP,
     Attention,
     Block,

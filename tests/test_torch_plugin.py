@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from convert.flax_to_torch import plugin_state
-from eval import torch_plugin, torch_sam  # torch_sam first: segment_anything may need its stand-ins
+from eval.parity import torch_sam  # torch_sam first: segment_anything may need its stand-ins
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.params import flatten, unflatten
+from stablesam_torch import plugin as torch_plugin  # torch_sam first: segment_anything may need its stand-ins
 from tests.reference.pictures import ramp
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
 from tests.test_sam import draw, official_logits

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.config import MODELS, SamConfig
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, TINY_CONFIG
 
 # isort: split
-# eval.torch_sam has made them importable.
+# eval.parity.torch_sam has made them importable.
 import segment_anything
 import segment_anything_hq
 

@@ -18,11 +18,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from stablesam_jax import checkpoint, params
+from stablesam_jax import params
 from stablesam_jax.build import load_model
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.plugin_file import load_plugin
+from stablesam_jax.files import checkpoint
+from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
 from train import presets, results, setup

@@ -1,4 +1,4 @@
-"""`train.tables` trains what the tables compare, once, and sets it beside the paper."""
+"""`experiments.tables` trains what the tables compare, once, and sets it beside the paper."""
 
 import contextlib
 import dataclasses
@@ -9,12 +9,12 @@ import shutil
 
 import pytest
 
+from experiments import tables
+from experiments.rows import SYSTEMS, TABLES
+from experiments.tables import TablesConfig, run_config
 from stablesam_jax.errors import InputError
 from tests.reference import small
-from train import tables
 from train.presets import PRESETS
-from train.rows import SYSTEMS, TABLES
-from train.tables import TablesConfig, run_config
 
 ONLY = ("stable-sam", "pt-sam")
 

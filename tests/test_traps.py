@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.build import assemble, with_image_size
 from stablesam_jax.config import MODELS
-from stablesam_jax.model.common import Dense, mask_logits, softmax
-from stablesam_jax.postprocess import upscale_logits, upscale_masks
-from stablesam_jax.preprocess import preprocess
+from stablesam_jax.ops.layers import Dense, mask_logits, softmax
+from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
+from stablesam_jax.predict.preprocess import preprocess
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
 
 SAM = MODELS["sam_vit_b"]

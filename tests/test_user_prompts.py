@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.user_prompts import read_prompts
+from stablesam_jax.predict.user_prompts import read_prompts
 
 SIZE = (30, 40)  # height and width
 SIDE = 8  # of mask inputs

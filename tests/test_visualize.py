@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from stablesam_jax.explain import Explanation
 from stablesam_jax.metrics import stability
+from stablesam_jax.predict.explain import Explanation
 from stablesam_jax.prompts import Prompt
 from stablesam_jax.visualize import (
     Sample,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval import systems, wobble
 from eval.loop import Answers
-from eval.protocols import PROMPT_KINDS, WOBBLE_KINDS
-from eval.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
+from eval.prompt_kinds import PROMPT_KINDS, WOBBLE_KINDS
+from eval.protocols import systems, wobble
+from eval.protocols.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
 from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS
 from stablesam_jax.data.readers import LabelledPicture

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import tyro
 
-from stablesam_jax import checkpoint, plugin_file
-from stablesam_jax.disk import new_path
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files import checkpoint, plugin_file
+from stablesam_jax.files.disk import new_path
 from stablesam_jax.params import Params
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eval.loop import Protocol, Score, Segmenter, Summary, evaluate, summarise, to_picture
-from eval.protocols import draw_prompts
+from eval.prompt_kinds import draw_prompts
 from stablesam_jax.data.readers import Pictures
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params

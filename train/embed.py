@@ -16,10 +16,10 @@ import numpy as np
 
 from eval.loop import to_picture
 from stablesam_jax import parallel, params
-from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.data.pipeline import BatchConfig, Feeding, Views, make_sample
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.feature_cache import FeatureCache
+from stablesam_jax.files.compilation_cache import keep_compiled_programs
+from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from train.presets import PRESETS, TrainConfig, parse

@@ -13,10 +13,10 @@ import numpy as np
 
 from eval.loop import Protocol, Segmenter
 from stablesam_jax import parallel, params
-from stablesam_jax.compilation_cache import keep_compiled_programs
 from stablesam_jax.data.pipeline import Feeding, batches
-from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.compilation_cache import keep_compiled_programs
+from stablesam_jax.files.disk import write_text
 from train.comparison import Comparison, RememberingSegmenter
 from train.console import Console
 from train.optimizer import make_optimizer

@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 
 from stablesam_jax.data.pipeline import Feeding, Views, batches
-from stablesam_jax.disk import check_writable
 from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.disk import check_writable
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
 from train.presets import PRESETS, TrainConfig, parse

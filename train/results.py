@@ -7,11 +7,12 @@ import rich.box
 from rich.table import Table
 
 from eval.loop import Segmenter
-from eval.tables import markdown, table
-from stablesam_jax import checkpoint, params, plugin_file
+from eval.report.tables import markdown, table
+from stablesam_jax import params
 from stablesam_jax.config import SamConfig
 from stablesam_jax.data.sources import source_name
-from stablesam_jax.disk import write_text
+from stablesam_jax.files import checkpoint, plugin_file
+from stablesam_jax.files.disk import write_text
 from stablesam_jax.visualize import save_figure
 from train.comparison import Comparison
 from train.console import Console

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
-from stablesam_jax.checkpoint import load_tree, save_tree
-from stablesam_jax.disk import write_text
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.checkpoint import load_tree, save_tree
+from stablesam_jax.files.disk import write_text
 from stablesam_jax.visualize import pixels
 from train.presets import TrainConfig
 from train.step import State

@@ -7,14 +7,15 @@ import math
 
 import jax
 
-from stablesam_jax import build, checkpoint, params
+from stablesam_jax import build, params
 from stablesam_jax.config import LiteConfig, SamConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data
 from stablesam_jax.errors import InputError
-from stablesam_jax.feature_cache import FeatureCache
+from stablesam_jax.files import checkpoint
+from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.sam import Sam
 from train.presets import TrainConfig
 from train.step import encoder_halves

@@ -17,7 +17,7 @@ from PIL import Image
 from stablesam_jax.data.class_maps import ClassMap
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 
 VERSION, SPLIT = "1.0.0", "pictures"
 OBJECTS, CLASSES = "objects", "classes"  # kinds

@@ -15,7 +15,7 @@ import numpy as np
 from stablesam_jax.data.label_file import IGNORE, read_classes
 from stablesam_jax.data.readers import PICTURE_SUFFIXES, LabelledFiles, Refused, folder_name, list_files
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 
 CLASSES_FILE = "classes.json"
 

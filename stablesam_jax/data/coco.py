@@ -15,9 +15,9 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
 from stablesam_jax.data.readers import LabelledPicture, Refused, settle
+from stablesam_jax.data.rle import CompressedRunLengths
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import MAX_PIXELS, read_picture, upright_size
-from stablesam_jax.rle import CompressedRunLengths
+from stablesam_jax.files.picture_file import MAX_PIXELS, read_picture, upright_size
 
 PICTURES, ANNOTATIONS = "images", "annotations.json"  # of a folder of one's own
 SLACK = 1.0  # pixels that a box or polygon may reach outside its picture: annotation tools round

@@ -16,7 +16,7 @@ import numpy as np
 from stablesam_jax.data.label_file import read_masks
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture
+from stablesam_jax.files.picture_file import read_picture
 
 ASSETS = pathlib.Path(__file__).parent / "collage_assets"
 

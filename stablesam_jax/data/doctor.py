@@ -17,7 +17,7 @@ from stablesam_jax.data import near_duplicates
 from stablesam_jax.data.label_file import other_size, read_masks
 from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, by_stem
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture, upright_size
+from stablesam_jax.files.picture_file import read_picture, upright_size
 
 KINDS = {  # of findings, in the order in which they are shown -> (severity, title)
     "not checked": ("hint", "pictures in no known layout"),

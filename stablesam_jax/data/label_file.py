@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import open_upright
+from stablesam_jax.files.picture_file import open_upright
 
 IGNORE = 255  # belongs to no object and no class
 THRESHOLD = 128  # of soft masks: above it is object (protocol: HQ-SAM, train/utils/misc.py)

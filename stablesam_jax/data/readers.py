@@ -15,7 +15,7 @@ import numpy as np
 
 from stablesam_jax.data.label_file import read_masks, read_soft_mask
 from stablesam_jax.errors import InputError
-from stablesam_jax.picture_file import read_picture, upright_size
+from stablesam_jax.files.picture_file import read_picture, upright_size
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MASK_SUFFIXES = frozenset({".png"})

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.model.common import dense, softmax
-from stablesam_jax.numerics import product, wide
+from stablesam_jax.ops.layers import dense, softmax
+from stablesam_jax.ops.numerics import product, wide
 
 QUERIES = 512  # of a head that are asked at a time, on a CPU
 LOGITS = 4096**2  # of a head that are made at a time, elsewhere: those of a whole map at 1,024 px

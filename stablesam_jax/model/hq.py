@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from stablesam_jax.model.common import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels
-from stablesam_jax.model.gradients import sum_of_taps
-from stablesam_jax.numerics import gelu, product
+from stablesam_jax.ops.gradients import sum_of_taps
+from stablesam_jax.ops.layers import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels
+from stablesam_jax.ops.numerics import gelu, product
 
 
 class HQBranch(nn.Module):

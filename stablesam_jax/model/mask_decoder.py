@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
-from stablesam_jax.model.common import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
-from stablesam_jax.numerics import gelu, wide
+from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one
+from stablesam_jax.ops.numerics import gelu, wide
 
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 

@@ -5,11 +5,11 @@ import flax.struct
 import jax
 
 from stablesam_jax.config import LiteConfig, SamConfig, TinyViTConfig
-from stablesam_jax.model.image_encoder import ImageEncoderViT
-from stablesam_jax.model.lite_encoder import ImageEncoderLite, LiteFeatures
+from stablesam_jax.model.encoders.lite import ImageEncoderLite, LiteFeatures
+from stablesam_jax.model.encoders.tiny_vit import ImageEncoderTinyViT
+from stablesam_jax.model.encoders.vit import ImageEncoderViT
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
-from stablesam_jax.model.tiny_vit import ImageEncoderTinyViT
 from stablesam_jax.model.transformer import Hooks
 
 

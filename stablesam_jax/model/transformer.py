@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.model.common import DECODER_EPS, MLP, LayerNorm, softmax
-from stablesam_jax.numerics import across, product, wide
+from stablesam_jax.ops.layers import DECODER_EPS, MLP, LayerNorm, softmax
+from stablesam_jax.ops.numerics import across, product, wide
 
 HEADS = 8
 MLP_WIDTH = 2048

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.numerics import across, wide
+from stablesam_jax.ops.numerics import across, wide
 
 EPS = 1e-6  # of LayerNorm, as in SAM's image encoder
 PERTURBATION = 0.01  # deviation of last layers that do not start at zero; moves offsets by under a cell of 64

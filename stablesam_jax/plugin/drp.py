@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.numerics import gelu, wide
+from stablesam_jax.ops.numerics import gelu, wide
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.depthwise import depthwise_conv
-from stablesam_jax.numerics import across, gelu, wide
+from stablesam_jax.ops.depthwise import depthwise_conv
+from stablesam_jax.ops.numerics import across, gelu, wide
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import MASK_TOKENS, PluginConfig
-from stablesam_jax.numerics import across, wide
+from stablesam_jax.ops.numerics import across, wide
 from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention

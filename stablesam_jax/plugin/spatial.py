@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.numerics import wide
+from stablesam_jax.ops.numerics import wide
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 CBAM_KERNEL = 7  # cells (Woo et al., sec. 3.2)

@@ -17,8 +17,8 @@ import time
 
 import numpy as np
 
-from stablesam_jax.checkpoint import describe
-from stablesam_jax.feature_cache import EntryFolder
+from stablesam_jax.files.checkpoint import describe
+from stablesam_jax.files.feature_cache import EntryFolder
 
 SHAPE = (50, 100)
 ENTRY_SIZE = 2 * 50 * 100 + 1024

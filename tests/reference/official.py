@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from eval import torch_sam
+from eval.parity import torch_sam
 from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
 
 VIT = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32, embedding_width=32)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from eval import torch_sam, twins
+from eval.parity import torch_sam, twins
 from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
 
 # 20 cells: windows of 14 need padding. Two windowed and two global blocks.

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from stablesam_jax import build, checkpoint
+from stablesam_jax import build
 from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.files import checkpoint
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, flatten, unflatten
 

@@ -1,0 +1,56 @@
+"""Rows of the way from nothing to a first mask, as a program of its own: imports, weights from a file, one picture.
+
+Models have their own input size. Ours compiles all anew ("cold") or finds what an earlier run has compiled ("warm");
+so does PyTorch, where it is to compile.
+"""
+
+import functools
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from bench.case import Case, Options, share_of_flips
+from bench.inference import SAME_MASKS
+from eval.parity import twins
+from eval.parity.__main__ import IMAGE, draw_params
+from stablesam_jax.config import MODELS
+from stablesam_jax.files.checkpoint import save_model
+
+
+def startup_cases(options: Options) -> Iterator[Case]:
+    """Without and with compiled programs on disk."""
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _cases(name, pathlib.Path(folder), options)
+
+
+def _cases(name: str, folder: pathlib.Path, options: Options) -> Iterator[Case]:
+    config = MODELS[name]
+    params = draw_params(config, seed=0)
+    save_model(folder / "model", params, config=config, source={})
+    torch.save(twins.load_official(config, params).state_dict(), folder / "sam.pth")
+    del params
+    numbers = itertools.count()
+
+    def run(module: str, *arguments: object, warm: bool) -> np.ndarray:
+        mask, cache = folder / "mask.npy", str(folder / (f"{module}_warm" if warm else f"{module}_{next(numbers)}"))
+        command = [sys.executable, "-m", f"bench.{module}", *map(str, arguments), str(IMAGE), str(mask)]
+        caches = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+        subprocess.run(command, check=True, env=os.environ | caches | {"JAX_ENABLE_COMPILATION_CACHE": "true"})
+        return np.load(mask)
+
+    hows = {"PyTorch": "eager"} | ({"PyTorch, compiled": "compiled"} if options.compile else {})
+    for what, warm in (("cold", False), ("warm", True)):
+        ours = functools.partial(run, "first_mask", folder / "model", warm=warm)
+        theirs = {
+            side: functools.partial(run, "first_mask_torch", how, name, folder / "sam.pth", warm=warm)
+            for side, how in hows.items()
+        }
+        yield Case(f"start-up, {what}", ours, theirs, name, share_of_flips, SAME_MASKS["float32"])

@@ -1,0 +1,146 @@
+"""How two runs of one model differ, quantity by quantity, and what they may differ by."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from eval.parity import twins
+from eval.parity.twins import Outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What a difference may be: at its largest, and in the root mean square, which sees broad small faults."""
+
+    largest: float
+    rms: float
+    relative: bool  # in deviations of the reference
+
+
+# float32 against float32 on one input: 2 to 4 times the error of PyTorch's float32 against its own float64.
+BOUNDS = {
+    twins.INPUT: Bound(0, 0, relative=False),
+    twins.EMBEDDING: Bound(4e-5, 3e-6, relative=True),
+    twins.EARLY: Bound(4e-5, 3e-6, relative=True),
+    twins.HQ_FEATURES: Bound(4e-5, 3e-6, relative=True),
+    twins.SPARSE: Bound(5e-6, 1e-6, relative=False),
+    # A mask's first norm has 4 channels; where these are nearly equal, either side is up to 3e-6 off float64.
+    twins.DENSE: Bound(1e-5, 1e-6, relative=False),
+    twins.IMAGE_PE: Bound(5e-6, 1e-6, relative=False),
+    twins.DECODER: Bound(1.5e-5, 3e-6, relative=True),
+    twins.TOKENS: Bound(2.5e-5, 4e-6, relative=True),
+    twins.LOW_RES: Bound(2.5e-5, 4e-6, relative=True),
+    twins.IOU: Bound(2e-6, 2e-6, relative=False),
+    twins.FULL_RES: Bound(1.5e-4, 1.5e-5, relative=True),
+    # A derivative of bilinear sampling jumps where a position that differs by a rounding crosses a cell.
+    twins.GRADIENT: Bound(3e-4, 3e-5, relative=True),
+}
+FLIPS = 1e-5  # share of mask pixels that may differ, each with a logit below the bound of full-resolution logits
+BFLOAT16_FLIPS = 1e-2  # likewise, whatever their logits: all that is asked of bfloat16
+OWN_ERROR = 4  # a difference from float64 may be as many times that of the official float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How one quantity differs. A bound that is None is not asked for."""
+
+    quantity: str
+    deviation: float  # s, of the reference; of a gradient, which may be one number, about zero
+    largest: float
+    rms: float
+    largest_bound: float | None
+    rms_bound: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Both bounds hold; a difference that is not a number does not."""
+        return _within(self.largest, self.largest_bound) and _within(self.rms, self.rms_bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskRow:
+    """How masks of the picture's own size differ."""
+
+    pixels: int
+    differing: int
+    largest_logit: float  # of the reference where the masks differ
+    share_bound: float
+    logit_bound: float | None
+
+    @property
+    def share(self) -> float:
+        """Of the pixels that differ."""
+        return self.differing / self.pixels
+
+    @property
+    def ok(self) -> bool:
+        """Few pixels differ, and only where it hangs by a hair."""
+        return _within(self.share, self.share_bound) and _within(self.largest_logit, self.logit_bound)
+
+
+def _within(value: float, bound: float | None) -> bool:
+    return bound is None or value <= bound
+
+
+def compare(
+    ours: Outputs, theirs: Outputs, *, own: Outputs | None = None, bounds: Mapping[str, Bound] = BOUNDS
+) -> list[Row]:
+    """One row for each quantity that both have, in the order of computation.
+
+    Args:
+        ours: from `twins.run_ours`.
+        theirs: from `twins.run_official`.
+        own: the same in float32 where theirs is in float64.
+        bounds: by quantity; of others nothing is asked.
+    """
+    rows = []
+    for quantity in twins.in_order(theirs):
+        reference = theirs[quantity]
+        is_gradient = quantity.startswith(twins.GRADIENT)
+        deviation = (
+            _difference(reference, np.zeros_like(reference))[1]
+            if is_gradient
+            else float(reference.std(dtype=np.float64))
+        )
+        largest, rms = _difference(ours[quantity], reference)
+        largest_bound = rms_bound = None
+        if bound := bounds.get(twins.GRADIENT if is_gradient else quantity):
+            unit = deviation if bound.relative else 1.0
+            largest_bound, rms_bound = bound.largest * unit, bound.rms * unit
+            if own is not None:
+                own_largest, own_rms = _difference(own[quantity], reference)
+                largest_bound = max(largest_bound, OWN_ERROR * own_largest)
+                rms_bound = max(rms_bound, OWN_ERROR * own_rms)
+        rows.append(Row(quantity, deviation, largest, rms, largest_bound, rms_bound))
+    return rows
+
+
+def compare_masks(
+    ours: Outputs, theirs: Outputs, *, own: Outputs | None = None, share_bound: float, logit_bound: float | None
+) -> MaskRow:
+    """The same for masks of the picture's own size.
+
+    Args:
+        ours: from `twins.run_ours`.
+        theirs: from `twins.run_official`.
+        own: the same in float32 where theirs is in float64.
+        share_bound: share of the pixels that may differ.
+        logit_bound: the largest logit that a pixel which differs may have.
+    """
+    logits = theirs[twins.FULL_RES]
+    differs = (ours[twins.FULL_RES] > 0) != (logits > 0)
+    if own is not None:
+        share_bound = max(share_bound, OWN_ERROR * float(np.mean((own[twins.FULL_RES] > 0) != (logits > 0))))
+    largest = float(np.abs(logits[differs]).max(initial=0.0))
+    return MaskRow(differs.size, int(differs.sum()), largest, share_bound, logit_bound)
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Largest and root mean square, summed in float64 one entry at a time: masks of large pictures fill the memory."""
+    largest, squares = 0.0, 0.0
+    for our, their in zip(np.atleast_1d(ours), np.atleast_1d(theirs), strict=True):
+        difference = our.astype(np.float64) - their
+        largest = float(np.maximum(largest, np.abs(difference).max()))  # NaN stays NaN
+        squares += float(np.square(difference).sum())
+    return largest, (squares / theirs.size) ** 0.5

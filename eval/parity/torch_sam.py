@@ -1,0 +1,221 @@
+"""The official PyTorch models (segment-anything, segment-anything-hq), of any size, and random weights for them.
+
+The official registries know a few sizes at 1024 pixels; their classes take any.
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from eval.parity import stand_ins
+from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
+
+stand_ins.provide()
+
+from segment_anything import SamPredictor, modeling  # noqa: E402
+from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
+from segment_anything_hq import modeling as hq_modeling  # noqa: E402
+
+__all__ = ["ResizeLongestSide", "SamPredictor", "build", "hq_modeling", "modeling", "picture_features", "randomise"]
+
+Official: TypeAlias = modeling.Sam | hq_modeling.Sam
+
+
+def build(config: SamConfig) -> Official:
+    """The official model of this configuration without its plugin, in eval mode.
+
+    Its encoder returns the image embedding alone; with `hq` also a list whose first entry are the early features,
+    (B, G, G, C), as segment_anything_hq's predictor expects.
+
+    Args:
+        config: with the encoder of an official model.
+
+    Raises:
+        TypeError: no official model has this encoder.
+    """
+    package = hq_modeling if config.hq else modeling
+    grid = (config.grid_size, config.grid_size)
+    width = config.embedding_width
+    decoder = {
+        "transformer_dim": width,
+        "transformer": package.TwoWayTransformer(depth=2, embedding_dim=width, num_heads=8, mlp_dim=2048),
+        "iou_head_hidden_dim": width,
+    }
+    sam = package.Sam(
+        image_encoder=_image_encoder(config),
+        prompt_encoder=package.PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=grid,
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=(
+            hq_modeling.MaskDecoderHQ(**decoder, vit_dim=_early_width(config))
+            if config.hq
+            else modeling.MaskDecoder(**decoder)
+        ),
+        pixel_mean=list(config.pixel_mean),
+        pixel_std=list(config.pixel_std),
+    )
+    return sam.eval()
+
+
+def picture_features(decoder: hq_modeling.MaskDecoderHQ, embedding: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
+    """What HQ-SAM's decoder makes of the picture before it sees a prompt, the `hq_features` of its `predict_masks`.
+
+    Args:
+        decoder: of an official HQ-SAM.
+        embedding: (1, C, G, G).
+        early: (1, G, G, any).
+
+    Returns:
+        (1, C / 8, 4G, 4G).
+    """
+    return decoder.embedding_encoder(embedding) + decoder.compress_vit_feat(early.permute(0, 3, 1, 2))
+
+
+class TinyViT(hq_modeling.TinyViT):
+    """The official TinyViT at any input size: its own `forward_features` names the 64 cells of 1024 pixels."""
+
+    def __init__(self, returns_early: bool, **sizes: Any):
+        super().__init__(**sizes)
+        self.returns_early = returns_early
+        # Attention gathers its biases when it is put into eval mode and keeps using them, whatever is loaded later:
+        # the official registry's model, which loads last, computes with biases of zero unless eval() is called again.
+        self.register_load_state_dict_post_hook(TinyViT._gather_biases)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+        """(B, 3, S, S) -> (B, 256, G, G), with the list of one early map (B, G, G, C) where it is asked for."""
+        grid = pixels.shape[-1] // 16
+        x = self.layers[1](self.layers[0](self.patch_embed(pixels)))
+        early = x.unflatten(1, (grid, grid))
+        x = self.layers[3](self.layers[2](x))
+        embedding = self.neck(x.unflatten(1, (grid, grid)).permute(0, 3, 1, 2))
+        return (embedding, [early]) if self.returns_early else embedding
+
+    def _gather_biases(self, _: object) -> None:
+        self.train(self.training)
+
+
+def _image_encoder(config: SamConfig) -> torch.nn.Module:
+    match config.encoder:
+        case TinyViTConfig() as tiny:
+            return TinyViT(
+                config.hq,
+                img_size=config.image_size,
+                num_classes=tiny.classes,
+                embed_dims=tiny.widths,
+                depths=tiny.depths,
+                num_heads=tiny.heads,
+                window_sizes=tiny.window_sizes,
+                drop_path_rate=0.0,
+            )
+        case ViTConfig() as vit:
+            return (hq_modeling if config.hq else modeling).ImageEncoderViT(
+                img_size=config.image_size,
+                patch_size=vit.patch_size,
+                embed_dim=vit.width,
+                depth=vit.depth,
+                num_heads=vit.heads,
+                out_chans=config.embedding_width,
+                norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+                use_rel_pos=True,
+                window_size=vit.window_size,
+                global_attn_indexes=vit.global_blocks,
+            )
+    raise TypeError(f"no official model has the encoder {type(config.encoder).__name__}")
+
+
+def _early_width(config: SamConfig) -> int:
+    encoder = config.encoder
+    return encoder.widths[2] if isinstance(encoder, TinyViTConfig) else encoder.width
+
+
+# Deviation of a kernel times the root of its fan-in, where that is not 1. With these gains the residual streams stay
+# bounded, and attention is neither uniform nor one-hot: 60 to 90 effective keys of a window's 196.
+_GAINS = (
+    (r".*\.lin2", 0.5),
+    (r".*\.attn\.proj", 0.8),
+    (r"mask_decoder\..*\.[qk]_proj", 0.98),
+    (r"mask_decoder\..*\.lin1", 2**0.5),
+    (r"mask_decoder\.(output_hypernetworks_mlps\.\d|hf_mlp|iou_prediction_head)\.layers\.[01]", 2**0.5),
+    (r"mask_decoder\.(output_upscaling|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.[03]", 1.4),
+    (r".*\.fc2", 0.5),
+    (r"image_encoder\.layers\..*\.qkv", 1.5**0.5),  # q, k and v: TinyViT's rows are ordered by head
+)
+_QK_GAIN = 1.5**0.5  # of the q and k rows of a ViT's qkv
+_LOGIT_DEVIATION = 8.0  # of the low-resolution logits of SAM, and of HQ-SAM's token; trained models reach 30
+
+
+@torch.no_grad()
+def randomise(sam: Official, seed: int) -> None:
+    """Gives every tensor random values, in place.
+
+    PyTorch's initial state is degenerate (positions 0, norms 1 and 0, attention nearly uniform), so that half of a port
+    would go untested. Here every term changes the masks, and the logits' scale is that of trained models.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in sam.state_dict().items():
+        mean, deviation = _moments(name, tensor)
+        tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
+        if name.endswith(".running_var"):
+            tensor.exp_()
+        if name.startswith("image_encoder.blocks.") and name.endswith(".qkv.weight"):
+            tensor[: 2 * len(tensor) // 3] *= _QK_GAIN
+    sam.eval()  # TinyViT keeps its attention biases from the last call
+
+    decoder = sam.mask_decoder
+    image_pe = sam.prompt_encoder.get_dense_pe()
+    side = sam.image_encoder.img_size
+    sparse, dense = sam.prompt_encoder(None, torch.tensor([[0.2, 0.3, 0.7, 0.8]]) * side, None)
+    embedding = torch.randn(image_pe.shape, generator=generator)
+    features = {}
+    if isinstance(decoder, hq_modeling.MaskDecoderHQ):
+        early_width = decoder.compress_vit_feat[0].in_channels
+        early = torch.randn(1, *image_pe.shape[2:], early_width, generator=generator)
+        features["hq_features"] = picture_features(decoder, embedding, early)
+    logits, _ = decoder.predict_masks(embedding, image_pe, sparse, dense, **features)
+    networks = decoder.output_hypernetworks_mlps
+    _scale(networks, _LOGIT_DEVIATION / logits[:, : len(networks)].std())
+    if features:
+        _scale([decoder.hf_mlp], _LOGIT_DEVIATION / logits[:, len(networks) :].std())
+    head = decoder.iou_prediction_head.layers[2]
+    head.weight /= 5
+    head.bias.copy_(head.bias / 5 + 0.7)
+
+
+def _scale(networks: Iterable[torch.nn.Module], factor: torch.Tensor) -> None:
+    for network in networks:
+        for tensor in network.layers[2].state_dict().values():
+            tensor *= factor
+
+
+def _moments(name: str, tensor: torch.Tensor) -> tuple[float, float]:
+    """Mean and deviation for a tensor of the state dict."""
+    layer, _, leaf = name.rpartition(".")
+    if leaf == "bias":
+        return 0.0, 0.2
+    if leaf == "weight" and tensor.ndim == 1:  # norms
+        return 1.0, 0.2
+    if leaf in ("positional_encoding_gaussian_matrix", "attention_biases"):
+        return 0.0, 1.0
+    if leaf == "running_mean":
+        return 0.0, 0.2
+    if leaf == "running_var":  # of its logarithm
+        return 0.0, 0.3
+    if leaf == "num_batches_tracked":
+        return 1000.0, 100.0
+    if leaf == "pos_embed":
+        return 0.0, 0.5
+    if leaf.startswith("rel_pos"):  # each axis adds 0.7 to the logits' deviation
+        return 0.0, 0.7 / (_QK_GAIN * tensor.shape[1] ** 0.5)
+    if re.search(r"(_token|_tokens|_embed|point_embeddings\.\d)$", layer):
+        return 0.0, 0.7
+    transposed = re.search(r"(output_upscaling|compress_vit_feat|embedding_encoder)\.[03]$", layer)
+    fan_in = tensor.shape[0] if transposed else np.prod(tensor.shape[1:])
+    gain = next((gain for pattern, gain in _GAINS if re.fullmatch(pattern, layer)), 1.0)
+    return 0.0, gain / float(fan_in) ** 0.5

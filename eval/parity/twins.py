@@ -1,0 +1,320 @@
+"""Both sides of the parity command: one picture and its prompts through our model, and through the official one."""
+
+import contextlib
+import dataclasses
+import functools
+import unittest.mock
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from convert.flax_to_torch import plugin_state
+from convert.rules import to_flax, to_torch
+from eval.parity import torch_sam
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import LiteConfig, SamConfig, ViTConfig
+from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
+from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.params import Params, flatten
+from stablesam_jax.predict.postprocess import upscale_logits
+from stablesam_jax.predict.preprocess import preprocess, to_model_frame
+from stablesam_jax.prompts import Prompt
+from stablesam_torch import plugin as torch_plugin
+
+# What either side computes, by name, in the order of computation; `run_ours` tells the shapes.
+INPUT = "model input"
+EMBEDDING = "image embedding"
+EARLY = "early features"
+HQ_FEATURES = "HQ features"
+SPARSE = "sparse embeddings"
+DENSE = "dense embeddings"
+IMAGE_PE = "dense positional encoding"
+DECODER = "decoder alone"
+TOKENS = "logits of each token"
+LOW_RES = "low-resolution logits"
+IOU = "IoU predictions"
+FULL_RES = "full-resolution logits"
+QUANTITIES = (
+    INPUT, EMBEDDING, EARLY, HQ_FEATURES, SPARSE, DENSE, IMAGE_PE, DECODER, TOKENS, LOW_RES, IOU, FULL_RES
+)  # fmt: skip
+GRADIENT = "gradient of "  # and the path of a plugin's parameter: as many quantities, after all others
+Outputs = dict[str, np.ndarray]
+
+SLOTS = 8  # tokens that every prompt is padded to on our side, so that the comparison covers padding
+
+
+# What a user may ask for: arguments of `Sam.decode`, and of HQ-SAM one more.
+ANSWERS: tuple[dict[str, Any], ...] = ({"masks": "single"}, {"masks": "multi"})
+HQ_ANSWERS: tuple[dict[str, Any], ...] = (*ANSWERS, {"masks": "single", "hq_token_only": True})
+
+
+def in_order(outputs: Iterable[str]) -> list[str]:
+    """Names of quantities in the order of computation, gradients as they come."""
+    names = list(outputs)
+    return [name for name in QUANTITIES if name in names] + [name for name in names if name.startswith(GRADIENT)]
+
+
+class NoEncoder(torch.nn.Module):
+    """Stands where sam_nano has its encoder, which has no official twin."""
+
+    def __init__(self, img_size: int):
+        super().__init__()
+        self.img_size = img_size
+
+
+def official_parts(config: SamConfig) -> tuple[str, ...]:
+    """The subtrees of our parameters that have an official twin."""
+    decoding = ("prompt_encoder", "mask_decoder")
+    return decoding if isinstance(config.encoder, LiteConfig) else ("image_encoder", *decoding)
+
+
+def build_official(config: SamConfig) -> torch_sam.Official:
+    """The official model of a configuration without its plugin; of sam_nano what `official_parts` names."""
+    if not isinstance(config.encoder, LiteConfig):
+        return torch_sam.build(config)
+    early_width = 4 * config.encoder.stages[config.encoder.taps[1]].width
+    any_encoder = ViTConfig(width=early_width, depth=1, heads=1, global_blocks=(0,))
+    official = torch_sam.build(dataclasses.replace(config, encoder=any_encoder))
+    official.image_encoder = NoEncoder(config.image_size)
+    return official
+
+
+def load_official(config: SamConfig, params: Params) -> torch_sam.Official:
+    """The official model with our weights, and with the plugin's PyTorch twin where we have one."""
+    official = build_official(config)
+    state = to_torch({part: params[part] for part in official_parts(config)})
+    official.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, assign=True)
+    if config.plugin is not None:
+        torch_plugin.stabilise(official, plugin_state(params["plugin"], config.plugin, {}))
+    return official
+
+
+def convert(state: Mapping[str, torch.Tensor], config: SamConfig) -> Params:
+    """Our parameters from an official state dict, those that it has."""
+    target = shapes(assemble(config))
+    return to_flax(
+        {name: tensor.numpy() for name, tensor in state.items()},
+        {part: target[part] for part in official_parts(config)},
+    )
+
+
+def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Prompt]) -> Outputs:
+    """Runs our model, all prompts at once.
+
+    Args:
+        sam: our module.
+        params: its parameters.
+        picture: (H, W, 3) uint8.
+        prompts: N of them, in pixels of the picture; masks are (4G, 4G) logits.
+
+    Returns:
+        float32 arrays: model input (S, S, 3), image embedding (G, G, C), sparse embeddings (tokens of all prompts, C),
+        dense embeddings (N, G, G, C), dense positional encoding (G, G, C), low-resolution logits (N, M, 4G, 4G) of all
+        ANSWERS one after another, IoU predictions (N, M), full-resolution logits (N, M, H, W). "decoder alone" is the
+        low-resolution logits. HQ-SAM: early features (G, G, any), HQ features (4G, 4G, C / 8), and logits of each token
+        (N, 5, 4G, 4G), the HQ token last. With a plugin: the gradient of each of its parameters, in its shape; the loss
+        is the mean square of the low-resolution logits.
+    """
+    variables = {"params": jax.device_put(params)}
+    size_hw = picture.shape[:2]
+    pixels = preprocess(picture, sam.config)
+    batch = stack_prompts(prompts, size_hw, sam.config)
+    encode, decode, differentiate = _programs(sam)
+    embedding = encode(variables, pixels[None])
+    outputs = {INPUT: pixels, EMBEDDING: embedding.features[0]}
+    if embedding.early is not None:
+        outputs[EARLY] = embedding.early[0]
+    outputs |= decode(variables, embedding, batch)
+    if sam.config.plugin is not None:
+        gradients = flatten(differentiate(variables["params"], embedding, batch))
+        outputs |= {GRADIENT + path: gradient for path, gradient in gradients.items()}
+    outputs = {name: np.array(array, np.float32) for name, array in outputs.items()}
+    outputs[SPARSE] = outputs[SPARSE][np.asarray(batch.valid[0])]
+    full_res = upscale_logits(outputs[LOW_RES], size_hw, sam.config.image_size)
+    return outputs | {DECODER: outputs[LOW_RES], FULL_RES: full_res}
+
+
+@functools.cache
+def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
+    """Compiled: pictures to an embedding, an embedding and prompts to all that is decoded, and to plugin gradients."""
+
+    def answer(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> list[Masks]:
+        # The compiler merges what the answers have in common.
+        return [sam.decode(embedding, batch, **kind) for kind in (HQ_ANSWERS if sam.config.hq else ANSWERS)]
+
+    def decode(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> dict[str, jax.Array]:
+        embedding = sam.fuse(embedding)
+        answers = answer(sam, embedding, batch)
+        sparse, dense = sam.prompt_encoder(batch)
+        outputs = {
+            SPARSE: sparse[0],
+            DENSE: dense[0],
+            IMAGE_PE: sam.prompt_encoder.get_dense_pe()[0, 0],
+            LOW_RES: jnp.concatenate([answer.low_res_masks[0] for answer in answers], axis=1),
+            IOU: jnp.concatenate([answer.iou_predictions[0] for answer in answers], axis=1),
+        }
+        if sam.config.hq:
+            every = sam.decode(embedding, batch, masks="all")
+            assert embedding.hq_features is not None
+            assert every.hq_masks is not None
+            outputs[HQ_FEATURES] = embedding.hq_features[0]
+            outputs[TOKENS] = jnp.concatenate([every.low_res_masks[0], every.hq_masks[0]], axis=1)
+        return outputs
+
+    def loss(plugin: Params, params: Params, embedding: ImageEmbedding, batch: Prompts) -> jax.Array:
+        answers = sam.apply({"params": params | {"plugin": plugin}}, embedding, batch, method=answer)
+        return jnp.mean(jnp.square(jnp.concatenate([answer.low_res_masks for answer in answers], axis=2)))
+
+    def differentiate(params: Params, embedding: ImageEmbedding, batch: Prompts) -> Params:
+        return {"plugin": jax.grad(loss)(params["plugin"], params, embedding, batch)}
+
+    encode = functools.partial(sam.apply, method="encode")
+    return jax.jit(encode), jax.jit(functools.partial(sam.apply, method=decode)), jax.jit(differentiate)
+
+
+@torch.no_grad()
+def run_official(
+    official: torch_sam.Official, picture: np.ndarray, prompts: Sequence[Prompt], ours: Outputs
+) -> Outputs:
+    """Runs the official model, one prompt at a time.
+
+    Args:
+        official: from `load_official`; in float64 only within `float64_prompts`.
+        picture: (H, W, 3) uint8.
+        prompts: N of them.
+        ours: of `run_ours`, whose embedding and early features "decoder alone" starts from.
+
+    Returns:
+        the arrays of `run_ours`, but for those of an encoder that has no twin.
+    """
+    dtype = official.mask_decoder.iou_token.weight.dtype
+    size_hw = picture.shape[:2]
+    transform = torch_sam.ResizeLongestSide(official.image_encoder.img_size)
+    resized = torch.from_numpy(transform.apply_image(picture)).permute(2, 0, 1).contiguous()
+    pixels = official.preprocess(resized[None])
+    outputs = {INPUT: pixels[0].permute(1, 2, 0)}
+
+    # As the encoder gives them: the embedding has channels first, the early features have them last.
+    our_features = _to_map(ours[EMBEDDING]).to(dtype)
+    our_early = torch.from_numpy(ours[EARLY])[None].to(dtype) if EARLY in ours else None
+    if isinstance(official.image_encoder, NoEncoder):
+        features, early = our_features, our_early
+    else:
+        features, early = _encode(official, pixels.to(dtype))
+        outputs[EMBEDDING] = features[0].permute(1, 2, 0)
+        if early is not None:
+            outputs[EARLY] = early[0]
+    if early is not None:
+        fused = torch_sam.picture_features(official.mask_decoder, features, early)
+        outputs[HQ_FEATURES] = fused[0].permute(1, 2, 0)
+
+    image_pe = official.prompt_encoder.get_dense_pe()
+    lists: dict[str, list[torch.Tensor]] = {name: [] for name in (SPARSE, DENSE, DECODER, LOW_RES, IOU)}
+    if early is not None:
+        lists[TOKENS] = []
+
+    def to_model(coords: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(transform.apply_coords(coords, size_hw)).float().to(dtype)[None]
+
+    parameters = {name: leaf for name, leaf in official.named_parameters() if name.startswith("plugin.")}
+    gradients: list[tuple[torch.Tensor, ...]] = []
+    for prompt in prompts:
+        points = (to_model(prompt.points), torch.from_numpy(prompt.labels)[None]) if len(prompt.labels) else None
+        boxes = None if prompt.box is None else to_model(prompt.box.reshape(2, 2)).reshape(1, 4)
+        masks = None if prompt.mask is None else torch.from_numpy(prompt.mask)[None, None].to(dtype)
+        sparse, dense = official.prompt_encoder(points, boxes, masks)
+        lists[SPARSE].append(sparse[0])
+        lists[DENSE].append(dense.permute(0, 2, 3, 1))
+        with torch.set_grad_enabled(len(parameters) > 0):
+            logits, iou = _answers(official.mask_decoder, features, early, image_pe, sparse, dense)
+            loss = logits.square().mean() / len(prompts)
+        if parameters:
+            gradients.append(torch.autograd.grad(loss, list(parameters.values())))
+        lists[LOW_RES].append(logits.detach())
+        lists[IOU].append(iou.detach())
+        lists[DECODER].append(_answers(official.mask_decoder, our_features, our_early, image_pe, sparse, dense)[0])
+        if early is not None:
+            logits, _ = official.mask_decoder.predict_masks(features, image_pe, sparse, dense, fused)
+            lists[TOKENS].append(logits)
+    outputs |= {name: torch.cat(tensors) for name, tensors in lists.items()}
+    for name, *of_prompts in zip(parameters, *gradients, strict=True):
+        outputs[GRADIENT + name.replace(".", "/")] = torch.stack(of_prompts).sum(dim=0)
+    outputs[IMAGE_PE] = image_pe[0].permute(1, 2, 0)
+    outputs[FULL_RES] = official.postprocess_masks(outputs[LOW_RES], resized.shape[1:], size_hw)
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def stack_prompts(prompts: Sequence[Prompt], size_hw: tuple[int, int], config: SamConfig) -> Prompts:
+    """N prompts of one picture in static shapes."""
+
+    def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        points = to_model_frame(prompt.points, size_hw, config.image_size)
+        box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, config.image_size)
+        return sparse_tokens(points, prompt.labels, box, length=SLOTS)
+
+    coords, labels, valid = (jnp.stack(arrays)[None] for arrays in zip(*map(tokens, prompts), strict=True))
+    absent = np.zeros((config.mask_size, config.mask_size), np.float32)
+    masks = jnp.stack([absent if prompt.mask is None else prompt.mask for prompt in prompts])[None]
+    masks_valid = jnp.array([[prompt.mask is not None for prompt in prompts]])
+    return Prompts(coords=coords, labels=labels, valid=valid, masks=masks, masks_valid=masks_valid)
+
+
+def to_float64(official: torch_sam.Official) -> torch_sam.Official:
+    """The official model in float64, in place; it still normalises pictures in float32, so its input is the same."""
+    mean, deviation = official.pixel_mean, official.pixel_std
+    official.double()
+    official.pixel_mean, official.pixel_std = mean, deviation
+    return official
+
+
+@contextlib.contextmanager
+def float64_prompts() -> Iterator[None]:
+    """Within it the official prompt encoders, which cast coordinates to float32, can work in float64."""
+    with contextlib.ExitStack() as stack:
+        for package in (torch_sam.modeling, torch_sam.hq_modeling):
+            stack.enter_context(unittest.mock.patch.object(package.prompt_encoder, "torch", _DoubleTorch()))
+        yield
+
+
+class _DoubleTorch:
+    """The module torch with float64 under the names of float32."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _to_map(features: np.ndarray) -> torch.Tensor:
+    """(G, G, C) -> (1, C, G, G)."""
+    return torch.from_numpy(features).permute(2, 0, 1)[None].contiguous()
+
+
+def _encode(official: torch_sam.Official, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(1, 3, S, S) -> image embedding (1, C, G, G), and early features (1, G, G, any) of HQ-SAM."""
+    encoded = official.image_encoder(pixels)
+    return (encoded[0], encoded[1][0]) if isinstance(encoded, tuple) else (encoded, None)
+
+
+def _answers(
+    decoder: torch.nn.Module,
+    features: torch.Tensor,
+    early: torch.Tensor | None,
+    image_pe: torch.Tensor,
+    sparse: torch.Tensor,
+    dense: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (1, M, 4G, 4G) and predicted IoU (1, M) of one prompt, for all ANSWERS one after another."""
+    kinds = ANSWERS if early is None else HQ_ANSWERS
+    answers = []
+    for kind in kinds:
+        multi = kind["masks"] == "multi"
+        more = () if early is None else (kind.get("hq_token_only", False), [early])
+        answers.append(decoder(features, image_pe, sparse, dense, multi, *more))
+    logits, iou = zip(*answers, strict=True)
+    return torch.cat(logits, dim=1), torch.cat(iou, dim=1)

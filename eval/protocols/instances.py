@@ -1,0 +1,306 @@
+"""`coco` and `sginw`: masks from boxes as detections, scored by average precision (Tables 3, 4, 10 and 11).
+
+Pictures keep their aspect: all goes through `Predictor`, as it went through SamPredictor there. Of HQ-SAM the sum of
+its own mask and SAM's counts.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from faster_coco_eval.core import mask as mask_api
+
+from eval.journal import Record
+from eval.prompt_kinds import BOX_KINDS, draw_boxes
+from eval.protocols import systems
+from eval.protocols.average_precision import Detection, average_precision
+from stablesam_jax.data.coco import Annotation, CocoPictures
+from stablesam_jax.data.readers import Refused, settle
+from stablesam_jax.data.sources import open_instances
+from stablesam_jax.errors import InputError
+from stablesam_jax.model.sam import Sam
+from stablesam_jax.params import Params
+from stablesam_jax.predict.postprocess import upscale_masks
+from stablesam_jax.predict.predictor import Predictor
+from stablesam_jax.prompts import box_iou
+
+METRICS = ("ap", "ap50", "boundary_ap")
+DETECTOR = "detector-box"  # kind of the boxes of --detections
+
+Rule = Literal["iou", "constant", "detector"]
+# Score of a detection from that of its box and the predicted IoU.
+RULES: Mapping[Rule, Callable[[float, float], float]] = {
+    "iou": lambda box_score, predicted_iou: box_score * predicted_iou,
+    "constant": lambda box_score, predicted_iou: 1.0,
+    "detector": lambda box_score, predicted_iou: box_score,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstancesConfig(systems.Options):
+    """Masks from boxes as detections, AP by COCOeval (Tables 3, 4, 10, 11).
+
+    Data: folders with images/ and annotations.json, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for all 25.
+    """
+
+    prompts: tuple[str, ...] = ("n-box-50", "n-box-60")
+    """Kinds: gt-box noisy-box n-box-50 n-box-60, one box for each object. An object is an annotation that is no crowd
+    and covers a pixel. The paper gives the range of IoU and not how to get there: noise of scale 0.4, its own
+    elsewhere, is drawn on the annotation's box until the IoU is in the range; it makes these two ranges the likeliest.
+    """
+    detections: tuple[pathlib.Path, ...] = ()
+    """Boxes of a detector in COCO's result format instead of prompts, a file for each --data-dir."""
+    top: int = 100
+    """Boxes of a picture that are taken from such a file, the best. The paper's detectors were published with 100 and
+    300, and the paper names neither; COCOeval looks at 100 a category."""
+    scores: tuple[Rule, ...] = ()
+    """Rules, each a column. iou: score of the box times SAM's predicted IoU, where an object's own box has score 1.
+    constant: 1. detector: score of the box alone. The paper says nothing of it. By default both readings: of prompts
+    iou, which COCO's published code comes down to, and constant; of detections iou and detector, which is what SGinW's
+    code takes."""
+
+
+def coco(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
+    """Average precision of the masks of every system, on boxes of known IoU or those of a detector."""
+    _run(config, "coco")
+
+
+def sginw(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
+    """The same on sets of SGinW; the figure is the unweighted mean of the sets."""
+    _run(config, "sginw")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A box of a picture that asks for a mask."""
+
+    kind: str
+    category_id: int
+    box: np.ndarray  # (4,) XYXY in pixels of the picture
+    box_score: float = 1.0
+    annotation: Annotation | None = None  # the object that it was drawn from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """Boxes of a detector by picture, the best first."""
+
+    sha256: str  # of the file
+    by_image: Mapping[int, Sequence[Question]]
+
+
+Ask = Callable[[CocoPictures, int], Sequence[Question]]
+
+
+def _run(config: InstancesConfig, protocol: str) -> None:
+    if config.top < 1:
+        raise InputError(f"--top {config.top}: must be at least 1.")
+    systems.check_options(config, config.prompts, BOX_KINDS)
+    sources = open_instances(config.data_dir)
+    if len(config.detections) not in (0, len(sources)):
+        raise InputError(
+            f"--detections: {len(config.detections)} files for {len(sources)} data sets; give one for each."
+        )
+    boxes = {
+        source.name: read_boxes(path, source)
+        for path, source in zip(config.detections, sources.values(), strict=False)  # or there are none
+    }
+    rules = config.scores or (("iou", "detector") if boxes else ("iou", "constant"))
+
+    def ask(source: CocoPictures, index: int) -> Sequence[Question]:
+        if boxes:
+            return boxes[source.name].by_image.get(source.image_ids[index], ())[: config.top]
+        return draw_questions(source, index, kinds=config.prompts, seed=config.seed)
+
+    def score(sam: Sam, params: Params, source: CocoPictures, each_picture: systems.EachPicture) -> systems.Found:
+        kinds = (DETECTOR,) if boxes else config.prompts
+        predictor = Predictor(sam, params)
+        records = each_picture(lambda index: begin(predictor, source, index, ask(source, index)))
+        return score_records(records, source, config.first(source), kinds=kinds, rules=rules)
+
+    systems.run(
+        config,
+        sources,
+        score,
+        protocol=protocol,
+        metrics=METRICS,
+        lines_file="per_object.csv",
+        more={"scores": rules, "detections": {name: found.sha256 for name, found in boxes.items()}},
+    )
+
+
+def draw_questions(source: CocoPictures, index: int, *, kinds: Sequence[str], seed: int) -> list[Question]:
+    """A box of each kind for each object of a picture."""
+    questions = []
+    for annotation in source.objects(index):
+        x, y, width, height = annotation.bbox_xywh
+        for kind in kinds:
+            (box,) = draw_boxes(
+                kind,
+                np.array([x, y, x + width, y + height]),
+                size_hw=source.size_hw(index),
+                picture_id=source.names[index],
+                object_id=annotation.annotation_id,
+                seed=seed,
+                count=1,
+            )
+            questions.append(Question(kind=kind, category_id=annotation.category_id, box=box, annotation=annotation))
+    return questions
+
+
+def begin(
+    predictor: Predictor, source: CocoPictures, index: int, questions: Sequence[Question]
+) -> Callable[[], Record]:
+    """Asks the questions of a picture.
+
+    Returns:
+        what need not come before the next picture: a function that brings the masks to the picture's size.
+    """
+    logits, predicted_iou = np.zeros((0, 1, 1, 1)), np.zeros((0, 1))
+    size_hw = source.size_hw(index)
+    if questions:
+        predictor.set_image(source.picture(index))
+        boxes = np.stack([question.box for question in questions])[:, None]
+        logits, predicted_iou = predictor.predict_low_res(box=boxes, multimask_output=False)
+
+    def finish() -> Record:
+        answers = []
+        for question, low_res, iou in zip(questions, logits[:, 0], predicted_iou[:, 0], strict=True):
+            mask = upscale_masks(low_res, size_hw, predictor.sam.config.image_size)
+            run_lengths = mask_api.encode(np.asfortranarray(mask, np.uint8))
+            answers.append(
+                {
+                    "kind": question.kind,
+                    "category_id": question.category_id,
+                    "box_score": question.box_score,
+                    "predicted_iou": float(iou),
+                    "run_lengths": {"size": list(size_hw), "counts": run_lengths["counts"].decode()},
+                    "line": _line(source, index, question, run_lengths, float(iou)),
+                }
+            )
+        truth = [
+            (one.annotation_id, one.category_id, one.iscrowd, one.run_lengths) for one in source.annotations[index]
+        ]
+        return {systems.TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest(), "answers": answers}
+
+    return finish
+
+
+def score_records(
+    records: Iterable[Record], source: CocoPictures, indices: range, *, kinds: Sequence[str], rules: Sequence[Rule]
+) -> systems.Found:
+    """A system on one data set.
+
+    Args:
+        records: of `begin`, one for each picture.
+        source: all pictures, those without objects too.
+        indices: which of them.
+        kinds: of questions.
+        rules: of scores.
+
+    Returns:
+        AP by "KIND, RULE"; and a line for each question.
+    """
+    truth = [annotation for index in indices for annotation in source.annotations[index]]
+    found: dict[str, list[Detection]] = {f"{kind}, {rule}": [] for kind in kinds for rule in rules}
+    lines: list[systems.Line] = []
+    for index, record in zip(indices, records, strict=True):
+        for answer in record["answers"]:
+            for rule in rules:
+                found[f"{answer['kind']}, {rule}"].append(
+                    Detection(
+                        image_id=source.image_ids[index],
+                        category_id=answer["category_id"],
+                        run_lengths=answer["run_lengths"],
+                        score=RULES[rule](answer["box_score"], answer["predicted_iou"]),
+                    )
+                )
+            lines.append(answer["line"])
+    return systems.Found(
+        summary={column: average_precision(truth, detections) for column, detections in found.items()}, lines=lines
+    )
+
+
+def _line(source: CocoPictures, index: int, question: Question, run_lengths: Any, predicted_iou: float) -> systems.Line:
+    """What is known of one answer; of a detector's boxes nobody says which object they mean."""
+    truth = question.annotation
+    line: dict[str, object] = {
+        "picture": source.names[index],
+        "object": "" if truth is None else truth.annotation_id,
+        "category": source.categories[question.category_id],
+        "kind": question.kind,
+        **{side: f"{value:.3f}" for side, value in zip(("x0", "y0", "x1", "y1"), question.box, strict=True)},
+        "box_score": question.box_score,
+        "box_iou": "",
+        "predicted_iou": f"{predicted_iou:.6f}",
+        "iou": "",
+    }
+    if truth is not None:
+        x, y, width, height = truth.bbox_xywh
+        line["box_iou"] = f"{box_iou(question.box, np.array([x, y, x + width, y + height])):.6f}"
+        line["iou"] = f"{float(mask_api.iou([run_lengths], [truth.run_lengths], [0])[0, 0]):.6f}"
+    return line
+
+
+def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
+    """Reads the boxes of a detector.
+
+    Args:
+        path: a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+        source: the data set.
+
+    Raises:
+        InputError: no such list; or, all in one line, entries that are none of this or lie outside their picture.
+    """
+    try:
+        content = path.read_bytes()
+        entries = json.loads(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON, or cut short ({error}); write it again.") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f'{path}: is no list of detections [{{"image_id", "category_id", "bbox", "score"}}, ...].')
+    sizes = {image_id: source.size_hw(index) for index, image_id in enumerate(source.image_ids)}
+    by_image: dict[int, list[Question]] = {}
+    faults: Refused = {}
+    for number, entry in enumerate(entries):
+        try:
+            question = _question(entry, sizes, source.categories)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            faults[str(number)] = f"{path}: detection {number} {reason}; mend or remove it."
+            continue
+        by_image.setdefault(entry["image_id"], []).append(question)
+    settle(faults, None)
+    for questions in by_image.values():
+        questions.sort(key=lambda question: -question.box_score)
+    return Boxes(sha256=hashlib.sha256(content).hexdigest(), by_image=by_image)
+
+
+def _question(
+    entry: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]
+) -> Question:
+    """A detection, checked.
+
+    Raises:
+        KeyError, TypeError, ValueError: what is wrong with it.
+    """
+    image_id, category_id = entry["image_id"], entry["category_id"]
+    if image_id not in sizes:
+        raise ValueError(f"is of picture {image_id}, which the data set has not")
+    if category_id not in categories:
+        raise ValueError(f"is of category {category_id}, which the data set has not")
+    box, score = np.array(entry["bbox"], np.float64), float(entry["score"])
+    if box.shape != (4,) or not np.isfinite([*box, score]).all() or min(box[2:]) < 0:
+        raise ValueError(f"has the box {entry['bbox']} and score {score}, not x, y, width, height and a number")
+    corners = np.concatenate([box[:2], box[:2] + box[2:]])
+    height, width = sizes[image_id]
+    if min(corners[2:]) < 0 or corners[0] > width or corners[1] > height:
+        raise ValueError(f"has a box outside its picture of {width} x {height} pixels")
+    return Question(kind=DETECTOR, category_id=category_id, box=corners, box_score=score)

@@ -1,0 +1,337 @@
+"""Every system on every data set: what the commands of `eval.main` share, whatever they measure."""
+
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from eval.journal import Journal, Record
+from eval.loop import Summary, Values
+from eval.overlap import overlapped
+from eval.report import bootstrap
+from eval.report.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
+from stablesam_jax import parallel
+from stablesam_jax.build import load_model
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.checkpoint import version
+from stablesam_jax.files.disk import write_text
+from stablesam_jax.model.sam import Sam
+from stablesam_jax.params import Params, digest
+
+
+class Named(Protocol):
+    """A data set: pictures whose names are known without reading them."""
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+
+Source = TypeVar("Source", bound=Named)
+Line = Mapping[str, object]  # of the csv: column -> value
+Begin = Callable[[int], Callable[[], Record]]  # number of a picture -> what is left once the device has done its part
+EachPicture = Callable[[Begin], Iterator[Record]]  # records have the `annotation_digest` of their picture as "truth"
+TRUTH = "truth"
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
+PROGRESS = 15  # seconds between two lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a system does on one data set."""
+
+    summary: Summary
+    lines: Sequence[Line]
+    values: Values | None = None  # a figure of each picture, where a mean over pictures is what counts
+    records: Sequence[Record] = ()  # of every picture, for those who illustrate them
+
+
+Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]
+Results = Mapping[str, Mapping[str, Found]]  # system -> data set
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every evaluation asks."""
+
+    system: tuple[str, ...]
+    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
+    data_dir: tuple[pathlib.Path, ...]
+    """The data sets, one or more; see README.md, "Data"."""
+    output: pathlib.Path
+    """Folder for results.json, results.md and a csv with the single figures. Killed, the same command goes on there."""
+    image_size: int | None = None
+    """Side of every system's input in pixels. Default: its own."""
+    seed: int = 0
+    """Of the prompts; the same for every system."""
+    limit: int | None = None
+    """Only the first pictures of each data set."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
+    --host; or auto, on a cluster that JAX knows."""
+    hosts: int | None = None
+    """How many they are."""
+    host: int | None = None
+    """Which of them this is, from 0; the first writes the results."""
+
+    def first(self, source: Named) -> range:
+        """Which pictures of a data set are looked at."""
+        return range(len(source) if self.limit is None else min(self.limit, len(source)))
+
+
+def check_options(options: Options, prompts: Sequence[str], known: Iterable[str]) -> None:
+    """Looks at what needs neither data nor model, and joins the other hosts.
+
+    Raises:
+        InputError: unknown prompts, no data, a limit or seed out of range, results that cannot be written, or hosts
+            that do not come.
+    """
+    known = tuple(known)
+    if unknown := [kind for kind in prompts if kind not in known]:
+        raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(known)}.")
+    if not prompts:
+        raise InputError(f"--prompts: give at least one of {', '.join(known)}.")
+    if not options.data_dir:
+        raise InputError("--data-dir: name at least one data set.")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit {options.limit}: must be at least 1.")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be at least 0.")
+    check_output(options.output)
+    if options.coordinator is not None:
+        parallel.join_hosts(options.coordinator, options.hosts, options.host)
+
+
+def run(
+    options: Options,
+    sources: Mapping[str, Source],
+    evaluate: Evaluate[Source],
+    *,
+    protocol: str,
+    metrics: Sequence[str],
+    lines_file: str,
+    means: Callable[[Mapping[str, Summary]], Mapping[str, Summary]] | None = None,
+    more: Mapping[str, object] | None = None,
+    illustrate: Callable[[Mapping[str, tuple[Sam, Params]], Results], Mapping[str, object]] | None = None,
+) -> None:
+    """Evaluates, writes the results and prints a table for each data set.
+
+    Args:
+        options: those of the command; they go into the meta data.
+        sources: data sets by name.
+        evaluate: a system on one data set, going through the pictures by the function that it is given.
+        protocol: name of the command.
+        metrics: those that tables show.
+        lines_file: name of the csv.
+        means: figures of several sets by name; by default their mean, where there are several.
+        more: meta data beside the options, or in the place of one.
+        illustrate: writes figures and pages, with the systems and what they did; what it returns goes into the results.
+
+    Raises:
+        InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set has the name of the
+            mean, or the output holds an evaluation that was begun with other options.
+    """
+    if not options.system:
+        raise InputError("--system: name at least one.")
+    if MEAN in sources:
+        raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
+    began = time.monotonic()
+    built = {system: load_model(system, image_size=options.image_size) for system in options.system}
+    # Results name the first two, and the others say nothing.
+    left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
+    options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+    asked = {"protocol": protocol, **options_asked, **(more or {}), "version": version()}
+    made_by = {
+        "versions": versions(),
+        "parameters": {name: digest(params) for name, (_, params) in built.items()},
+        "plugins": {
+            name: dataclasses.asdict(sam.config.plugin)
+            for name, (sam, _) in built.items()
+            if sam.config.plugin is not None
+        },
+    }
+    names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
+    depends = {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
+    parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
+    first_host = jax.process_index() == 0
+    journal = Journal(options.output, depends, host=jax.process_index())
+    if journal.found and first_host:
+        print(f"going on: {journal.found} pictures are done", flush=True)
+
+    found: dict[str, dict[str, Found]] = {}
+    results: dict[str, dict[str, Summary]] = {}
+    truths: dict[str, list[str]] = {}
+    for system, (sam, params) in built.items():
+        found[system] = {}
+        for name, source in sources.items():
+            truths[name] = []
+            each = _each_picture(journal, system, name, options.first(source), truths[name])
+            found[system][name] = evaluate(sam, params, source, each)
+        results[system] = {name: one.summary for name, one in found[system].items()}
+        if means is not None:
+            results[system] |= means(results[system])
+        elif len(sources) > 1:
+            results[system][MEAN] = mean_of_sets(results[system])
+
+    if not first_host:
+        parallel.on_any_host(False)  # until the results are written
+        journal.remove()
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    shown = {} if illustrate is None else illustrate(built, found)
+    lines = [
+        {"system": system, "data_set": name, **line}
+        for system, sets in found.items()
+        for name, one in sets.items()
+        for line in one.lines
+    ]
+    write_text(options.output / lines_file, _csv(lines))
+    data = {
+        name: {"pictures": len(of), "sha256": _digest([of, truth])}
+        for (name, of), truth in zip(names.items(), truths.values(), strict=True)
+    }
+    this_run = {
+        "command": [f"python -m eval.main {protocol}", *sys.argv[2:]],
+        "device": jax.devices()[0].device_kind,
+        "hosts": jax.process_count(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write_results(
+        options.output,
+        results,
+        {**asked, **made_by, "data": data, "run": this_run},
+        metrics=metrics,
+        uncertainty=_uncertainty(found, options.seed),
+        more=shown,
+    )
+    parallel.on_any_host(False)  # the other hosts wait for this
+    journal.remove()
+    datasets = next(iter(results.values()))
+    show(
+        [
+            table(
+                {system: sets[dataset] for system, sets in results.items()},
+                title=dataset,
+                first="system",
+                metrics=metrics,
+            )
+            for dataset in datasets
+        ]
+    )
+    print(f"written: {options.output / 'results.json'}")
+
+
+def versions() -> dict[str, str]:
+    """What figures may depend on beside this package."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def annotation_digest(*arrays: np.ndarray) -> str:
+    """SHA-256 over what is true of a picture: shape, type and bytes of each array."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype} {array.shape}".encode())
+        sha.update((np.packbits(array) if array.dtype == bool else array).tobytes())
+    return sha.hexdigest()
+
+
+def _each_picture(journal: Journal, system: str, data_set: str, indices: range, truths: list[str]) -> EachPicture:
+    """Goes through the pictures: what journals know, and then this host's share of the rest; prints how far it is."""
+    host, hosts = jax.process_index(), jax.process_count()
+
+    def together(own: Mapping[int, Record]) -> dict[int, Record]:
+        """Of all hosts."""
+        return {index: record for pairs in parallel.gather(list(own.items())) for index, record in pairs}
+
+    def records(begin: Begin) -> Iterator[Record]:
+        own = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
+        known = together(own)
+        todo = [index for index in indices if index not in known][host::hosts]
+        results = overlapped(begin, todo)
+        began = said = time.monotonic()
+        for done, index in enumerate(todo, start=1):
+            own[index] = known[index] = journal.add(system, data_set, index, next(results))
+            now = time.monotonic()
+            if (done == len(todo) or now - said > PROGRESS) and host == 0:
+                said, speed = now, done / (now - began)
+                left = f", {(len(todo) - done) / speed:.0f} s left" if done < len(todo) else f" in {now - began:.0f} s"
+                share = f" (this host's share of {hosts})" if hosts > 1 else ""
+                print(
+                    f"{system}, {data_set}: {len(known)} of {len(indices)} pictures{share}{left}, "
+                    f"{speed:.1f} pictures/s",
+                    flush=True,
+                )
+        known = together(own)
+        for index in indices:
+            truths.append(known[index][TRUTH])
+            yield known[index]
+
+    return records
+
+
+def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
+    """Intervals over pictures, where figures are means over pictures."""
+    first = next(iter(found.values()))
+    columns = {
+        name: [(kind, metric) for kind, metrics in one.values.items() for metric in metrics]
+        for name, one in first.items()
+        if one.values is not None
+    }
+    if len(columns) < len(first):
+        return None
+    values = {
+        name: np.array(
+            [
+                [per_picture[kind][metric] for kind, metric in of]
+                for sets in found.values()
+                if (per_picture := sets[name].values) is not None
+            ]
+        )
+        for name, of in columns.items()
+    }
+    own, differences = bootstrap.intervals(
+        {name: of.swapaxes(1, 2) for name, of in values.items()}, seed=seed, mean=MEAN if len(values) > 1 else None
+    )
+    places = next(iter(columns.values()))
+    return Uncertainty(
+        intervals=_by_system(list(found), own, places), differences=_by_system(list(found)[1:], differences, places)
+    )
+
+
+def _by_system(
+    systems: Sequence[str],
+    sets: Mapping[str, Sequence[Sequence[bootstrap.Interval]]],
+    places: Sequence[tuple[str, str]],
+) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
+    """Data set -> S lists of K intervals to system -> data set -> kind -> metric -> interval."""
+    result: dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]] = {system: {} for system in systems}
+    for name, rows in sets.items():
+        for system, row in zip(systems, rows, strict=True):
+            kinds: dict[str, dict[str, bootstrap.Interval]] = result[system].setdefault(name, {})
+            for (kind, metric), one in zip(places, row, strict=True):
+                kinds.setdefault(kind, {})[metric] = one
+    return result
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _csv(lines: Iterable[Line]) -> str:
+    lines = list(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,317 @@
+"""`wobble`: how a SAM behaves as boxes get sloppier and points fewer, and whether it knows when it is wrong.
+
+For people who choose a model or write guidelines for annotators. Beside the curves: which number that needs no ground
+truth tells bad masks from good ones? For each object and kind of prompt one prompt is taken for a user's; its mask is
+judged by its stability under the small slips of `Predictor.predict_stable`, by the IoU that the model predicts, and by
+the plugin's router.
+"""
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from eval.journal import Record
+from eval.loop import METRICS, Protocol, Segmenter, Summary, ask, score_object, to_picture
+from eval.prompt_kinds import PROMPTS_PER_OBJECT
+from eval.protocols import hq, systems
+from eval.report import signals
+from eval.report.figures import Panel, Trust, curves_figure
+from eval.report.tables import TITLES, mean_of_sets, short_names
+from stablesam_jax import parallel
+from stablesam_jax.data.readers import LabelledPicture, Pictures
+from stablesam_jax.data.sources import open_sources
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import write_text
+from stablesam_jax.metrics import mask_iou, stability
+from stablesam_jax.model.sam import Sam
+from stablesam_jax.params import Params
+from stablesam_jax.predict.predictor import JITTERS, STABLE, jittered
+from stablesam_jax.prompts import NOISE_SCALE
+from stablesam_jax.visualize import save_figure
+
+# From good prompts to bad ones: what stands below the axis, and the kind.
+BOXES = {
+    "0": "gt-box", "0.1": "noise-10", "0.2": "noise-20", "0.3": "noise-30", "0.4": "noisy-box", "0.5": "noise-50",
+    "0.6": "noise-60",
+}  # fmt: skip
+POINTS = {"10": "10-points", "5": "5-points", "3": "3-points", "2": "2-points", "1": "1-point"}
+KINDS = (*BOXES.values(), *POINTS.values())
+WORTH = 1.2  # times the rate of bad masks by chance, from which a flag is worth looking at
+CLOSE = 0.05  # shares of the bad masks that two signals find, which are as good as equal
+# Each signal, higher where the mask should be better. Of alpha_1 nobody says which way it points; the paper has it
+# higher for bad prompts (sec. 5.2), so its negative is taken.
+SIGNALS = {
+    "stability": "stability under small slips",
+    "predicted_iou": "predicted IoU",
+    "alpha": "-α₁ of the router",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WobbleConfig(systems.Options):
+    """How masks hold up as boxes get sloppier and points fewer; one page for every SAM.
+
+    Data: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq.
+    """
+
+    system: tuple[str, ...] = ()
+    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
+    checkpoint: tuple[pathlib.Path, ...] = ()
+    """Official files of SAM, HQ-SAM or MobileSAM (.pth); they are converted into OUTPUT/checkpoints first."""
+    count: int = PROMPTS_PER_OBJECT
+    """Prompts of each kind and object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A mask of one prompt, and what is known of it without the truth."""
+
+    kind: str
+    iou: float  # with the true mask
+    stability: float  # of the masks of this prompt and of JITTERS that slipped
+    predicted_iou: float
+    alpha: float | None  # -alpha_1
+
+
+def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
+    """Curves of every system over box noise and number of points, with the same prompts for all."""
+    if config.count < 1:
+        raise InputError(f"--count {config.count}: must be at least 1.")
+    if not (config.system or config.checkpoint):
+        raise InputError("Give --checkpoint FILE.pth or --system NAME, one or more.")
+    systems.check_options(config, KINDS, KINDS)
+    sources = open_sources(config.data_dir)
+    folders = convert(config.checkpoint, config.output / "checkpoints")
+    config = dataclasses.replace(config, system=(*map(str, folders), *config.system), checkpoint=())
+    protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
+
+    def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
+        segmenter = Segmenter(sam, params)
+        return hq.found(list(each_picture(lambda index: begin(segmenter, source[index], protocol))))
+
+    def illustrate(_: Mapping[str, tuple[Sam, Params]], found: systems.Results) -> Mapping[str, object]:
+        means = {
+            system: mean_of_sets({name: one.summary for name, one in sets.items()}) for system, sets in found.items()
+        }
+        cases = {
+            system: [case for one in sets.values() for case in cases_of(one.records)] for system, sets in found.items()
+        }
+        names = dict(zip(found, short_names(list(found)), strict=True))
+        judged = {system: judge(of) for system, of in cases.items()}
+        save_figure(figure(means, cases, names), config.output / "wobble.png")
+        write_text(config.output / "wobble.md", page(means, cases, judged, list(sources)))
+        return {"signals": judged}
+
+    systems.run(
+        config, sources, score, protocol="wobble", metrics=METRICS, lines_file="per_image.csv", illustrate=illustrate
+    )
+
+
+def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Official files as checkpoint folders, made in `folder` by the command that knows PyTorch's files.
+
+    They are named by the file and its content, so one that is there is that file's. The first host converts.
+
+    Args:
+        files: of SAM, HQ-SAM or MobileSAM.
+        folder: made where it is needed.
+
+    Raises:
+        InputError: one cannot be read or converted.
+    """
+    outputs = [folder / f"{file.stem}-{_digest(file)}" for file in files]
+    if jax.process_index() == 0:
+        for file, output in zip(files, outputs, strict=True):
+            if not output.exists():
+                arguments = ["--checkpoint", str(file), "--output", str(output)]
+                command = [sys.executable, "-m", "convert.sam_to_flax", *arguments]
+                ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+                if ended.returncode:
+                    last = ended.stderr.strip().rpartition("\n")[2]  # of a traceback the line that says what
+                    raise InputError(last.removeprefix("error: ") or f"{file}: cannot be converted.")
+    parallel.on_any_host(False)  # the others wait
+    return outputs
+
+
+def _digest(file: pathlib.Path) -> str:
+    """The first eight letters of its SHA-256."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
+
+
+def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:
+    """Asks under every kind, and once more under small slips of the first prompt of each.
+
+    Returns:
+        what is left for the host: a function that scores the masks.
+    """
+    embedding = segmenter.encode(labelled.picture)
+    size_hw = labelled.picture.shape[:2]
+    asked = ask(segmenter, embedding, labelled, protocol)
+    slipped = []
+    for one in asked:
+        rng = np.random.default_rng(protocol.seed)
+        prompts = [one.prompts[0], *(jittered(rng, one.prompts[0], size_hw) for _ in range(JITTERS))]
+        slipped.append(segmenter.answer(embedding, prompts, size_hw))
+
+    def finish() -> Record:
+        cases = []
+        for one, answers in zip(asked, slipped, strict=True):
+            masks = [to_picture(logits, size_hw) for logits in answers.low_res_masks]
+            case = Case(
+                kind=one.kind,
+                iou=mask_iou(masks[0], labelled.masks[one.object_id]),
+                stability=stability(masks),
+                predicted_iou=float(answers.predicted_iou[0]),
+                alpha=None if answers.alpha is None else -float(answers.alpha[0]),
+            )
+            cases.append(dataclasses.asdict(case))
+        return {
+            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            "scores": [dataclasses.asdict(score_object(labelled, one)) for one in asked],
+            "cases": cases,
+        }
+
+    return finish
+
+
+def cases_of(records: Sequence[Record]) -> list[Case]:
+    """The cases of some pictures."""
+    return [Case(**case) for record in records for case in record["cases"]]
+
+
+def columns(cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    """(N,) of the IoU and of each signal that the system has."""
+    names = ["iou", *(name for name in SIGNALS if getattr(cases[0], name) is not None)]
+    return {name: np.array([getattr(case, name) for case in cases], np.float64) for name in names}
+
+
+def judge(cases: Sequence[Case]) -> dict[str, object]:
+    """What each signal is worth.
+
+    Returns:
+        masks, bad (the share of them below signals.BAD_IOU), flagged (the share whose stability is below STABLE), and
+        for each signal rank_correlation with IoU over all cases, within_kinds (the mean of those of each kind, where a
+        signal cannot win by telling a box from a point), area (of risk over coverage), gain, and bad_found (the share
+        of the bad masks among as many as are flagged, those that this signal trusts least).
+    """
+    all_kinds = columns(cases)
+    iou = all_kinds.pop("iou")
+    by_kind = [columns([case for case in cases if case.kind == kind]) for kind in KINDS]
+    flagged = float((all_kinds["stability"] < STABLE).mean())
+    result: dict[str, object] = {
+        "masks": len(cases), "bad": float((iou < signals.BAD_IOU).mean()), "flagged": flagged,
+        "chance_area": float((1 - iou).mean()), "least_area": signals.area(iou, iou),
+    }  # fmt: skip
+    for name, trust in all_kinds.items():
+        within = [signals.rank_correlation(of[name], of["iou"]) for of in by_kind]
+        known = [value for value in within if not math.isnan(value)]
+        result[name] = {
+            "rank_correlation": signals.rank_correlation(trust, iou),
+            "within_kinds": float(np.mean(known)) if known else math.nan,
+            "area": signals.area(trust, iou),
+            "gain": signals.gain(trust, iou),
+            "bad_found": signals.bad_found(trust, iou, flagged),
+        }
+    return result
+
+
+def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], names: Mapping[str, str]) -> Figure:
+    """Curves over box noise and over points, and risk against coverage for every system."""
+    panels = [
+        Panel(
+            title=f"{TITLES[metric]}, {title}",
+            places=list(kinds),
+            axis=axis,
+            curves={
+                names[system]: [100 * summary[kind][metric] for kind in kinds.values()]
+                for system, summary in means.items()
+            },
+        )
+        for title, axis, kinds in (
+            ("boxes", f"noise of the box, share of its side (noisy-box: {NOISE_SCALE:g})", BOXES),
+            ("points", "number of points", POINTS),
+        )
+        for metric in METRICS
+    ]
+    trust = []
+    for system, of in cases.items():
+        found = columns(of)
+        iou = found.pop("iou")
+        named = {SIGNALS[name]: values for name, values in found.items()}
+        trust.append(Trust(system=names[system], signals=named, iou=iou))
+    return curves_figure(panels, trust)
+
+
+def page(
+    means: Mapping[str, Summary],
+    cases: Mapping[str, Sequence[Case]],
+    judged: Mapping[str, dict],
+    data_sets: Sequence[str],
+) -> str:
+    """The page in words, as Markdown."""
+    text = f"# Sloppy boxes, few points\n\nData: {', '.join(data_sets)}; means over sets.\n\n![curves](wobble.png)\n"
+    for system, summary in means.items():
+        box, point = (
+            {metric: 100 * (summary[last][metric] - summary[first][metric]) for metric in METRICS}
+            for first, last in (("gt-box", "noise-60"), ("10-points", "1-point"))
+        )
+        true_box, many = 100 * summary["gt-box"]["miou"], 100 * summary["10-points"]["miou"]
+        half = next((place for place, kind in BOXES.items() if 100 * summary[kind]["miou"] < true_box - 5), None)
+        careless = f"5 points are lost at noise {half}" if half else "5 points are never lost"
+        text += (
+            f"\n## {system}\n\n"
+            f"mIoU {true_box:.1f} with the true box, {box['miou']:+.1f} at noise 0.6 ({careless}); {many:.1f} with ten "
+            f"points, {point['miou']:+.1f} with one. mBIoU {box['mbiou']:+.1f} and {point['mbiou']:+.1f}, mSF with one "
+            f"point {point['msf']:+.1f} against ten. (A true box is a single prompt, so its mSF is 100 by itself.)\n\n"
+            f"{verdict(judged[system])}\n"
+        )
+    return text
+
+
+def verdict(judged: Mapping) -> str:
+    """Whether the flag of predict_stable is worth a reviewer's time, with the figures that say so."""
+    rows = [
+        f"| {SIGNALS[name]} | {_known(one['rank_correlation'], '.2f')} | {_known(one['within_kinds'], '.2f')} | "
+        f"{one['area']:.3f} | {_known(one['gain'], '.0%')} | {_known(one['bad_found'], '.0%')} |"
+        for name, one in judged.items()
+        if name in SIGNALS
+    ]
+    flag, predicted = judged["stability"], judged["predicted_iou"]
+    lift = flag["bad_found"] / judged["flagged"] if judged["flagged"] else math.nan
+    if not judged["bad"] or not judged["flagged"]:
+        words = "Nothing can be said: no mask is bad, or none is flagged."
+    elif not lift > WORTH:
+        words = "No: it finds hardly more than a look at as many masks by chance."
+    elif flag["bad_found"] < predicted["bad_found"] - CLOSE:
+        words = "It beats chance, but the IoU that the model predicts finds more with the same work: sort by that."
+    else:
+        words = f"Yes: what it flags is {lift:.1f} times as likely to be bad as any mask. "
+        close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
+        words += f"Predicted IoU, which costs nothing, finds {'about as many' if close else 'fewer'}."
+    return (
+        f"Is the flag of `predict_stable` (stability below {STABLE}) worth a reviewer's time? {words} It flags "
+        f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "
+        f"(IoU below {signals.BAD_IOU}).\n\n"
+        "| signal | rank correlation with IoU | within one kind of prompt | risk-coverage area | of the possible gain "
+        "| bad masks found |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
+        f"Area: {judged['chance_area']:.3f} by chance, {judged['least_area']:.3f} at best. Bad masks found: among as "
+        "many masks as the flag picks, those that the signal trusts least."
+    )
+
+
+def _known(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

@@ -1,0 +1,195 @@
+"""Results as a file for programs and as a table for people."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import rich.box
+import rich.markup
+from rich.console import Console
+from rich.table import Table
+
+from eval.journal import JOURNAL
+from eval.loop import METRICS, Summary
+from eval.report.bootstrap import Interval
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import write_text
+
+NOISE = "≈"
+MEAN = "mean"  # unweighted mean of the data sets
+TITLES = {
+    "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
+}  # fmt: skip
+RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
+Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
+Intervals = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]]  # the same with an interval of each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Uncertainty:
+    """How far figures would move on other pictures."""
+
+    intervals: Intervals
+    differences: Intervals  # of all systems but the first, from the first
+
+
+def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
+    """The unweighted mean over data sets, as the paper's tables have it (sec. 5.1); over those that have a figure."""
+    kinds = next(iter(sets.values()))
+    return {
+        kind: {metric: _mean([summary[kind][metric] for summary in sets.values()]) for metric in metrics}
+        for kind, metrics in kinds.items()
+    }
+
+
+def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Sequence[str] = METRICS) -> Table:
+    """One row for each entry, the metrics in percent for each kind of prompt; four of them fit 80 columns."""
+    kinds = list(next(iter(rows.values())))
+    result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption=legend(metrics))
+    result.add_column(first, min_width=6, overflow="fold")
+    for kind in kinds:
+        result.add_column(kind, justify="right", no_wrap=True)
+    for name, summary in rows.items():
+        narrow = [cell(summary[kind], metrics).replace(" / ", "/") for kind in kinds]
+        result.add_row(rich.markup.escape(name), *narrow)
+    return result
+
+
+def show(tables: list[Table]) -> None:
+    """Prints tables; wide enough for all columns where the output is no terminal."""
+    console = Console(width=None if os.isatty(1) else 400)
+    for entry in tables:
+        console.print(entry)
+
+
+def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] = METRICS) -> str:
+    """The same table for a README."""
+    kinds = list(next(iter(rows.values())))
+    lines = [f"| {first} | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(cell(summary[kind], metrics) for kind in kinds) + " |"
+        for name, summary in rows.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def differences_markdown(rows: Mapping[str, Mapping[str, Mapping[str, Interval]]], metrics: Sequence[str]) -> str:
+    """Differences from the first system, in points of a percent; what may be noise is said to be about 0."""
+    kinds = list(next(iter(rows.values())))
+    lines = [f"| system | metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
+    lines += [
+        f"| {name} | {TITLES[metric]} | {' | '.join(difference_cell(row[kind][metric]) for kind in kinds)} |"
+        for name, row in rows.items()
+        for metric in metrics
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(
+    folder: pathlib.Path,
+    results: Results,
+    meta: Mapping[str, object],
+    *,
+    metrics: Sequence[str] = METRICS,
+    uncertainty: Uncertainty | None = None,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Writes results.md (percent) and results.json (fractions; null where there is no figure), each as a whole.
+
+    results.json is the last: where it is, all is done.
+
+    Args:
+        folder: made if it is not there.
+        results: of every system.
+        meta: what made them.
+        metrics: those that tables show.
+        uncertainty: makes the entries `intervals` ([low, high]) and `differences`.
+        more: other entries of results.json.
+    """
+    entries: dict[str, object] = {"systems": results}
+    if uncertainty is not None:
+        entries["intervals"] = _mapped(uncertainty.intervals, lambda one: [one.low, one.high])
+        entries["differences"] = _mapped(uncertainty.differences, lambda one: one._asdict())
+    text = json.dumps(_without_nan({**entries, **(more or {}), "meta": meta}), indent=2, allow_nan=False) + "\n"
+    sections = [
+        f"## {dataset}\n\n"
+        + markdown({system: sets[dataset] for system, sets in results.items()}, first="system", metrics=metrics)
+        for dataset in next(iter(results.values()))
+    ]
+    if uncertainty is not None and uncertainty.differences:
+        first = next(iter(results))
+        sections.append(
+            f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over pictures (bootstrap, "
+            f"paired). {NOISE}: the interval holds 0, so it may be noise.\n"
+        )
+        sections += [
+            f"### {dataset}\n\n"
+            + differences_markdown({name: sets[dataset] for name, sets in uncertainty.differences.items()}, metrics)
+            for dataset in next(iter(uncertainty.differences.values()))
+        ]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "results.md", f"{legend(metrics)}.\n\n" + "\n".join(sections))
+    write_text(folder / "results.json", text)
+
+
+def short_names(systems: Sequence[str]) -> list[str]:
+    """Names of systems for figures: of a path the last two parts, where that tells them apart."""
+    short = [
+        "+".join("/".join(pathlib.PurePath(part.removesuffix(".safetensors")).parts[-2:]) for part in system.split("+"))
+        for system in systems
+    ]
+    return short if len(set(short)) == len(short) else list(systems)
+
+
+def check_output(folder: pathlib.Path) -> None:
+    """Looks whether results can be written, hours before they are; makes nothing.
+
+    Raises:
+        InputError: the folder holds results already, or cannot be made or written to. Beside a journal they are those
+            of an evaluation that was killed while it wrote them.
+    """
+    if not (folder / JOURNAL).exists() and any((folder / name).exists() for name in RESULT_FILES):
+        raise InputError(f"{folder}: holds results already, and nothing is overwritten; give another --output.")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{folder}: {existing} is no folder that can be written to; give another --output.")
+
+
+def legend(metrics: Sequence[str]) -> str:
+    return " / ".join(TITLES[metric] for metric in metrics) + " in percent"
+
+
+def cell(values: Mapping[str, float], metrics: Sequence[str]) -> str:
+    return " / ".join("-" if math.isnan(values[metric]) else f"{100 * values[metric]:.1f}" for metric in metrics)
+
+
+def difference_cell(one: Interval) -> str:
+    if math.isnan(one.low):
+        return f"{NOISE} {100 * one.value:+.1f}"
+    text = f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+    return f"{NOISE} {text}" if one.is_noise else text
+
+
+def _mapped(value: Any, change: Callable[[Interval], object]) -> object:
+    """Nested mappings with every interval changed."""
+    if isinstance(value, Interval):
+        return change(value)
+    return {key: _mapped(entry, change) for key, entry in value.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _without_nan(value: object) -> object:
+    """The same with None for nan, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

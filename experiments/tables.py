@@ -1,0 +1,303 @@
+"""`python -m experiments.tables`: the paper's Tables 2, 5, 6, 7 and 11 in miniature, every system trained and compared.
+
+Every system is a training run of its own for every seed, with the same budget; all are asked the same prompts on the
+same pictures, which none was trained on. Killed, the same command goes on: what is trained is not trained again, and
+a run whose figures are in scores/ need not lie there any more.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tyro
+
+from eval import paper
+from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
+from eval.report import bootstrap
+from eval.report.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
+from experiments.rows import SYSTEMS, TABLES, Row
+from stablesam_jax import parallel
+from stablesam_jax.build import load_model
+from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.sources import open_sources
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.files.compilation_cache import keep_compiled_programs
+from stablesam_jax.files.disk import write_text
+from stablesam_jax.params import digest
+from train.comparison import RememberingSegmenter
+from train.main import RunError, train
+from train.presets import PRESETS, TrainConfig
+from train.run import FREE_FIELDS, changes
+
+KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """What is trained on, compared on, and with which budget."""
+
+    data_dir: tuple[pathlib.Path, ...]
+    """Pictures to train on; see README.md, "Data"."""
+    test_dir: tuple[pathlib.Path, ...]
+    """Pictures to compare on, the mean of all folders; none of them may be among those to train on."""
+    output: pathlib.Path = pathlib.Path("runs/tables")
+    """Folder of the runs, of their scores/ and of tables.md. The same command goes on where it was stopped."""
+    model: str = "sam_nano"
+    """The base of every system."""
+    image_size: int | None = None
+    """Side of the model's input in pixels. Default: the model's own."""
+    seeds: int = 3
+    """Runs of every system; their prompts, views, order and initial parameters differ."""
+    steps: int = 300
+    """Updates of every run, 8 pictures x 4 prompts each."""
+    learning_rate: float = 3e-3
+    """Of Adam; it falls to 1 % along a cosine. Three times the paper's suits plugin and mask token within so few
+    steps (results/plugin_placement.md)."""
+    scale_range: tuple[float, float] = (0.6, 1.6)
+    """Longest side of a picture as a share of the model's input; up to 1 it is never cropped, which clicks gain from
+    (results/plugin_placement.md). What train/RESULTS.md has was trained with this default."""
+    occlusion: float = 0.0
+    """Share of views with synthetic occlusion, in robust training."""
+    count: int = 6
+    """Prompts of each random kind and object, in the comparison."""
+    limit: int | None = 20
+    """Only the first pictures of each test folder."""
+    only: tuple[str, ...] = ()
+    """Names of systems, as the folders of their runs are called. Default: all of the tables."""
+    cache: pathlib.Path = pathlib.Path(".cache/features")
+    """Folder for the frozen encoder's features."""
+
+
+def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
+    """The training run of a system."""
+    system = SYSTEMS[name]
+    changes: dict[str, Any] = {
+        "model": config.model,
+        "image_size": config.image_size,
+        "data_dir": config.data_dir,
+        "output": config.output / f"{name}-seed{seed}",
+        "steps": system.budget * config.steps,
+        "learning_rate": config.learning_rate,
+        "schedule": "cosine",
+        "scale_range": config.scale_range,
+        "occlusion": config.occlusion,
+        "views": system.budget,
+        "cache": config.cache,
+        "seed": seed,
+        "held_out": 0,
+        "eval_every": 0,
+    }
+    return dataclasses.replace(PRESETS[system.preset][1], **{**changes, **system.changes})
+
+
+class Scorer:
+    """What systems do on the test pictures; every embedding is made once for systems that share an encoder."""
+
+    def __init__(self, config: TablesConfig):
+        """Opens base and pictures."""
+        self.config = config
+        self.base = digest(load_model(config.model)[1])
+        self.protocol = Protocol(kinds=KINDS, prompts=config.count)
+        self.sources: dict[str, Pictures] = {}
+        for name, source in open_sources(config.test_dir).items():
+            shown = range(len(source) if config.limit is None else min(config.limit, len(source)))
+            self.sources[name] = Selection(source, shown)
+        self.known: dict[bool, dict] = {False: {}, True: {}}  # with HQ-SAM's early features or without
+
+    def __call__(
+        self, path: pathlib.Path, options: Mapping[str, Any], make: Callable[[], str | None]
+    ) -> dict[str, Values] | None:
+        """Figures of each picture by data set.
+
+        Args:
+            path: of the file that keeps them; figures that it holds of another base, of other prompts, pictures or
+                options are replaced.
+            options: that the system comes from.
+            make: trains the system, where its figures are not kept, and says what `load_model` knows it by; None where
+                it was asked to stop.
+        """
+        asked = _plain(
+            {
+                "base": self.base,
+                "options": options,
+                "prompts": dataclasses.asdict(self.protocol),
+                "pictures": {name: source.names for name, source in self.sources.items()},
+            }
+        )
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        if kept and _same(kept["asked"], asked):
+            scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
+        else:
+            system = make()
+            if system is None:
+                return None
+            sam, params = load_model(system, image_size=self.config.image_size)
+            segmenter = RememberingSegmenter(sam, params, self.known[sam.config.hq])
+            scores = {
+                name: [score for of in evaluate(segmenter, source, self.protocol) for score in of]
+                for name, source in self.sources.items()
+            }
+            entries = {name: [dataclasses.asdict(score) for score in of] for name, of in scores.items()}
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps({"asked": asked, "scores": entries}) + "\n")
+        return {name: by_picture(of) for name, of in scores.items()}
+
+
+def _what_matters(run: TrainConfig) -> dict[str, Any]:
+    """The options that decide what a run trains; the base is known by its digest."""
+    options = dataclasses.asdict(run)
+    return {name: options[name] for name in options.keys() - {*FREE_FIELDS, "model"}}
+
+
+def _same(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether figures are of what is asked for, see `train.run.changes`."""
+    before, now = kept["options"], asked["options"]
+    before = {name: value for name, value in before.items() if name in now}  # one that has gone cannot be asked for
+    return {**kept, "options": None} == {**asked, "options": None} and not any(changes(before, now))
+
+
+def _plain(value: object) -> Any:
+    """As JSON holds it."""
+    return json.loads(json.dumps(value, default=str))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A system over all its seeds."""
+
+    runs: Sequence[dict[str, Values]]  # of each seed: data set -> kind -> metric -> figure of each picture
+
+    def mean(self) -> Summary:
+        """The mean over seeds of the mean over data sets."""
+        return mean_of_sets({str(seed): self.of_seed(seed) for seed in range(len(self.runs))})
+
+    def of_seed(self, seed: int) -> Summary:
+        """The mean over data sets of the means over pictures."""
+        return mean_of_sets(
+            {
+                name: {kind: {metric: float(v.mean()) for metric, v in of.items()} for kind, of in values.items()}
+                for name, values in self.runs[seed].items()
+            }
+        )
+
+    def columns(self, kind: str) -> dict[str, np.ndarray]:
+        """Data set -> (P, metrics): means over seeds."""
+        return {
+            name: np.mean([np.stack([of[name][kind][m] for m in METRICS], axis=-1) for of in self.runs], axis=0)
+            for name in self.runs[0]
+        }
+
+
+def share_closed(base: Summary, figures: Summary, kind: str) -> float:
+    """Of the base's gap between the true box and a sloppy prompt, in mIoU, the share that is closed; nan for none."""
+    gap = base["gt-box"]["miou"] - base[kind]["miou"]
+    return (figures[kind]["miou"] - base[kind]["miou"]) / gap if gap else math.nan
+
+
+def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], figures: paper.Rows) -> str:
+    """A table of one kind of prompt: ours, what it gained, and the paper's beside it."""
+    base = found[""]
+    lines = [
+        "| system | here | mIoU gained | of each seed | gap closed | paper | gap closed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, name in rows:
+        if name not in found:
+            continue
+        one = found[name]
+        gained = of_seeds = closed = closed_in_paper = ""
+        if name:
+            before, after = base.columns(kind), one.columns(kind)
+            sets = {data: np.stack([before[data], after[data]]) for data in before}
+            _, differences = bootstrap.intervals(sets, seed=0, mean=MEAN)
+            gained = difference_cell(differences[MEAN][0][METRICS.index("miou")])
+            gains = [one.of_seed(seed)[kind]["miou"] - base.mean()[kind]["miou"] for seed in range(len(one.runs))]
+            of_seeds = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+        theirs = figures.get(label, {}).get(kind, ())
+        if name and kind != "gt-box":
+            closed = f"{share_closed(base.mean(), one.mean(), kind):.0%}"
+            if theirs:
+                gap = paper.SAM["gt-box"][0] - paper.SAM[kind][0]
+                closed_in_paper = f"{(theirs[0] - paper.SAM[kind][0]) / gap:.0%}"
+        here, printed = cell(one.mean()[kind], METRICS), " / ".join(map(str, theirs))
+        lines.append("| " + " | ".join([label, here, gained, of_seeds, closed, printed, closed_in_paper]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
+    """All tables that have a row beside the base."""
+    sections = [
+        f"{legend(METRICS)}, mean of {', '.join(path.name for path in config.test_dir)}. Gained: over the base, with "
+        "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it holds 0). Gap closed: "
+        "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n"
+    ]
+    for number, (title, kinds, rows, figures) in TABLES.items():
+        if not any(name and name in found for _, name in rows):
+            continue
+        sections.append(f"## {number}: {title}\n")
+        sections += [f"{kind}:\n\n{table_markdown(found, kind, rows, figures)}" for kind in kinds]
+    return "\n".join(sections)
+
+
+def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train) -> None:
+    """Trains and compares what is not done yet, seed by seed, and writes tables.md after each.
+
+    Raises:
+        InputError: an option, the base or the pictures cannot be used.
+    """
+    if unknown := [name for name in config.only if name not in SYSTEMS]:
+        raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
+    for option in ("seeds", "steps", "count", "limit"):
+        if (value := getattr(config, option)) is not None and value < 1:
+            raise InputError(f"--{option} {value}: must be at least 1.")
+    for option in ("data_dir", "test_dir"):
+        if not getattr(config, option):
+            raise InputError(f"--{option.replace('_', '-')}: name at least one folder of pictures.")
+    check_output(config.output)
+    score = Scorer(config)
+    config.output.mkdir(parents=True, exist_ok=True)
+    kept = config.output / "scores"
+    untrained = score(kept / "base.json", {"image_size": config.image_size}, lambda: config.model)
+    assert untrained is not None
+    runs = {"": [untrained]}
+    for seed in range(config.seeds):
+        for name in config.only or SYSTEMS:
+            run = run_config(config, name, seed)
+
+            def make(run: TrainConfig = run) -> str | None:
+                do_train(run)  # goes on, or refuses where a run of other options lies
+                plugin, model = run.output / "plugin.safetensors", run.output / "model"
+                if plugin.exists():
+                    return f"{config.model}+{plugin}"
+                return str(model) if model.exists() else None
+
+            found = score(kept / f"{name}-seed{seed}.json", _what_matters(run), make)
+            if found is None:
+                return
+            runs.setdefault(name, []).append(found)
+            write_text(config.output / "tables.md", markdown(config, {key: Found(of) for key, of in runs.items()}))
+    print(f"written: {config.output / 'tables.md'}")
+
+
+def main() -> None:
+    """Reads the options, trains and compares."""
+    config = tyro.cli(TablesConfig, prog="python -m experiments.tables")
+    with exit_on_input_error():
+        parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
+        keep_compiled_programs()
+        try:
+            tables(config)
+        except RunError as error:
+            raise SystemExit(f"error: {error}") from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

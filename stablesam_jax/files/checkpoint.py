@@ -1,0 +1,263 @@
+"""Trees of arrays on disk: whole or absent, and never silently damaged. The only file that knows Orbax.
+
+A checkpoint is a folder:
+
+    tree/           the arrays, written by Orbax
+    metadata.json   what the caller says about them, and the shape and dtype of every array
+    manifest.json   size and SHA-256 of every other file
+
+It is written under a temporary name beside its place (`.NAME.*.tmp`, which a killed process leaves behind) and then
+renamed. Orbax restores an array in which a bit has flipped without a word, so reading verifies the manifest first.
+"""
+
+import concurrent.futures
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from stablesam_jax.config import MODELS, PluginConfig, SamConfig
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import PathLike, beside, new_path, sync, writing
+from stablesam_jax.params import Params, flatten, unflatten
+
+TREE, METADATA, MANIFEST = "tree", "metadata.json", "manifest.json"
+SHOWN_FAULTS = 8  # of a kind; a tree of another model would differ in hundreds of arrays
+
+
+def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; it appears whole or not at all.
+
+    Args:
+        folder: path that does not exist yet; missing parents are made.
+        tree: any tree of arrays and numbers, none of size 0. PRNG keys go in as `jax.random.key_data`.
+        metadata: what JSON can hold.
+
+    Raises:
+        InputError: the folder exists, or cannot be written, as on a full disk.
+    """
+    folder = new_path(folder)
+    leaves = {path: np.asarray(leaf) for path, leaf in _leaves(tree).items()}
+    text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
+    temporary = beside(folder)
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than have Orbax find out at the end
+            with _checkpointer() as checkpointer:
+                checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
+                checkpointer.wait_until_finished()
+            # Orbax's mark of success names the writer's folders; the manifest and the rename do its duty.
+            (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
+            (temporary / METADATA).write_text(text)
+            manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+            temporary.rename(folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint after verifying every byte of it.
+
+    Args:
+        folder: written by `save_tree`.
+        target: tree whose leaves have `shape` and `dtype`, or None to take what is there.
+
+    Returns:
+        tree of numpy arrays, with the structure of `target` or as nested dictionaries, and the metadata.
+
+    Raises:
+        InputError: the folder is absent, no checkpoint, damaged, or holds another tree than `target`.
+    """
+    folder = pathlib.Path(folder)
+    _verify(folder)
+    stored = json.loads((folder / METADATA).read_text())
+    if target is not None:
+        check_arrays(folder, stored["arrays"], describe(target))
+    with _checkpointer() as checkpointer:
+        tree = checkpointer.restore(folder.absolute() / TREE)
+    if target is None:
+        return tree, stored["metadata"]
+    leaves = flatten(tree)
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves[path] for path in _leaves(target)]), stored[
+        "metadata"
+    ]
+
+
+def save_model(
+    folder: PathLike, params: Params, *, config: SamConfig, source: Mapping[str, Any], dtype: np.dtype | None = None
+) -> None:
+    """Writes the parameters of a model with all that is needed to use them.
+
+    Args:
+        folder: path that does not exist yet.
+        params: tree, float32.
+        config: of the model, one that MODELS has a name for.
+        source: where the numbers come from: file name and SHA-256, or recipe; what JSON can hold.
+        dtype: how to store the numbers, float32 unless given; float16 halves the file and rounds to 11 bits.
+
+    Raises:
+        InputError: as `save_tree`, or a number too large for `dtype`.
+    """
+    if dtype is not None:
+        with np.errstate(over="ignore"):
+            params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise InputError(f"{folder}: the parameters hold numbers too large for {np.dtype(dtype)}. Store float32.")
+    metadata = {"model": config.name, "config": _plain(config), "version": version(), "source": dict(source)}
+    save_tree(folder, params, metadata)
+
+
+def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
+    """Reads a model.
+
+    Args:
+        folder: written by `save_model`.
+
+    Returns:
+        configuration, parameters as numpy arrays in float32, and the metadata: model, config, version, source.
+
+    Raises:
+        InputError: as `load_tree`; or the folder holds no model, one that is unknown, or one of other sizes than
+            MODELS gives.
+    """
+    params, metadata = load_tree(folder)
+    name = metadata.get("model")
+    if name not in MODELS:
+        raise InputError(
+            f"{folder}: the model {name!r} is unknown; known are {', '.join(MODELS)}. Convert or save one."
+        )
+    config = MODELS[name]
+    try:
+        stored = dict(metadata["config"])
+        free = {"image_size": stored.pop("image_size"), "dtype": stored.pop("dtype", "float32")}
+        if (plugin := stored.pop("plugin", None)) is not None:
+            free["plugin"] = PluginConfig.from_json(plugin)
+        if not _agrees(stored, _plain(config)):
+            raise ValueError("other sizes than this version has")
+        config = dataclasses.replace(config, **free)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it anew.") from None
+    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
+
+
+def version() -> str:
+    """Version of this package, or "source" where it runs uninstalled."""
+    try:
+        return importlib.metadata.version("stablesam-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+def describe(tree: Any) -> dict[str, Any]:
+    """[dtype, shape] of every leaf by path, as JSON gives it back."""
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves(tree).items()}
+
+
+def check_arrays(place: object, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Compares two trees by what `describe` gives for them.
+
+    Raises:
+        InputError: one line with the differences.
+    """
+    faults = {
+        "missing": [path for path in expected if path not in found],
+        "unexpected": [path for path in found if path not in expected],
+        "different": [
+            f"{path} is {_words(found[path])} instead of {_words(expected[path])}"
+            for path in expected
+            if path in found and found[path] != expected[path]
+        ],
+    }
+    if any(faults.values()):
+        text = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in faults.items() if paths)
+        raise InputError(f"{place}: holds other arrays than expected: {text}. Use it with the model it was made for.")
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    # Trees are host arrays: every process acts for itself, no other is waited for.
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path in the order of `jax.tree.leaves`: `params.flatten` for any tree, as an optimizer's state."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _words(description: list[Any]) -> str:
+    dtype, shape = description
+    return f"{dtype} ({', '.join(map(str, shape))})"
+
+
+def _some(items: list[str]) -> str:
+    rest = len(items) - SHOWN_FAULTS
+    return ", ".join(items[:SHOWN_FAULTS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _plain(config: Any) -> Any:
+    """A configuration as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _agrees(stored: Any, current: Any) -> bool:
+    """Whether every stored field has the same value now; a field added since has a default that changes nothing."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        return all(key in current and _agrees(value, current[key]) for key, value in stored.items())
+    return stored == current
+
+
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every file but the manifest, by its path inside the folder."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)
+    return files
+
+
+def _fingerprint(path: pathlib.Path) -> list[int | str]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _verify(folder: pathlib.Path) -> None:
+    """Compares a folder with its manifest. Names in the manifest are compared, never opened."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder. Check the path.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected = {str(name): list(fingerprint) for name, fingerprint in manifest.items()}
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: not a checkpoint, it has no {MANIFEST}. Give a folder that this package wrote."
+        ) from None
+    except (ValueError, AttributeError, TypeError):
+        raise InputError(f"{folder}: damaged, {MANIFEST} cannot be read. Copy or make the checkpoint again.") from None
+    found = _files(folder)
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    there = [name for name in expected if name in found]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+        fingerprints = pool.map(_fingerprint, [found[name] for name in there])
+    pairs = zip(there, fingerprints, strict=True)
+    changed = [f"{name} has changed" for name, fingerprint in pairs if fingerprint != expected[name]]
+    if METADATA not in expected or missing or changed:
+        faults = _some(missing + changed) or f"{METADATA} is not in {MANIFEST}"
+        raise InputError(f"{folder}: damaged, {faults}. Copy or make the checkpoint again.")

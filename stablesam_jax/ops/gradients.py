@@ -1,0 +1,152 @@
+"""Operations whose gradient XLA on the CPU makes slowly, with it written out: equal but for rounding.
+
+The price is that forward-mode differentiation (jvp) of them is not defined.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from stablesam_jax.ops.numerics import across, product, wide
+
+PATCHES = 512  # cells whose patches are laid out at a time: with 288 numbers each 0.6 MB, which stay in the cache
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Normalises the last axis, then scales and moves each of its channels.
+
+    The variance is computed in two passes: residual streams of ViTs hold channels with large common offsets,
+    where E[x^2] - E[x]^2 loses up to four digits.
+
+    The gradient goes over the rows of a matrix: over arrays of more axes it takes two to five times as long.
+
+    Args:
+        x: (..., C).
+        scale, bias: (C,).
+        eps: added to the variance.
+
+    Returns:
+        (..., C) in the dtype of x.
+    """
+    normed, _ = _normed(x, eps)
+    return (normed * across(scale, normed) + across(bias, normed)).astype(x.dtype)
+
+
+def _normed(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """(..., C) -> the same with mean 0 and variance 1, in float32 at least, and what it was multiplied by (..., 1)."""
+    values = wide(x)
+    centred = values - values.mean(axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
+    return centred * factor, factor
+
+
+def _layer_norm_forward(x, scale, bias, eps):
+    return layer_norm(x, scale, bias, eps), (x, scale, bias)
+
+
+def _layer_norm_backward(eps, saved, gradient):
+    x, scale, bias = saved
+    normed, factor = _normed(x.reshape(-1, x.shape[-1]), eps)
+    gradient = wide(gradient).reshape(normed.shape)
+    scaled = gradient * across(scale, gradient)
+    along = scaled.mean(axis=-1, keepdims=True) + normed * (scaled * normed).mean(axis=-1, keepdims=True)
+    of_x = (factor * (scaled - along)).reshape(x.shape)
+    of_scale, of_bias = (gradient * normed).sum(axis=0), gradient.sum(axis=0)
+    return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Convolves with zeros around the map, as PyTorch has it.
+
+    The gradient of the kernel, where no stride is at work, is a sum of products with patches of the map on a CPU: a
+    half to a fourth of the time.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (k, k, C, D).
+        stride: step between outputs in cells, along both axes.
+        padding: zeros on every side.
+
+    Returns:
+        (B, H', W', D).
+    """
+    return _convolve(x, kernel, stride, padding)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((padding, padding),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _convolve_forward(x, kernel, stride, padding):
+    return _convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_backward(stride, padding, saved, gradient):
+    x, kernel = saved
+
+    def of_both(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, padding), x, kernel)[1](gradient)
+
+    of_x, of_kernel = of_both(x, kernel, gradient)  # what is not asked for is not computed
+    if stride == 1:
+        by_patches = functools.partial(_kernel_gradient, padding=padding)
+        of_kernel = jax.lax.platform_dependent(
+            x, kernel, gradient, cpu=by_patches, default=lambda *arrays: of_both(*arrays)[1]
+        )
+    return of_x, of_kernel
+
+
+def _kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: int) -> jax.Array:
+    """(B, H, W, C) map, (k, k, C, D), (B, H', W', D) gradient of the outputs -> (k, k, C, D)."""
+    side, _, channels, width = kernel.shape
+    _, height, columns, _ = gradient.shape
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * columns <= PATCHES))
+    padded = jnp.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+
+    def add(total: jax.Array, block: jax.Array) -> tuple[jax.Array, None]:
+        corner = block // (height // rows), block % (height // rows) * rows, 0, 0
+        cells = jax.lax.dynamic_slice(padded, corner, (1, rows + side - 1, padded.shape[2], channels))
+        taps = itertools.product(range(side), repeat=2)
+        patches = jnp.concatenate([cells[:, i : i + rows, j : j + columns] for i, j in taps], axis=-1)
+        outputs = jax.lax.dynamic_slice(gradient, corner, (1, rows, columns, width))
+        return total + product("bhwp,bhwd->pd", patches, outputs), None
+
+    zeros = jnp.zeros((side * side * channels, width), wide(x).dtype)
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(len(x) * height // rows))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@jax.custom_vjp
+def sum_of_taps(maps: jax.Array) -> jax.Array:
+    """What a convolution of 3 x 3 sums up, from a map for each of its taps: (..., H, W, 3, 3) -> (..., H, W).
+
+    Zeros are around the map. The gradient is nine shifted copies, in place of the sum of nine maps with one each.
+    """
+    *leading, height, width, _, _ = maps.shape
+    padded = jnp.pad(maps, [(0, 0)] * len(leading) + [(1, 1)] * 2 + [(0, 0)] * 2)
+    taps = itertools.product(range(3), repeat=2)
+    first, *rest = (padded[..., i : i + height, j : j + width, i, j] for i, j in taps)
+    return functools.reduce(jnp.add, rest, first)
+
+
+def _sum_of_taps_backward(_, gradient):
+    *leading, height, width = gradient.shape
+    padded = jnp.pad(gradient, [(0, 0)] * len(leading) + [(1, 1)] * 2)
+    taps = itertools.product(range(3), repeat=2)
+    shifted = [padded[..., 2 - i : 2 - i + height, 2 - j : 2 - j + width] for i, j in taps]
+    return (jnp.stack(shifted, axis=-1).reshape(*gradient.shape, 3, 3),)
+
+
+sum_of_taps.defvjp(lambda maps: (sum_of_taps(maps), None), _sum_of_taps_backward)

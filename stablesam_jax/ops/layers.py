@@ -1,0 +1,176 @@
+"""Layers that several parts of SAM share (segment_anything/modeling/common.py).
+
+Every layer computes in the dtype of its input, whatever that of its parameters. What loses too much in bfloat16 is
+computed in float32 and returned in the dtype of the input: statistics of norms, softmax, sums of logits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablesam_jax.ops.gradients import convolve, layer_norm
+from stablesam_jax.ops.numerics import across, product, wide
+
+ENCODER_EPS = 1e-6  # LayerNorms of the image encoder and every LayerNorm2d
+DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTorch's default)
+
+
+def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
+    """Over the last axis, in float32 at least; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
+    return nn.softmax(wide(logits), axis=-1).astype(dtype)
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x @ kernel + bias in the dtype of x: (..., C), (C, D), (D,) -> (..., D)."""
+    return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
+
+
+class Dense(nn.Module):
+    """`dense` with parameters of its own."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., width)."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return dense(x, kernel, bias)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with parameters of its own; also serves as SAM's LayerNorm2d, since features are channels-last."""
+
+    eps: float = ENCODER_EPS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., C)."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+class MLP(nn.Module):
+    """Two layers with an activation between them: the MLP of every transformer block (`lin1`, `lin2`)."""
+
+    hidden_width: int
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., C)."""
+        hidden = self.activation(Dense(self.hidden_width, name="lin1")(x))
+        return Dense(x.shape[-1], name="lin2")(hidden)
+
+
+class HeadMLP(nn.Module):
+    """Three layers with ReLU between them: hypernetworks and IoU head (`layers_0` to `layers_2`)."""
+
+    hidden_width: int
+    output_width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., output_width)."""
+        x = nn.relu(Dense(self.hidden_width, name="layers_0")(x))
+        x = nn.relu(Dense(self.hidden_width, name="layers_1")(x))
+        return Dense(self.output_width, name="layers_2")(x)
+
+
+class UpscaleBy2(nn.Module):
+    """PyTorch's ConvTranspose2d with kernel 2 and stride 2: outputs do not overlap, so it is a product per cell.
+
+    The four pixels of a cell stay with it; `pixels` puts them in their place. What follows mostly works on pixels by
+    themselves, and moving them takes longer than making them.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C) -> (..., 2, 2, width), of each cell's pixels row and column."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        cells = product("...c,ijco->...ijo", x, kernel.astype(x.dtype)).astype(x.dtype)
+        return cells + across(bias, cells)
+
+
+def pixels(cells: jax.Array) -> jax.Array:
+    """Two `UpscaleBy2` of a map put in place: (..., H, W, 2, 2, 2, 2, C) -> (..., 4H, 4W, C)."""
+    *leading, height, width, _, _, _, _, channels = cells.shape
+    split = cells.reshape(-1, height, width, 2, 2, 2, 2, channels)
+    return split.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(*leading, 4 * height, 4 * width, channels)
+
+
+class Conv(nn.Module):
+    """A convolution with PyTorch's explicit padding; Flax's SAME differs where the stride does not divide the size."""
+
+    width: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., H, W, C) -> (..., H', W', width)."""
+        *batch, height, columns, channels = x.shape
+        shape = (self.kernel_size, self.kernel_size, channels, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
+        if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
+            # XLA on the CPU takes half as long for a product, and a third for its gradient.
+            maps = product("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
+        else:
+            maps = convolve(x.reshape(-1, height, columns, channels), kernel, self.stride, self.padding)
+            maps = maps.reshape(*batch, *maps.shape[1:])
+        if not self.use_bias:
+            return maps
+        return maps + across(self.param("bias", nn.initializers.zeros, (self.width,)), maps)
+
+
+def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
+    """Masks as products of a hypernetwork's weights with upscaled features, summed in float32 at least.
+
+    Args:
+        weights: (B, N, M, C).
+        features: (B, N, G, G, 2, 2, 2, 2, C), each cell's pixels beside it, see `pixels`.
+
+    Returns:
+        (B, N, M, 4G, 4G) logits, float32 or wider.
+    """
+    logits = product("bnhwijklc,bnmc->bnhwijklm", features, weights)
+    return jnp.moveaxis(pixels(logits), -1, 2)
+
+
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (B, N, ...) arrays, done for one prompt after the other on the CPU; elsewhere for all at once.
+
+    The maps of one prompt stay in the processor's cache from one layer to the next, and memory does not grow with the
+    number of prompts: half the time of 20 at once. A gradient takes up to twice as long so.
+
+    Args:
+        function: of arrays (B, N, ...), some of them (B, 1, ...) where all prompts of a picture share them, to a tree
+            of arrays (B, N, ...).
+    """
+
+    def mapped(*arrays: jax.Array) -> Any:
+        prompts = max(array.shape[1] for array in arrays)
+
+        def picture(arrays: Sequence[jax.Array]) -> Any:
+            own = {index: array for index, array in enumerate(arrays) if len(array) == prompts}
+
+            def prompt(own: dict[int, jax.Array]) -> Any:
+                each = [own[index] if index in own else array[0] for index, array in enumerate(arrays)]
+                return jax.tree.map(lambda x: x[0, 0], function(*(array[None, None] for array in each)))
+
+            return jax.lax.map(prompt, own)
+
+        return jax.lax.map(picture, arrays)
+
+    return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=mapped, default=function)

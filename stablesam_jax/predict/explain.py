@@ -1,0 +1,140 @@
+"""What the plugin did for a prompt: where it read instead, how much of that it took, what was attended to."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from stablesam_jax.errors import InputError
+from stablesam_jax.model.prompt_encoder import Prompts, token_count
+from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.ops.numerics import wide
+from stablesam_jax.params import Params
+from stablesam_jax.predict.predictor import Predictor
+from stablesam_jax.predict.preprocess import resized_size
+from stablesam_jax.predict.user_prompts import Points
+from stablesam_jax.prompts import Prompt
+
+# The three token-to-image attentions, in the order of PluginConfig.attentions.
+ATTENTIONS = (
+    ("layers_0", "cross_attn_token_to_image"),
+    ("layers_1", "cross_attn_token_to_image"),
+    ("final_attn_token_to_image",),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """One token-to-image attention of N prompts, on the h x w cells of the image embedding that show the picture.
+
+    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the single
+    mask's token, of HQ-SAM that of the HQ token, the mean over heads; over all cells it sums to 1, over those that show
+    the picture to less where the model also looks at the padding.
+    """
+
+    prompts: tuple[Prompt, ...]  # in pixels of the picture
+    cells: np.ndarray  # (h, w, 2) float32, centres: where SAM reads the features
+    positions: np.ndarray  # (N, h, w, 2) float32, p + delta p of eq. 4: where the plugin reads in place of each cell
+    # (N, 2) float32, eq. 5, before `PluginConfig.strength`: share of the features read there and of the cell's own.
+    alpha: np.ndarray
+    before: np.ndarray  # (N, h, w) float32, attention of the same tokens had the plugin not stood before it
+    after: np.ndarray  # (N, h, w) float32, attention as it was
+
+
+def explain(
+    predictor: Predictor,
+    point_coords: Points | None = None,
+    point_labels: Points | None = None,
+    box: ArrayLike | None = None,
+    mask_input: ArrayLike | None = None,
+    *,
+    attention: int | None = None,
+    group: int = 0,
+    image_index: int | None = None,
+) -> Explanation:
+    """Looks into the decoding of prompts, which are decoded at once.
+
+    Args:
+        predictor: of a model with a plugin, with a picture set.
+        point_coords, point_labels, box, mask_input, image_index: as in `Predictor.predict`; one prompt makes N = 1.
+        attention: which token-to-image attention: 0 or 1, those of the decoder's layers, or 2, the final one. None: the
+            last before which the plugin stands.
+        group: of offsets, where `PluginConfig.groups` has several.
+
+    Raises:
+        InputError: as `predict`; the plugin does not stand before that attention or has no such group.
+    """
+    sam = predictor.sam
+    if sam.config.plugin is None:
+        raise InputError("the model has no plugin to explain; load one as BASE+PLUGIN_FILE.")
+    hooked = sorted(sam.config.plugin.attentions)
+    attention = hooked[-1] if attention is None else attention
+    if attention not in hooked:
+        raise InputError(f"the plugin does not stand before attention {attention}; choose from {hooked}.")
+    if not 0 <= group < sam.config.plugin.groups:
+        raise InputError(f"the plugin has no group {group} of offsets; it has {sam.config.plugin.groups}, from 0.")
+
+    picture = predictor._picture(image_index)
+    prompts, _ = predictor._prompts(picture, point_coords, point_labels, box, mask_input)
+    tokens = max(1, *(token_count(prompt.points, prompt.box) for prompt in prompts))
+    batch = predictor._batch(prompts, picture.original_size, tokens)
+    seen = jax.device_get(_looking(sam, group)(predictor.params, picture.embedding, batch)[attention])
+
+    # Centre to centre: a picture has fewer pixels or more for each pixel of the model's input.
+    input_hw = np.array(resized_size(picture.original_size, sam.config.image_size), np.float32)
+    pixels = sam.config.encoder.patch_size * (picture.original_size / input_hw)[::-1].astype(np.float32)
+    rows, columns = np.maximum(np.rint(input_hw / sam.config.encoder.patch_size), 1).astype(int)
+    return Explanation(
+        prompts=tuple(prompts),
+        cells=(_cells(sam.config.grid_size)[:rows, :columns] + 0.5) * pixels - 0.5,
+        positions=(seen.positions[:, :rows, :columns] + 0.5) * pixels - 0.5,
+        alpha=seen.alpha,
+        before=seen.before[:, :rows, :columns],
+        after=seen.after[:, :rows, :columns],
+    )
+
+
+class _Seen(NamedTuple):
+    """What the model shows of N prompts on one picture, on all G x G cells."""
+
+    positions: jax.Array  # (N, G, G, 2), (x, y) in cells
+    alpha: jax.Array  # (N, 2)
+    before: jax.Array  # (N, G, G)
+    after: jax.Array  # (N, G, G)
+
+
+@functools.cache
+def _looking(sam: Sam, group: int) -> Callable[[Params, ImageEmbedding, Prompts], dict[int, _Seen]]:
+    """(parameters, image embedding of one picture, prompts) -> attention -> what it shows. No mask is computed."""
+    plugin = sam.config.plugin
+    cells = _cells(sam.config.grid_size)
+
+    def look(params: Params, embedding: ImageEmbedding, prompts: Prompts) -> dict[int, _Seen]:
+        collections = ["intermediates", "attention"]
+        _, state = sam.apply({"params": params}, embedding, prompts, method="decode", mutable=collections)
+        shown = state["intermediates"]["plugin"]  # an entry for each call, of positions for each call and group
+        unmoved = [cells[None]] * plugin.groups * len(plugin.attentions)  # by spatial attention
+        positions = shown.get("positions", unmoved)[group :: plugin.groups]
+        seen = {}
+        for attention, read, alpha in zip(sorted(plugin.attentions), positions, shown["alpha"], strict=True):
+            weights = functools.reduce(
+                operator.getitem, ATTENTIONS[attention], state["attention"]["mask_decoder"]["transformer"]
+            )
+            before, after = (
+                wide(x[0][0, :, :, sam.config.output_token]).mean(axis=1) for x in (weights["before"], weights["after"])
+            )
+            seen[attention] = _Seen(jnp.broadcast_to(read[0], (len(after), *cells.shape)), alpha[0], before, after)
+        return seen
+
+    return jax.jit(look)
+
+
+def _cells(side: int) -> np.ndarray:
+    """(G, G, 2) float32, (x, y) of every cell, from 0."""
+    return np.stack(np.meshgrid(*[np.arange(side, dtype=np.float32)] * 2), axis=-1)
