@@ -30,7 +30,7 @@ def run(folder):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)],
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "true"},
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

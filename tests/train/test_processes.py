@@ -19,7 +19,7 @@ from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 20
 KILLS = int(os.environ.get("KILLS", "3"))  # 50 take minutes
 

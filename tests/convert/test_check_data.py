@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from convert import check_data
-from tests.test_doctor import pair, sick_folder
+from tests.stablesam_jax.data.test_doctor import pair, sick_folder
 
 
 def run(capsys, *arguments):

@@ -20,7 +20,7 @@ from stablesam_jax.data.readers import PairsFolder
 from tests.reference.layouts import NAMES, write_official
 from tests.reference.pictures import disc, ramp, refusal, save
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLANTED = 12
 
 

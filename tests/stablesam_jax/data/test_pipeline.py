@@ -99,7 +99,7 @@ def test_a_batch_does_not_depend_on_the_number_of_threads(threads):
 def test_worker_processes_make_the_same_batches_and_resume_at_any_step():
     script = """
 import numpy as np
-from tests.test_pipeline import assert_equal, batch_config, make_views, take
+from tests.stablesam_jax.data.test_pipeline import assert_equal, batch_config, make_views, take
 if __name__ == "__main__":
     views, config = make_views(occlusion=0.5), batch_config()
     expected = take(8, views, config)

@@ -126,7 +126,7 @@ def test_class_maps_are_opened_apart_from_objects(tmp_path):
 
 def test_the_library_is_imported_without_tfds():
     code = "import sys, stablesam_jax, stablesam_jax.data.sources; print('tensorflow_datasets' in sys.modules)"
-    root = pathlib.Path(__file__).resolve().parents[1]
+    root = pathlib.Path(__file__).resolve().parents[3]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
 

@@ -6,7 +6,6 @@ picture. That SAM and HQ-SAM themselves answer alike is compared on random weigh
 """
 
 import math
-import pathlib
 import sys
 import types
 
@@ -19,14 +18,10 @@ import torch
 from faster_coco_eval import mask as coco
 from PIL import Image
 
-from eval.parity import (
-    stand_ins,  # the official packages import what stands in for torchvision
-    torch_sam,  # the official packages import what stands in for torchvision
-    twins,  # the official packages import what stands in for torchvision
-)
+from eval.parity import stand_ins, torch_sam, twins  # the official packages import what stands in for torchvision
 from stablesam_jax.build import assemble
 from stablesam_jax.config import SamConfig, ViTConfig
-from stablesam_jax.data import rle
+from stablesam_jax.data import collage, rle
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.sam import ImageEmbedding
@@ -40,7 +35,7 @@ import segment_anything
 import segment_anything_hq
 from segment_anything.utils import amg
 
-PICTURES = pathlib.Path(mask_generator.__file__).parent / "data/collage_assets/im"
+PICTURES = collage.ASSETS / "im"
 FLIPS = 1e-5  # share of the pixels that may differ: logits are equal to rounding, and some lie at 0
 SCORES = 2e-6  # the bound of IoU predictions
 

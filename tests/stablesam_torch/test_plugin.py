@@ -23,7 +23,7 @@ from stablesam_jax.params import flatten, unflatten
 from stablesam_torch import plugin as torch_plugin  # torch_sam first: segment_anything may need its stand-ins
 from tests.reference.pictures import ramp
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
-from tests.test_sam import draw, official_logits
+from tests.stablesam_jax.model.test_sam import draw, official_logits
 
 from segment_anything import SamPredictor  # isort: skip
 
