@@ -60,7 +60,7 @@ class TablesConfig:
     steps (results/plugin_placement.md)."""
     scale_range: tuple[float, float] = (0.6, 1.6)
     """Longest side of a picture as a share of the model's input; up to 1 it is never cropped, which clicks gain from
-    (results/plugin_placement.md). What train/RESULTS.md has was trained with this default."""
+    (results/plugin_placement.md). What results/training.md has was trained with this default."""
     occlusion: float = 0.0
     """Share of views with synthetic occlusion, in robust training."""
     count: int = 6

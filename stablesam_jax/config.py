@@ -93,8 +93,8 @@ class PluginConfig:
     attentions: tuple[int, ...] = (0, 2)
     """Token-to-image attentions that read resampled features, one plugin for all: 0 and 1 are the decoder layers, 2 is
     the final one. Figure 3 draws layer 2, that is 1; the text does not say. Measured, the first and the final one do as
-    much as all three and more than any one of them (train/RESULTS.md). Layer 0's features are the same for all prompts
-    of a picture, so that it resamples them once."""
+    much as all three and more than any one of them (results/training.md). Layer 0's features are the same for all
+    prompts of a picture, so that it resamples them once."""
     resample: Literal["deform", "cbam", "coordinate"] = "deform"
     """What happens to the features: deformable sampling, or in its place the spatial attention of table 11, which only
     re-weights them. The paper does not say which attention; there are CBAM's map and coordinate attention."""

@@ -146,7 +146,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "own-pictures": (
-        "the plugin for some hundreds of pictures, as stable_sam_nano was trained (train/RESULTS.md)",
+        "the plugin for some hundreds of pictures, as stable_sam_nano was trained (results/training.md)",
         TrainConfig(
             output=pathlib.Path("runs/own-pictures"),
             steps=300,

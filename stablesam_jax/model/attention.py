@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.ops.layers import dense, softmax
-from stablesam_jax.ops.numerics import product, wide
+from stablesam_jax.ops.numerics import einsum, to_float32
 
 QUERIES = 512  # of a head that are asked at a time, on a CPU
 LOGITS = 4096**2  # of a head that are made at a time, elsewhere: those of a whole map at 1,024 px
@@ -80,22 +80,22 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
         q, k, v = (dense(x, kernels[part], biases[part]) for part in range(3))  # (B, H, W, D)
         if folds:
             of_keys = jnp.broadcast_to(places(height, width), (*k.shape[:3], height + width))
-            k = jnp.concatenate([wide(k), of_keys.astype(wide(k).dtype)], axis=-1)
+            k = jnp.concatenate([to_float32(k), of_keys.astype(to_float32(k).dtype)], axis=-1)
             k, v = (keys.reshape(batch, height * width, -1) for keys in (k, v))
 
         def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
             q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
-            by_row = product("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
-            by_column = product("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
+            by_row = einsum("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
+            by_column = einsum("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
             q = (q * head_width**-0.5).reshape(batch, -1, head_width)
             if folds:
-                logits = product("bqd,bkd->bqk", jnp.concatenate([wide(q), by_row, by_column], axis=-1), k)
+                logits = einsum("bqd,bkd->bqk", jnp.concatenate([to_float32(q), by_row, by_column], axis=-1), k)
             else:
                 # Keys keep their two axes: joined, XLA adds the positions number by number.
-                logits = product("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
+                logits = einsum("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
             keys = tuple(range(2, logits.ndim))
             weights = jnp.exp(logits - logits.max(axis=keys, keepdims=True))
-            attended = product("bq...,b...d->bqd", weights.astype(v.dtype), v)
+            attended = einsum("bq...,b...d->bqd", weights.astype(v.dtype), v)
             attended = attended / weights.sum(axis=keys)[..., None]
             return attended.astype(v.dtype).reshape(batch, step, width, head_width)
 
@@ -117,11 +117,11 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
     heads, _, _, head_width = kernel.shape
     kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
     q, k, v = (
-        product("bhwc,ncd->bhwnd", x, kernel[:, part]).astype(x.dtype) + bias[None, None, None, :, part]
+        einsum("bhwc,ncd->bhwnd", x, kernel[:, part]).astype(x.dtype) + bias[None, None, None, :, part]
         for part in range(3)
     )
-    by_row = product("brwnd,rkd->brwnk", q, rows)
-    by_column = product("brwnd,wld->brwnl", q, columns)
+    by_row = einsum("brwnd,rkd->brwnk", q, rows)
+    by_column = einsum("brwnd,wld->brwnl", q, columns)
     q = q * head_width**-0.5
     if flash_takes(x.dtype, head_width + height + width):
         of_keys = jnp.broadcast_to(places(height, width)[None, :, :, None], (*k.shape[:-1], height + width))
@@ -139,10 +139,10 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
     def attend(parts: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, by_row, by_column = parts
-        logits = product("rwnd,klnd->nrwkl", q, k)
+        logits = einsum("rwnd,klnd->nrwkl", q, k)
         logits = logits + by_row.transpose(2, 0, 1, 3)[..., None] + by_column.transpose(2, 0, 1, 3)[..., None, :]
         weights = softmax(logits.reshape(*logits.shape[:3], -1), v.dtype).reshape(logits.shape)
-        return product("nrwkl,klnd->rwnd", weights, v).astype(v.dtype)
+        return einsum("nrwkl,klnd->rwnd", weights, v).astype(v.dtype)
 
     together = max(1, LOGITS // (height * width) ** 2)
     return jax.lax.map(attend, (q, k, v, by_row, by_column), batch_size=min(together, batch))

@@ -11,7 +11,7 @@ import jax
 
 from stablesam_jax.ops.gradients import sum_of_taps
 from stablesam_jax.ops.layers import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels
-from stablesam_jax.ops.numerics import gelu, product
+from stablesam_jax.ops.numerics import einsum, gelu
 
 
 class HQBranch(nn.Module):
@@ -48,7 +48,7 @@ class HQBranch(nn.Module):
         """
         first, norm, last = self.embedding_maskfeature
         weights = self.mlp(token)
-        of_the_picture = product("bnhwc,bnc->bnhw", picture_features, weights)
+        of_the_picture = einsum("bnhwc,bnc->bnhw", picture_features, weights)
         return last(gelu(norm(first(pixels(upscaled)))), weights) + of_the_picture
 
 
@@ -65,9 +65,9 @@ class WeightedConv(nn.Module):
         """(B, N, H, W, C) features, (B, N, width) -> (B, N, H, W), float32 or wider."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.width)).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
-        taps = product("ijco,bno->bnijc", kernel, weights).astype(x.dtype)
-        of_bias = product("bno,o->bn", weights, bias)[..., None, None]
-        return of_bias + sum_of_taps(product("bnhwc,bnijc->bnhwij", x, taps))
+        taps = einsum("ijco,bno->bnijc", kernel, weights).astype(x.dtype)
+        of_bias = einsum("bno,o->bn", weights, bias)[..., None, None]
+        return of_bias + sum_of_taps(einsum("bnhwc,bnijc->bnhwij", x, taps))
 
 
 def _upscaling(name: str, hidden: int, width: int) -> Sequence[nn.Module]:

@@ -11,7 +11,7 @@ from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
 from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one
-from stablesam_jax.ops.numerics import gelu, wide
+from stablesam_jax.ops.numerics import gelu, to_float32
 
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 
@@ -113,7 +113,7 @@ class MaskDecoder(nn.Module):
                 ],
                 axis=2,
             )
-            iou_predictions = iou_head(wide(tokens[:, :, 0]))[:, :, chosen.start : chosen.stop]
+            iou_predictions = iou_head(to_float32(tokens[:, :, 0]))[:, :, chosen.start : chosen.stop]
             if not self.hq:
                 return Masks(mask_logits(weights, upscaled), iou_predictions)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.ops.layers import DECODER_EPS, MLP, LayerNorm, softmax
-from stablesam_jax.ops.numerics import across, product, wide
+from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 HEADS = 8
 MLP_WIDTH = 2048
@@ -39,7 +39,9 @@ class Projection(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., input_width) -> (..., width)."""
-        return product("...c,cd->...d", x, self.kernel.astype(x.dtype)).astype(x.dtype) + across(self.bias, x)
+        return einsum("...c,cd->...d", x, self.kernel.astype(x.dtype)).astype(x.dtype) + broadcast_channels(
+            self.bias, x
+        )
 
     def by_head(self) -> jax.Array:
         """The kernel that makes heads, (input_width, HEADS, width / HEADS)."""
@@ -76,13 +78,13 @@ class Attention(nn.Module):
             (B, N, Tq, C).
         """
         v = _heads(self.v_proj(v))
-        attended = product("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), v).astype(v.dtype)
+        attended = einsum("bnhqk,bnkhd->bnqhd", self.weights(q, k, key_valid), v).astype(v.dtype)
         return self.out_proj(attended.reshape(*attended.shape[:-2], self.inner_width))
 
     def weights(self, q: jax.Array, k: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
         """What each query gives each key: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
         q, k = _heads(self.q_proj(q)), _heads(self.k_proj(k))
-        logits = product("bnqhd,bnkhd->bnhqk", q, k) * self._scale
+        logits = einsum("bnqhd,bnkhd->bnhqk", q, k) * self._scale
         if key_valid is not None:
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
         return softmax(logits, q.dtype)
@@ -95,15 +97,15 @@ class Attention(nn.Module):
         if self._many(q):
             return self(q, k, v)
         dtype = q.dtype
-        q = _small_product("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head()).astype(dtype)
+        q = _einsum_float32("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head()).astype(dtype)
         heads_and_queries = q.shape[2:4]
         q = q.reshape(*q.shape[:2], -1, self.width)
-        weights = softmax(product("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
-        seen = product("bnqk,bnkc->bnqc", weights, v)
+        weights = softmax(einsum("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
+        seen = einsum("bnqk,bnkc->bnqc", weights, v)
         seen = seen.reshape(*seen.shape[:2], *heads_and_queries, self.width)
-        attended = _small_product("bnhqc,chd->bnqhd", seen, self.v_proj.by_head()).astype(dtype)
+        attended = _einsum_float32("bnhqc,chd->bnqhd", seen, self.v_proj.by_head()).astype(dtype)
         attended = attended.reshape(*attended.shape[:-2], self.inner_width)
-        return self.out_proj(attended + across(self.v_proj.bias, attended))
+        return self.out_proj(attended + broadcast_channels(self.v_proj.bias, attended))
 
     def to_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array) -> jax.Array:
         """The same where queries are cells (B, 1 or N, G * G, C), keys and values tokens (B, N, T, C)."""
@@ -111,14 +113,14 @@ class Attention(nn.Module):
             return self(q, k, v, key_valid)
         dtype = q.dtype
         k, v = _heads(self.k_proj(k)), _heads(self.v_proj(v))
-        seen = _small_product("bnkhd,chd->bnhkc", k, self.q_proj.by_head()).astype(dtype)
-        offset = _small_product("bnkhd,hd->bnhk", k, self.q_proj.bias.reshape(HEADS, -1))
-        logits = (product("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
+        seen = _einsum_float32("bnkhd,chd->bnhkc", k, self.q_proj.by_head()).astype(dtype)
+        offset = _einsum_float32("bnkhd,hd->bnhk", k, self.q_proj.bias.reshape(HEADS, -1))
+        logits = (einsum("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
         logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
         kernel = self.out_proj.kernel.reshape(HEADS, -1, self.width)
-        v = _small_product("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
-        attended = product("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
-        return attended + across(self.out_proj.bias, attended)
+        v = _einsum_float32("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
+        attended = einsum("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
+        return attended + broadcast_channels(self.out_proj.bias, attended)
 
     @property
     def _scale(self) -> float:
@@ -133,9 +135,9 @@ def _heads(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-1], HEADS, -1)
 
 
-def _small_product(subscripts: str, tokens: jax.Array, parameters: jax.Array) -> jax.Array:
+def _einsum_float32(subscripts: str, tokens: jax.Array, parameters: jax.Array) -> jax.Array:
     """A product of tokens with parameters, of float32 at least: XLA on the CPU lacks some of these in bfloat16."""
-    return product(subscripts, wide(tokens), wide(parameters))
+    return einsum(subscripts, to_float32(tokens), to_float32(parameters))
 
 
 class TwoWayAttentionBlock(nn.Module):

@@ -9,7 +9,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.ops.numerics import across, product, wide
+from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 PATCHES = 512  # cells whose patches are laid out at a time: with 288 numbers each 0.6 MB, which stay in the cache
 
@@ -32,12 +32,12 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
         (..., C) in the dtype of x.
     """
     normed, _ = _normed(x, eps)
-    return (normed * across(scale, normed) + across(bias, normed)).astype(x.dtype)
+    return (normed * broadcast_channels(scale, normed) + broadcast_channels(bias, normed)).astype(x.dtype)
 
 
 def _normed(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     """(..., C) -> the same with mean 0 and variance 1, in float32 at least, and what it was multiplied by (..., 1)."""
-    values = wide(x)
+    values = to_float32(x)
     centred = values - values.mean(axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
     return centred * factor, factor
@@ -50,8 +50,8 @@ def _layer_norm_forward(x, scale, bias, eps):
 def _layer_norm_backward(eps, saved, gradient):
     x, scale, bias = saved
     normed, factor = _normed(x.reshape(-1, x.shape[-1]), eps)
-    gradient = wide(gradient).reshape(normed.shape)
-    scaled = gradient * across(scale, gradient)
+    gradient = to_float32(gradient).reshape(normed.shape)
+    scaled = gradient * broadcast_channels(scale, gradient)
     along = scaled.mean(axis=-1, keepdims=True) + normed * (scaled * normed).mean(axis=-1, keepdims=True)
     of_x = (factor * (scaled - along)).reshape(x.shape)
     of_scale, of_bias = (gradient * normed).sum(axis=0), gradient.sum(axis=0)
@@ -118,9 +118,9 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, paddi
         taps = itertools.product(range(side), repeat=2)
         patches = jnp.concatenate([cells[:, i : i + rows, j : j + columns] for i, j in taps], axis=-1)
         outputs = jax.lax.dynamic_slice(gradient, corner, (1, rows, columns, width))
-        return total + product("bhwp,bhwd->pd", patches, outputs), None
+        return total + einsum("bhwp,bhwd->pd", patches, outputs), None
 
-    zeros = jnp.zeros((side * side * channels, width), wide(x).dtype)
+    zeros = jnp.zeros((side * side * channels, width), to_float32(x).dtype)
     total, _ = jax.lax.scan(add, zeros, jnp.arange(len(x) * height // rows))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 

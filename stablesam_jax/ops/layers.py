@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.ops.gradients import convolve, layer_norm
-from stablesam_jax.ops.numerics import across, product, wide
+from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 ENCODER_EPS = 1e-6  # LayerNorms of the image encoder and every LayerNorm2d
 DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTorch's default)
@@ -21,12 +21,12 @@ DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTo
 
 def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
     """Over the last axis, in float32 at least; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
-    return nn.softmax(wide(logits), axis=-1).astype(dtype)
+    return nn.softmax(to_float32(logits), axis=-1).astype(dtype)
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """x @ kernel + bias in the dtype of x: (..., C), (C, D), (D,) -> (..., D)."""
-    return product("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + across(bias, x)
+    return einsum("...c,cd->...d", x, kernel.astype(x.dtype)).astype(x.dtype) + broadcast_channels(bias, x)
 
 
 class Dense(nn.Module):
@@ -97,8 +97,8 @@ class UpscaleBy2(nn.Module):
         """(..., C) -> (..., 2, 2, width), of each cell's pixels row and column."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        cells = product("...c,ijco->...ijo", x, kernel.astype(x.dtype)).astype(x.dtype)
-        return cells + across(bias, cells)
+        cells = einsum("...c,ijco->...ijo", x, kernel.astype(x.dtype)).astype(x.dtype)
+        return cells + broadcast_channels(bias, cells)
 
 
 def pixels(cells: jax.Array) -> jax.Array:
@@ -125,13 +125,13 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
         if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
             # XLA on the CPU takes half as long for a product, and a third for its gradient.
-            maps = product("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
+            maps = einsum("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
         else:
             maps = convolve(x.reshape(-1, height, columns, channels), kernel, self.stride, self.padding)
             maps = maps.reshape(*batch, *maps.shape[1:])
         if not self.use_bias:
             return maps
-        return maps + across(self.param("bias", nn.initializers.zeros, (self.width,)), maps)
+        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (self.width,)), maps)
 
 
 def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
@@ -144,7 +144,7 @@ def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
     Returns:
         (B, N, M, 4G, 4G) logits, float32 or wider.
     """
-    logits = product("bnhwijklc,bnmc->bnhwijklm", features, weights)
+    logits = einsum("bnhwijklc,bnmc->bnhwijklm", features, weights)
     return jnp.moveaxis(pixels(logits), -1, 2)
 
 

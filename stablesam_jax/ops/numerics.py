@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def wide(x: jax.Array) -> jax.Array:
+def to_float32(x: jax.Array) -> jax.Array:
     """At least float32."""
     return x.astype(np.promote_types(x.dtype, jnp.float32))
 
 
-def across(vector: jax.Array, x: jax.Array) -> jax.Array:
+def broadcast_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
     """A vector of channels in the dtype and rank of x, to be added or multiplied."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -21,11 +21,11 @@ def gelu(x: jax.Array) -> jax.Array:
     The tanh form is off by 5e-4, which a parity test sees. Flax's exact form goes by erfc, which takes XLA on the CPU
     three times as long; what that is more exact in, far below zero, is less than a rounding error of what follows.
     """
-    values = wide(x)
+    values = to_float32(x)
     return (0.5 * values * (1 + jax.lax.erf(values * 0.5**0.5))).astype(x.dtype)
 
 
-def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum of two arrays, summed and returned in float32 at least.
 
     Asked for float32, XLA takes bfloat16 to a processor's matrix units (AMX); asked for bfloat16, it does not, and

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.ops.numerics import across, wide
+from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 
 EPS = 1e-6  # of LayerNorm, as in SAM's image encoder
 PERTURBATION = 0.01  # deviation of last layers that do not start at zero; moves offsets by under a cell of 64
@@ -27,11 +27,11 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C), float32 or wider."""
-        x = wide(x)
+        x = to_float32(x)
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         average = jnp.full((channels, 1), 1 / channels, x.dtype)
         centred = x - jnp.matmul(x, average, precision="highest")
         variance = jnp.matmul(jnp.square(centred), average, precision="highest")
-        return centred * jax.lax.rsqrt(variance + EPS) * across(scale, x) + across(bias, x)
+        return centred * jax.lax.rsqrt(variance + EPS) * broadcast_channels(scale, x) + broadcast_channels(bias, x)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.ops.numerics import gelu, wide
+from stablesam_jax.ops.numerics import gelu, to_float32
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 
@@ -31,6 +31,6 @@ class Router(nn.Module):
         hidden = nn.Dense(self.config.router_width, dtype=dtype, name="hidden")(mask_token)
         hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         last = nn.Dense(2, dtype=dtype, kernel_init=last_kernel(self.config.start), name="logits")
-        logits = wide(last(hidden))
+        logits = to_float32(last(hidden))
         scale = self.param("scale", nn.initializers.ones, ())
         return nn.softmax(logits, axis=-1) * scale.astype(logits.dtype)

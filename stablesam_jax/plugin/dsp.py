@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.ops.depthwise import depthwise_conv
-from stablesam_jax.ops.numerics import across, gelu, wide
+from stablesam_jax.ops.numerics import broadcast_channels, gelu, to_float32
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 
@@ -49,9 +49,9 @@ class OffsetNetwork(nn.Module):
         hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         groups = self.config.groups
         last = nn.Dense(2 * groups, dtype=dtype, kernel_init=last_kernel(self.config.start), name="offset")
-        direction = wide(last(hidden)).reshape(*features.shape[:-1], groups, 2)
+        direction = to_float32(last(hidden)).reshape(*features.shape[:-1], groups, 2)
         limit = jnp.array([width, height], direction.dtype) * (self.config.max_offset_cells / REFERENCE_GRID)
-        return amplitudes, across(limit, direction) * jnp.tanh(direction)
+        return amplitudes, broadcast_channels(limit, direction) * jnp.tanh(direction)
 
 
 def sampling_positions(offsets: jax.Array, padding: Padding) -> jax.Array:
@@ -70,7 +70,7 @@ def sampling_positions(offsets: jax.Array, padding: Padding) -> jax.Array:
     if padding == "zeros":
         return positions
     last = jnp.array([width - 1, height - 1], offsets.dtype)
-    return jnp.clip(positions, 0, across(last, offsets))
+    return jnp.clip(positions, 0, broadcast_channels(last, offsets))
 
 
 def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Padding) -> jax.Array:
@@ -103,7 +103,7 @@ class _Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (self.size, self.size, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise_conv(features, kernel.astype(features.dtype)) + across(bias, features)
+        return depthwise_conv(features, kernel.astype(features.dtype)) + broadcast_channels(bias, features)
 
 
 def _identity(key: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:

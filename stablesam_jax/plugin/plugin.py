@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import MASK_TOKENS, PluginConfig
-from stablesam_jax.ops.numerics import across, wide
+from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
@@ -64,7 +64,7 @@ class Plugin(nn.Module):
         self.sow("intermediates", "alpha", alpha)
         strength = self.config.strength
         rest = jnp.array([0, 1 - strength], alpha.dtype)  # of the features as they were
-        shares = strength * alpha + across(rest, alpha)
+        shares = strength * alpha + broadcast_channels(rest, alpha)
         shares = shares if self.config.router else shares[:, :1]  # the same for all prompts
         weights = shares.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
 
@@ -76,7 +76,7 @@ class Plugin(nn.Module):
         if self.config.resample != "deform":
             factors = self.spatial(keys)
             self.sow("intermediates", "factors", factors)
-            return mix((wide(keys) * factors).astype(keys.dtype), keys), key_pe
+            return mix((to_float32(keys) * factors).astype(keys.dtype), keys), key_pe
 
         amplitudes, offsets = self.dsp(keys)
         positions = sampling_positions(offsets, self.config.padding)

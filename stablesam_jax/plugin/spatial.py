@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.ops.numerics import wide
+from stablesam_jax.ops.numerics import to_float32
 from stablesam_jax.plugin.common import LayerNorm, last_kernel
 
 CBAM_KERNEL = 7  # cells (Woo et al., sec. 3.2)
@@ -26,7 +26,7 @@ class ChannelPooledAttention(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """(..., H, W, C) features -> (..., H, W, 1) factors in 0..2, float32 or wider."""
-        values = wide(features)
+        values = to_float32(features)
         pooled = jnp.stack([values.mean(axis=-1), values.max(axis=-1)], axis=-1)  # (..., H, W, 2)
         shape = (CBAM_KERNEL, CBAM_KERNEL, 2, 1)
         kernel = self.param("kernel", last_kernel(self.config.start), shape)
@@ -51,14 +51,14 @@ class CoordinateAttention(nn.Module):
         """(..., H, W, C) features -> (..., H, W, C) factors in 0..4, float32 or wider."""
         *_, height, _, channels = features.shape
         dtype = features.dtype
-        values = wide(features)
+        values = to_float32(features)
         pooled = jnp.concatenate([values.mean(axis=-2), values.mean(axis=-3)], axis=-2)  # (..., H + W, C)
         hidden = nn.Dense(max(LEAST_WIDTH, channels // REDUCTION), dtype=dtype, name="hidden")(pooled.astype(dtype))
         hidden = nn.hard_swish(LayerNorm(name="norm")(hidden)).astype(dtype)
 
         def factors(part: jax.Array, name: str) -> jax.Array:
             last = nn.Dense(channels, dtype=dtype, kernel_init=last_kernel(self.config.start), name=name)
-            return 2 * nn.sigmoid(wide(last(part)))
+            return 2 * nn.sigmoid(to_float32(last(part)))
 
         rows, columns = factors(hidden[..., :height, :], "rows"), factors(hidden[..., height:, :], "columns")
         return rows[..., :, None, :] * columns[..., None, :, :]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import Prompts, token_count
 from stablesam_jax.model.sam import ImageEmbedding, Sam
-from stablesam_jax.ops.numerics import wide
+from stablesam_jax.ops.numerics import to_float32
 from stablesam_jax.params import Params
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.preprocess import resized_size
@@ -127,7 +127,8 @@ def _looking(sam: Sam, group: int) -> Callable[[Params, ImageEmbedding, Prompts]
                 operator.getitem, ATTENTIONS[attention], state["attention"]["mask_decoder"]["transformer"]
             )
             before, after = (
-                wide(x[0][0, :, :, sam.config.output_token]).mean(axis=1) for x in (weights["before"], weights["after"])
+                to_float32(x[0][0, :, :, sam.config.output_token]).mean(axis=1)
+                for x in (weights["before"], weights["after"])
             )
             seen[attention] = _Seen(jnp.broadcast_to(read[0], (len(after), *cells.shape)), alpha[0], before, after)
         return seen

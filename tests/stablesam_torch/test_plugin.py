@@ -20,7 +20,7 @@ from eval.parity import torch_sam  # torch_sam first: segment_anything may need 
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.params import flatten, unflatten
-from stablesam_torch import plugin as torch_plugin  # torch_sam first: segment_anything may need its stand-ins
+from stablesam_torch import plugin as torch_plugin
 from tests.reference.pictures import ramp
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
 from tests.stablesam_jax.model.test_sam import draw, official_logits

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from stablesam_jax.config import LiteConfig
 from stablesam_jax.ops.depthwise import depthwise_conv
 from stablesam_jax.ops.layers import Conv, LayerNorm
-from stablesam_jax.ops.numerics import across, gelu
+from stablesam_jax.ops.numerics import broadcast_channels, gelu
 
 LiteFeatures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # maps at strides 4, 8, 16, 32
 
@@ -32,7 +32,7 @@ class DepthwiseConv(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, C)."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel, self.kernel, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride) + across(bias, x)
+        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride) + broadcast_channels(bias, x)
 
 
 class InvertedBottleneck(nn.Module):

@@ -15,7 +15,7 @@ from stablesam_jax.model.attention import QKV
 from stablesam_jax.model.encoders.vit import Neck, window_partition, window_unpartition
 from stablesam_jax.ops.depthwise import depthwise_conv
 from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, LayerNorm, dense, softmax
-from stablesam_jax.ops.numerics import across, gelu, product, wide
+from stablesam_jax.ops.numerics import broadcast_channels, einsum, gelu, to_float32
 
 BATCH_NORM_EPS = 1e-5
 EXPANSION = 4  # hidden channels of the convolutional blocks and of the MLPs per channel
@@ -46,8 +46,10 @@ class BatchNorm(nn.Module):
         var = self.param("var", nn.initializers.ones, channels)
         self.param("num_batches_tracked", nn.initializers.zeros, ())  # only for the way back, as the classifier below
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPS)
-        values = wide(x)
-        return (values * across(factor, values) + across(bias - mean * factor, values)).astype(x.dtype)
+        values = to_float32(x)
+        return (values * broadcast_channels(factor, values) + broadcast_channels(bias - mean * factor, values)).astype(
+            x.dtype
+        )
 
 
 class ConvNorm(nn.Module):
@@ -144,9 +146,9 @@ class Attention(nn.Module):
         def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             kernels, shifts, biases = head
             q, k, v = (dense(x, kernels[part], shifts[part]) for part in range(3))  # (B, window^2, D)
-            logits = product("bqd,bkd->bqk", q * head_width**-0.5, k)
+            logits = einsum("bqd,bkd->bqk", q * head_width**-0.5, k)
             logits = logits + biases[bias_index(window)][None].astype(logits.dtype)
-            return product("bqk,bkd->bqd", softmax(logits, v.dtype), v).astype(v.dtype)
+            return einsum("bqk,bkd->bqd", softmax(logits, v.dtype), v).astype(v.dtype)
 
         qkv = QKV(self.heads, heads_outermost=True, name="qkv")(channels)
         attended = jax.lax.map(attend, (*qkv, biases))  # (heads, B, window^2, D)
