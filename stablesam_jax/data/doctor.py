@@ -5,17 +5,20 @@ A fault spoils training or evaluation; a hint is worth a look, and often right a
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
+import os
 import pathlib
 from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 
 from stablesam_jax.data import near_duplicates
 from stablesam_jax.data.label_file import other_size, read_masks
-from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, by_stem
+from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, Pictures, by_stem
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import read_picture, upright_size
 
@@ -87,6 +90,25 @@ class Examined:
     findings: list[Finding]
     thumbnail: np.ndarray | None  # (32, 36) uint8, None where there is no picture to be read
     masks: bytes | None  # a digest of all masks, None where there are none
+
+
+def unusable(source: Pictures) -> dict[int, str]:
+    """Reads every picture and its masks, on all cores.
+
+    Returns:
+        number of each picture that cannot be used -> why, in one line.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding releases Python's lock
+        reasons = threads.map(functools.partial(_reason, source), range(len(source)))
+        return {index: reason for index, reason in enumerate(reasons) if reason is not None}
+
+
+def _reason(source: Pictures, index: int) -> str | None:
+    try:
+        source[index]
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def find_folders(root: pathlib.Path) -> list[Folder]:

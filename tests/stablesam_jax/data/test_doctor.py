@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stablesam_jax.data import collage, doctor
+from stablesam_jax.data import collage, doctor, readers
 from stablesam_jax.files.picture_file import read_picture
 from tests.reference.pictures import disc, refusal, save
 
@@ -173,6 +173,18 @@ def test_twins_in_another_set_are_named_with_their_twin(tmp_path):
     assert finding.kind == "twin"
     assert (finding.file.name, finding.other) == ("a3.png", tmp_path / "test" / "im" / "b0.png")
     assert "b0.png, mirrored; remove one" in finding.text
+
+
+def test_what_cannot_be_used_is_found_by_its_number_with_the_reason(tmp_path):
+    for number in range(4):
+        pair(tmp_path / "set", f"p{number}", number)
+    save(tmp_path / "set" / "gt" / "p1.png", np.zeros((80, 120), np.uint8))
+    (tmp_path / "set" / "im" / "p3.png").write_bytes(b"text")
+    source = readers.PairsFolder(tmp_path / "set")
+    found = doctor.unusable(source)
+    assert list(found) == [1, 3]
+    assert found[1].startswith(f"{tmp_path}/set/gt/p1.png: the mask is empty")
+    assert doctor.unusable(readers.Selection(source, [2, 3])) == {1: found[3]}
 
 
 # layouts
