@@ -148,6 +148,12 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
     return jax.lax.map(attend, (q, k, v, by_row, by_column), batch_size=min(together, batch))
 
 
+def computes_on_cpu() -> bool:
+    """Whether what is traced now is for a CPU: where JAX puts what is not placed, see `jax.default_device`."""
+    device = jax.config.jax_default_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
+
+
 def flash_takes(dtype: np.dtype, channels: int) -> bool:
     """Whether cuDNN's flash attention is used: in half precision, on Hopper and later, which take up to 256 channels.
 

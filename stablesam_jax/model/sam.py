@@ -1,13 +1,13 @@
 """Sam: encode(pictures), decode(embedding, prompts). Everything else is built from these two."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
 
-from stablesam_jax.config import LiteConfig, SamConfig, TinyViTConfig
-from stablesam_jax.model.encoders.lite import ImageEncoderLite, LiteFeatures
-from stablesam_jax.model.encoders.tiny_vit import ImageEncoderTinyViT
-from stablesam_jax.model.encoders.vit import ImageEncoderViT
+from stablesam_jax.config import SamConfig
+from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
 from stablesam_jax.model.transformer import Hooks
@@ -34,19 +34,12 @@ class Sam(nn.Module):
 
     def setup(self):
         config = self.config
-        self.image_encoder: nn.Module
-        match config.encoder:
-            case LiteConfig():
-                self.image_encoder = ImageEncoderLite(config.encoder, config.embedding_width)
-            case TinyViTConfig():
-                self.image_encoder = ImageEncoderTinyViT(config.encoder, config.embedding_width)
-            case _:
-                self.image_encoder = ImageEncoderViT(config.encoder, config.grid_size, config.embedding_width)
+        self.image_encoder = encoder_of(config).module(config.encoder, config.embedding_width)
         self.prompt_encoder = PromptEncoder(config.embedding_width, config.grid_size, config.image_size)
         self.mask_decoder = MaskDecoder(config.embedding_width, config.hq)
 
     def encode(self, pictures: jax.Array) -> ImageEmbedding:
-        """Computes what depends on the picture alone and rests in training.
+        """Computes what depends on the picture alone and is frozen in training.
 
         Args:
             pictures: (B, S, S, 3) float32, normalised and padded by `preprocess`, S = config.image_size.
@@ -56,8 +49,12 @@ class Sam(nn.Module):
         """
         return self._embedding(*self.image_encoder(self._cast(pictures)))
 
-    def finish(self, backbone_features: LiteFeatures) -> ImageEmbedding:
-        """`encode` of sam_nano from its backbone's features, for training the neck over a frozen backbone."""
+    def finish(self, backbone_features: Any) -> ImageEmbedding:
+        """`encode` from the features of an encoder's backbone, for training the neck over a frozen backbone.
+
+        Args:
+            backbone_features: what the encoder's `backbone` returns; only encoders `in_two_steps` have one.
+        """
         return self._embedding(*self.image_encoder.finish(backbone_features))
 
     def fuse(self, embedding: ImageEmbedding) -> ImageEmbedding:

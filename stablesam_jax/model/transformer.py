@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.ops.layers import DECODER_EPS, MLP, LayerNorm, softmax
+from stablesam_jax.ops.layers import DECODER_EPS, MLP, Dense, LayerNorm, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 HEADS = 8
@@ -27,43 +27,27 @@ Hooks = tuple[Resample | None, Resample | None, Resample | None]  # layer 0, lay
 NO_HOOKS: Hooks = (None, None, None)
 
 
-class Projection(nn.Module):
-    """x @ kernel + bias, of a width known before it is called."""
-
-    input_width: int
-    width: int
-
-    def setup(self):
-        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.input_width, self.width))
-        self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., input_width) -> (..., width)."""
-        return einsum("...c,cd->...d", x, self.kernel.astype(x.dtype)).astype(x.dtype) + broadcast_channels(
-            self.bias, x
-        )
-
-    def by_head(self) -> jax.Array:
-        """The kernel that makes heads, (input_width, HEADS, width / HEADS)."""
-        return self.kernel.reshape(self.input_width, HEADS, self.width // HEADS)
-
-
 class Attention(nn.Module):
-    """Multi-head attention with an inner width of its own.
+    """Multi-head attention with an inner width D of its own: CAttn(t, x) = softmax(Q(t) K(x)^T) V(x) (eq. 2).
 
-    Between a few tokens and thousands of cells it is written so that only tokens are projected: the projections of
-    the cells are linear, so they may as well be done on the other side of a product with tokens. That is exact, and
-    cheaper as long as there are fewer queries or keys over all heads than inner channels.
+    Between a few tokens t and thousands of cells x only tokens are projected, which is exact: for every head
+
+        tokens ask:   (t Q + q) . (x K + k) = ((t Q + q) K^T) . x + (t Q + q) . k    the last is the same for all x
+                      sum_x w_x (x V + v)   = (sum_x w_x x) V + v                    since the weights w sum to 1
+        cells ask:    (x Q + q) . (t K + k) = x . ((t K + k) Q^T) + q . (t K + k)
+                      (sum_t w_t (t V + v)) O = sum_t w_t ((t V + v) O)              O: the head's rows of out_proj
+
+    That costs T C D and T C per cell in place of C D per cell: cheaper where tokens times heads are fewer than D.
     """
 
     width: int
     inner_width: int
 
     def setup(self):
-        self.q_proj = Projection(self.width, self.inner_width)
-        self.k_proj = Projection(self.width, self.inner_width)
-        self.v_proj = Projection(self.width, self.inner_width)
-        self.out_proj = Projection(self.inner_width, self.width)
+        self.q_proj = Dense(self.inner_width)
+        self.k_proj = Dense(self.inner_width)
+        self.v_proj = Dense(self.inner_width)
+        self.out_proj = Dense(self.width)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
         """Attends, as the formula says; axes 0 and 1 of q, k, v broadcast.
@@ -90,37 +74,38 @@ class Attention(nn.Module):
         return softmax(logits, q.dtype)
 
     def from_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The same where queries are tokens (B, N, T, C) and keys and values are cells (B, 1 or N, G * G, C).
-
-        The bias of the keys adds the same to all logits of a query, so it makes no difference.
-        """
+        """The same where queries are tokens (B, N, T, C) and keys and values are cells (B, 1 or N, G * G, C)."""
         if self._many(q):
             return self(q, k, v)
         dtype = q.dtype
-        q = _einsum_float32("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), self.k_proj.by_head()).astype(dtype)
+        k_kernel, _ = self.k_proj.parameters(self.width)
+        v_kernel, v_bias = self.v_proj.parameters(self.width)
+        q = _einsum_float32("bnqhd,chd->bnhqc", _heads(self.q_proj(q)), _heads(k_kernel)).astype(dtype)
         heads_and_queries = q.shape[2:4]
         q = q.reshape(*q.shape[:2], -1, self.width)
         weights = softmax(einsum("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
         seen = einsum("bnqk,bnkc->bnqc", weights, v)
         seen = seen.reshape(*seen.shape[:2], *heads_and_queries, self.width)
-        attended = _einsum_float32("bnhqc,chd->bnqhd", seen, self.v_proj.by_head()).astype(dtype)
+        attended = _einsum_float32("bnhqc,chd->bnqhd", seen, _heads(v_kernel)).astype(dtype)
         attended = attended.reshape(*attended.shape[:-2], self.inner_width)
-        return self.out_proj(attended + broadcast_channels(self.v_proj.bias, attended))
+        return self.out_proj(attended + broadcast_channels(v_bias, attended))
 
     def to_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array) -> jax.Array:
         """The same where queries are cells (B, 1 or N, G * G, C), keys and values tokens (B, N, T, C)."""
         if self._many(k):
             return self(q, k, v, key_valid)
         dtype = q.dtype
+        q_kernel, q_bias = self.q_proj.parameters(self.width)
+        out_kernel, out_bias = self.out_proj.parameters(self.inner_width)
         k, v = _heads(self.k_proj(k)), _heads(self.v_proj(v))
-        seen = _einsum_float32("bnkhd,chd->bnhkc", k, self.q_proj.by_head()).astype(dtype)
-        offset = _einsum_float32("bnkhd,hd->bnhk", k, self.q_proj.bias.reshape(HEADS, -1))
+        seen = _einsum_float32("bnkhd,chd->bnhkc", k, _heads(q_kernel)).astype(dtype)
+        offset = _einsum_float32("bnkhd,hd->bnhk", k, _heads(q_bias))
         logits = (einsum("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
         logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        kernel = self.out_proj.kernel.reshape(HEADS, -1, self.width)
-        v = _einsum_float32("bnkhd,hdc->bnhkc", v, kernel).astype(dtype)
+        out_kernel = out_kernel.reshape(HEADS, -1, self.width)
+        v = _einsum_float32("bnkhd,hdc->bnhkc", v, out_kernel).astype(dtype)
         attended = einsum("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
-        return attended + broadcast_channels(self.out_proj.bias, attended)
+        return attended + broadcast_channels(out_bias, attended)
 
     @property
     def _scale(self) -> float:

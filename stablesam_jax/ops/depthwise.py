@@ -1,9 +1,11 @@
-"""Depthwise convolution as a sum of shifted products, with its gradient written out."""
+"""Depthwise convolution as a sum of shifted products, with its gradient written out. Sums are float32 at least."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+
+from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int | None = None) -> jax.Array:
@@ -38,14 +40,14 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     rows, columns = (size - k + 1 for size in x.shape[-3:-1])
 
     def shifted(row: int, column: int) -> jax.Array:
-        weight = kernel[row, column].reshape((1,) * (x.ndim - 1) + (-1,))
-        return x[..., row : row + rows : stride, column : column + columns : stride, :] * weight
+        cells = to_float32(x[..., row : row + rows : stride, column : column + columns : stride, :])
+        return cells * broadcast_channels(kernel[row, column], cells)
 
     # An explicit loop, not sum(): 0 + array would promote a Python int first.
     result = shifted(0, 0)
     for index in range(1, k * k):
         result = result + shifted(*divmod(index, k))
-    return result
+    return result.astype(x.dtype)
 
 
 def _forward(x, kernel, stride):
@@ -60,7 +62,8 @@ def _backward(stride, saved, gradient):
     def kernel_gradient(tap: jax.Array) -> jax.Array:
         corner = (0,) * len(batch) + (tap // k, tap % k, 0)
         window = jax.lax.dynamic_slice(x, corner, (*batch, *spans, x.shape[-1]))
-        return jnp.sum(window[..., ::stride, ::stride, :] * gradient, axis=tuple(range(x.ndim - 1)))
+        products = to_float32(window[..., ::stride, ::stride, :]) * to_float32(gradient)
+        return products.sum(axis=tuple(range(x.ndim - 1)))
 
     # One tap after the other: XLA on the CPU vectorises a single reduction, not 25 that it has fused.
     taps = jax.lax.map(kernel_gradient, jnp.arange(k * k))
@@ -69,7 +72,7 @@ def _backward(stride, saved, gradient):
     spread = [(k - 1, size - span, stride - 1) for size, span in zip(x.shape[-3:-1], spans, strict=True)]
     none = (0, 0, 0)
     turned = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [none] * len(batch) + spread + [none])
-    return _convolve(turned, kernel[::-1, ::-1], 1), taps.reshape(kernel.shape)
+    return _convolve(turned, kernel[::-1, ::-1], 1), taps.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _convolve.defvjp(_forward, _backward)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablesam_jax.ops.depthwise import depthwise_conv
 from stablesam_jax.ops.gradients import convolve, layer_norm
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
@@ -33,13 +34,17 @@ class Dense(nn.Module):
     """`dense` with parameters of its own."""
 
     width: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., width)."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return dense(x, kernel, bias)
+        return dense(x, *self.parameters(x.shape[-1]))
+
+    @nn.compact
+    def parameters(self, input_width: int) -> tuple[jax.Array, jax.Array]:
+        """-> (input_width, width) kernel, (width,) bias, for who multiplies by them in another order."""
+        kernel = self.param("kernel", self.kernel_init, (input_width, self.width))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.width,))
 
 
 class LayerNorm(nn.Module):
@@ -54,6 +59,25 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         return layer_norm(x, scale, bias, self.eps)
+
+
+class DepthwiseConv(nn.Module):
+    """`depthwise_conv` with parameters of its own: a k x k convolution of every channel by itself, k odd."""
+
+    kernel_size: int
+    stride: int = 1
+    padding: int | None = None  # zeros on every side; None: "SAME" as TensorFlow has it
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., H, W, C) -> (..., H', W', C)."""
+        channels = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, self.kernel_size, channels))
+        maps = depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
+        if not self.use_bias:
+            return maps
+        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (channels,)), maps)
 
 
 class MLP(nn.Module):

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.ops.layers import Dense, LayerNorm
 from stablesam_jax.ops.numerics import gelu, to_float32
-from stablesam_jax.plugin.common import LayerNorm, last_kernel
+from stablesam_jax.plugin.common import last_kernel
 
 
 class Router(nn.Module):
@@ -28,9 +29,9 @@ class Router(nn.Module):
             s, the same learnable scalar for every prompt.
         """
         dtype = mask_token.dtype
-        hidden = nn.Dense(self.config.router_width, dtype=dtype, name="hidden")(mask_token)
-        hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
-        last = nn.Dense(2, dtype=dtype, kernel_init=last_kernel(self.config.start), name="logits")
+        hidden = Dense(self.config.router_width, name="hidden")(mask_token)
+        hidden = gelu(LayerNorm(name="norm")(to_float32(hidden))).astype(dtype)
+        last = Dense(2, last_kernel(self.config.start), name="logits")
         logits = to_float32(last(hidden))
         scale = self.param("scale", nn.initializers.ones, ())
         return nn.softmax(logits, axis=-1) * scale.astype(logits.dtype)

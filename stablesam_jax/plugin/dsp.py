@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.ops.depthwise import depthwise_conv
+from stablesam_jax.ops.layers import Dense, DepthwiseConv, LayerNorm
 from stablesam_jax.ops.numerics import broadcast_channels, gelu, to_float32
-from stablesam_jax.plugin.common import LayerNorm, last_kernel
+from stablesam_jax.plugin.common import last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 
 # SAM's map has 64 cells a side; `max_offset_cells` is given for it.
@@ -39,16 +39,18 @@ class OffsetNetwork(nn.Module):
         dtype = features.dtype
         match self.config.amplitude:
             case "project":
-                amplitudes = nn.Dense(channels, dtype=dtype, kernel_init=_identity, name="project")(features)
+                amplitudes = Dense(channels, _identity, name="project")(features)
             case "gate":
-                gate = nn.Dense(channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="gate")(features)
+                gate = Dense(channels, nn.initializers.zeros, name="gate")(features)
                 amplitudes = features * (1 + gate)
             case "none":
                 amplitudes = features
-        hidden = _Depthwise(self.config.offset_kernel, name="depthwise")(amplitudes)
+        hidden = DepthwiseConv(self.config.offset_kernel, name="depthwise")(amplitudes)
+        # Without the barrier XLA on the CPU convolves anew for the mean, for the variance and for the result.
+        hidden = jax.lax.optimization_barrier(to_float32(hidden))
         hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         groups = self.config.groups
-        last = nn.Dense(2 * groups, dtype=dtype, kernel_init=last_kernel(self.config.start), name="offset")
+        last = Dense(2 * groups, last_kernel(self.config.start), name="offset")
         direction = to_float32(last(hidden)).reshape(*features.shape[:-1], groups, 2)
         limit = jnp.array([width, height], direction.dtype) * (self.config.max_offset_cells / REFERENCE_GRID)
         return amplitudes, broadcast_channels(limit, direction) * jnp.tanh(direction)
@@ -92,20 +94,6 @@ def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Pa
     return sampled[0] if len(sampled) == 1 else jnp.concatenate(sampled, axis=-1)
 
 
-class _Depthwise(nn.Module):
-    """`depthwise_conv` with a kernel and a bias of its own."""
-
-    size: int
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        channels = features.shape[-1]
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
-        kernel = self.param("kernel", init, (self.size, self.size, channels))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise_conv(features, kernel.astype(features.dtype)) + broadcast_channels(bias, features)
-
-
-def _identity(key: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:
+def _identity(key: jax.Array, shape: tuple[int, int], dtype=jnp.float32) -> jax.Array:
     """Initialises a square Dense kernel to the identity; takes a key because every initialiser does."""
     return jnp.eye(*shape, dtype=dtype)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.ops.layers import Dense, LayerNorm
 from stablesam_jax.ops.numerics import to_float32
-from stablesam_jax.plugin.common import LayerNorm, last_kernel
+from stablesam_jax.plugin.common import last_kernel
 
 CBAM_KERNEL = 7  # cells (Woo et al., sec. 3.2)
 REDUCTION, LEAST_WIDTH = 32, 8  # of the hidden layer (Hou et al., sec. 3.2)
@@ -53,11 +54,11 @@ class CoordinateAttention(nn.Module):
         dtype = features.dtype
         values = to_float32(features)
         pooled = jnp.concatenate([values.mean(axis=-2), values.mean(axis=-3)], axis=-2)  # (..., H + W, C)
-        hidden = nn.Dense(max(LEAST_WIDTH, channels // REDUCTION), dtype=dtype, name="hidden")(pooled.astype(dtype))
-        hidden = nn.hard_swish(LayerNorm(name="norm")(hidden)).astype(dtype)
+        hidden = Dense(max(LEAST_WIDTH, channels // REDUCTION), name="hidden")(pooled.astype(dtype))
+        hidden = nn.hard_swish(LayerNorm(name="norm")(to_float32(hidden))).astype(dtype)
 
         def factors(part: jax.Array, name: str) -> jax.Array:
-            last = nn.Dense(channels, dtype=dtype, kernel_init=last_kernel(self.config.start), name=name)
+            last = Dense(channels, last_kernel(self.config.start), name=name)
             return 2 * nn.sigmoid(to_float32(last(part)))
 
         rows, columns = factors(hidden[..., :height, :], "rows"), factors(hidden[..., height:, :], "columns")

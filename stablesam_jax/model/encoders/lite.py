@@ -9,30 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import LiteConfig
-from stablesam_jax.ops.depthwise import depthwise_conv
-from stablesam_jax.ops.layers import Conv, LayerNorm
-from stablesam_jax.ops.numerics import broadcast_channels, gelu
+from stablesam_jax.ops.layers import Conv, DepthwiseConv, LayerNorm
+from stablesam_jax.ops.numerics import gelu
 
 LiteFeatures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # maps at strides 4, 8, 16, 32
-
-
-def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6): Lite replaces swish by it, for integer arithmetic."""
-    return jnp.clip(x, 0.0, 6.0)
-
-
-class DepthwiseConv(nn.Module):
-    """A k x k convolution of every channel by itself."""
-
-    kernel: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H / stride, W / stride, C)."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel, self.kernel, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride) + broadcast_channels(bias, x)
 
 
 class InvertedBottleneck(nn.Module):
@@ -48,8 +28,8 @@ class InvertedBottleneck(nn.Module):
         """(B, H, W, C) -> (B, H / stride, W / stride, width)."""
         hidden = x
         if self.expansion != 1:
-            hidden = relu6(Conv(x.shape[-1] * self.expansion, 1, name="expand")(hidden))
-        hidden = relu6(DepthwiseConv(self.kernel, self.stride, name="depthwise")(hidden))
+            hidden = nn.relu6(Conv(x.shape[-1] * self.expansion, 1, name="expand")(hidden))
+        hidden = nn.relu6(DepthwiseConv(self.kernel, self.stride, name="depthwise")(hidden))
         hidden = Conv(self.width, 1, name="project")(hidden)
         return hidden + x if hidden.shape == x.shape else hidden
 
@@ -63,7 +43,7 @@ class LiteBackbone(nn.Module):
     def __call__(self, pictures: jax.Array) -> LiteFeatures:
         """(B, S, S, 3) normalised pictures -> features of the tapped stages, finest first."""
         stem = nn.Conv(self.config.stem_width, (3, 3), (2, 2), "SAME", dtype=pictures.dtype, name="stem")
-        x = relu6(stem(pictures))
+        x = nn.relu6(stem(pictures))
         outputs = []
         index = 0
         for stage in self.config.stages:
@@ -92,6 +72,11 @@ class LiteNeck(nn.Module):
         x = x + lifted + Conv(self.width, 4, stride=4, use_bias=False, name="finest")(finest)
         x = gelu(LayerNorm(name="norm")(x))
         return LayerNorm(name="output_norm")(Conv(self.width, 3, padding=1, use_bias=False, name="output")(x))
+
+
+def early_width(config: LiteConfig) -> int:
+    """Channels of the early features: each cell holds a 2 x 2 square of the second tap."""
+    return 4 * config.stages[config.taps[1]].width
 
 
 class ImageEncoderLite(nn.Module):

@@ -5,32 +5,20 @@ convolutions, so that a converted checkpoint converts back to the same bits.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from stablesam_jax.config import TinyViTConfig
+from stablesam_jax.config import SamConfig, TinyViTConfig
 from stablesam_jax.model.attention import QKV
 from stablesam_jax.model.encoders.vit import Neck, window_partition, window_unpartition
-from stablesam_jax.ops.depthwise import depthwise_conv
-from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, LayerNorm, dense, softmax
+from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, DepthwiseConv, LayerNorm, dense, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, gelu, to_float32
 
 BATCH_NORM_EPS = 1e-5
 EXPANSION = 4  # hidden channels of the convolutional blocks and of the MLPs per channel
-
-
-class DepthwiseConv(nn.Module):
-    """A 3 x 3 convolution of every channel by itself, padded by one cell on every side."""
-
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C)."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1]))
-        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=1)
 
 
 class BatchNorm(nn.Module):
@@ -76,7 +64,7 @@ class DepthwiseConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H / stride, W / stride, C)."""
-        return BatchNorm(name="bn")(DepthwiseConv(self.stride, name="c")(x))
+        return BatchNorm(name="bn")(DepthwiseConv(3, self.stride, padding=1, use_bias=False, name="c")(x))
 
 
 class PatchEmbed(nn.Module):
@@ -215,6 +203,31 @@ class Unread(nn.Module):
     def __call__(self) -> None:
         for leaf, shape in self.shapes.items():
             self.param(leaf, nn.initializers.zeros, shape)
+
+
+def early_width(config: TinyViTConfig) -> int:
+    """Channels of the early features."""
+    return config.widths[2]
+
+
+def recognise(config: TinyViTConfig, depths: tuple[int, ...], width: int | None) -> bool:
+    """Whether a state dict with so many blocks in its stages, `width` channels before the neck, is of this encoder."""
+    return depths == config.depths and width in (None, config.widths[-1])
+
+
+def official(config: SamConfig) -> tuple[str, dict[str, Any]]:
+    """Class in `modeling` of segment_anything_hq, and its arguments."""
+    tiny = config.encoder
+    assert isinstance(tiny, TinyViTConfig)
+    return "TinyViT", {
+        "img_size": config.image_size,
+        "num_classes": tiny.classes,
+        "embed_dims": tiny.widths,
+        "depths": tiny.depths,
+        "num_heads": tiny.heads,
+        "window_sizes": tiny.window_sizes,
+        "drop_path_rate": 0.0,
+    }
 
 
 class ImageEncoderTinyViT(nn.Module):

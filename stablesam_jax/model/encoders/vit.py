@@ -3,13 +3,15 @@
 Source: segment_anything/modeling/image_encoder.py. Names of modules and parameters are the official ones.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.config import ViTConfig
-from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head
+from stablesam_jax.config import SamConfig, ViTConfig
+from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head, computes_on_cpu
 from stablesam_jax.ops.layers import MLP, Conv, Dense, LayerNorm
 from stablesam_jax.ops.numerics import gelu
 
@@ -72,8 +74,7 @@ class Attention(nn.Module):
         rows = relative_position_table(table_h, height).astype(x.dtype)
         columns = relative_position_table(table_w, width).astype(x.dtype)
         kernel, bias = QKV(self.heads, name="qkv")(channels)
-        # By what the process computes on: an encoder put on the processor of a machine with a GPU is not provided for.
-        attend = attend_by_head if jax.default_backend() == "cpu" else attend_at_once
+        attend = attend_by_head if computes_on_cpu() else attend_at_once
         return Dense(channels, name="proj")(attend(x, kernel, bias, rows, columns).reshape(x.shape))
 
 
@@ -120,11 +121,37 @@ class Neck(nn.Module):
         return LayerNorm(name="3")(Conv(self.width, 3, padding=1, use_bias=False, name="2")(x))
 
 
+def early_width(config: ViTConfig) -> int:
+    """Channels of the early features."""
+    return config.width
+
+
+def recognise(config: ViTConfig, depths: tuple[int, ...], width: int | None) -> bool:
+    """Whether a state dict with one stage of so many blocks, `width` channels before the neck, is of this encoder."""
+    return depths == (config.depth,) and width in (None, config.width)
+
+
+def official(config: SamConfig) -> tuple[str, dict[str, Any]]:
+    """Class in `modeling` of segment_anything and segment_anything_hq, and its arguments."""
+    vit = config.encoder
+    assert isinstance(vit, ViTConfig)
+    return "ImageEncoderViT", {
+        "img_size": config.image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.width,
+        "depth": vit.depth,
+        "num_heads": vit.heads,
+        "out_chans": config.embedding_width,
+        "use_rel_pos": True,
+        "window_size": vit.window_size,
+        "global_attn_indexes": vit.global_blocks,
+    }
+
+
 class ImageEncoderViT(nn.Module):
     """Pictures to image embedding, and to the features that HQ-SAM takes from an early layer."""
 
     config: ViTConfig
-    grid_size: int
     output_width: int
 
     @nn.compact
@@ -132,15 +159,14 @@ class ImageEncoderViT(nn.Module):
         """Encodes pictures.
 
         Args:
-            pictures: (B, S, S, 3) float32, normalised and padded, S = patch_size * grid_size.
+            pictures: (B, S, S, 3) float32, normalised and padded, S = patch_size * G.
 
         Returns:
             (B, G, G, output_width) image embedding, and (B, G, G, width) as it leaves the first global block.
         """
         config = self.config
         x = PatchEmbed(config.width, config.patch_size, name="patch_embed")(pictures)
-        grid = (1, self.grid_size, self.grid_size, config.width)
-        x = x + self.param("pos_embed", nn.initializers.zeros, grid).astype(x.dtype)
+        x = x + self.param("pos_embed", nn.initializers.zeros, (1, *x.shape[1:])).astype(x.dtype)
         early = x
         for index in range(config.depth):
             window = 0 if index in config.global_blocks else config.window_size

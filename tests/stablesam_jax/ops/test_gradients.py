@@ -75,7 +75,8 @@ def test_convolution_and_its_gradients_are_pytorchs(size_hw, k, stride, padding)
 
     cotangent = normal(*jax.eval_shape(ours, x, kernel).shape, seed=2)
     expected = torch_gradients(theirs, (x, kernel), cotangent)
-    assert_close(jax.jit(lambda *arrays: our_gradients(ours, *arrays))((x, kernel), cotangent), expected)
+    # A processor may add the kernel's 600 products one by one, which loses a unit of float32 times the root of 600 / 2.
+    assert_close(jax.jit(lambda *arrays: our_gradients(ours, *arrays))((x, kernel), cotangent), expected, 1e-5)
 
 
 def test_off_the_cpu_the_gradient_of_a_kernel_is_xlas(monkeypatch):
