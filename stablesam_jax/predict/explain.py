@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.prompt_encoder import Prompts, token_count
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.ops.numerics import to_float32
 from stablesam_jax.params import Params
+from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.preprocess import resized_size
+from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.user_prompts import Points
 from stablesam_jax.prompts import Prompt
 
@@ -57,12 +58,14 @@ def explain(
     attention: int | None = None,
     group: int = 0,
     image_index: int | None = None,
+    picture: Picture | None = None,
 ) -> Explanation:
-    """Looks into the decoding of prompts, which are decoded at once.
+    """Looks into the decoding of prompts.
 
     Args:
         predictor: of a model with a plugin, with a picture set.
-        point_coords, point_labels, box, mask_input, image_index: as in `Predictor.predict`; one prompt makes N = 1.
+        point_coords, point_labels, box, mask_input, image_index, picture: as in `Predictor.predict`; one prompt makes
+            N = 1.
         attention: which token-to-image attention: 0 or 1, those of the decoder's layers, or 2, the final one. None: the
             last before which the plugin stands.
         group: of offsets, where `PluginConfig.groups` has several.
@@ -80,11 +83,16 @@ def explain(
     if not 0 <= group < sam.config.plugin.groups:
         raise InputError(f"the plugin has no group {group} of offsets; it has {sam.config.plugin.groups}, from 0.")
 
-    picture = predictor._picture(image_index)
+    picture = predictor._chosen(picture, image_index)
     prompts, _ = predictor._prompts(picture, point_coords, point_labels, box, mask_input)
-    tokens = max(1, *(token_count(prompt.points, prompt.box) for prompt in prompts))
-    batch = predictor._batch(prompts, picture.original_size, tokens)
-    seen = jax.device_get(_looking(sam, group)(predictor.params, picture.embedding, batch)[attention])
+    if prompts:
+        look = _looking(sam, group)
+        in_frame = [in_model_frame(prompt, picture.original_size, sam.config.image_size) for prompt in prompts]
+        answers = predictor.slots.answer(lambda batch: look(predictor._params, picture.embedding, batch), in_frame)
+        seen = answers[attention]
+    else:
+        grid = sam.config.grid_size, sam.config.grid_size
+        seen = _Seen(*(np.zeros((0, *shape), np.float32) for shape in ((*grid, 2), (2,), grid, grid)))
 
     # Centre to centre: a picture has fewer pixels or more for each pixel of the model's input.
     input_hw = np.array(resized_size(picture.original_size, sam.config.image_size), np.float32)
@@ -103,10 +111,10 @@ def explain(
 class _Seen(NamedTuple):
     """What the model shows of N prompts on one picture, on all G x G cells."""
 
-    positions: jax.Array  # (N, G, G, 2), (x, y) in cells
-    alpha: jax.Array  # (N, 2)
-    before: jax.Array  # (N, G, G)
-    after: jax.Array  # (N, G, G)
+    positions: jax.Array | np.ndarray  # (N, G, G, 2), (x, y) in cells
+    alpha: jax.Array | np.ndarray  # (N, 2)
+    before: jax.Array | np.ndarray  # (N, G, G)
+    after: jax.Array | np.ndarray  # (N, G, G)
 
 
 @functools.cache

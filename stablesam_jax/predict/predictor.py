@@ -6,14 +6,13 @@ masks, iou_predictions, low_res_masks = predictor.predict(box=[75, 60, 420, 380]
 """
 
 import dataclasses
-import functools
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -24,18 +23,20 @@ from stablesam_jax.files import embedding_file
 from stablesam_jax.files.picture_file import MAX_PIXELS, read_picture
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import MaskChoice
-from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_count
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
+from stablesam_jax.predict.current import Current
+from stablesam_jax.predict.picture import Encoder, Picture, digest
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
-from stablesam_jax.predict.preprocess import check_picture, preprocess, resized_size, to_model_frame
+from stablesam_jax.predict.preprocess import check_picture, in_model_frame, preprocess, resized_size
+from stablesam_jax.predict.slots import SLOTS, Slots
 from stablesam_jax.predict.user_prompts import Points, read_prompts
 from stablesam_jax.prompts import JITTER_LIMIT, Prompt, jittered_box
 
-PROMPT_SLOTS = (1, 2, 4, 8, 16, 24)  # numbers of prompts that programs are compiled for; more are decoded in turns
-FEWEST_TOKENS = 4  # of a prompt; slots double from here
 PICTURES = 4  # encoded at once by set_images
+CHOICES: tuple[MaskChoice, ...] = ("single", "multi")  # of mask tokens, as `multimask_output` asks for
 
 JITTERS = 20  # the paper's number of prompts per object
 POINT_JITTER = 0.01  # deviation of a jittered point from its place, share of the picture's longer side
@@ -44,7 +45,13 @@ POINT_JITTER = 0.01  # deviation of a jittered point from its place, share of th
 # 62 % and 3 %, at 0.95 87 % and 16 %.
 STABLE = 0.92
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+_FIXED = "make another Predictor"
+_OF_THE_PICTURE = "set_image, load_embedding or predict(picture=...) set it, or use stablesam_jax.compat.SamPredictor"
+_NOT_ASSIGNED = dict.fromkeys(("sam", "params", "model", "device", "transform"), _FIXED) | dict.fromkeys(
+    ("features", "interm_features", "original_size", "input_size", "is_image_set"), _OF_THE_PICTURE
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,55 +65,75 @@ class StableMask:
     needs_review: bool  # look at this one: the stability is below the threshold
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Encoded:
-    """A picture, ready to be prompted."""
-
-    embedding: ImageEmbedding  # B = 1
-    original_size: tuple[int, int]
-
-
 class Predictor:
     """Masks for prompts on pictures, by SamPredictor's names and arguments.
 
-    `set_image` sets one picture, `set_images` several; methods then ask for `image_index`, its place in the list.
+    `encode` makes a `Picture`, which `predict(picture=...)` prompts. `set_image` and `set_images` keep one picture or
+    several as the current ones, for calls that name none; of several, `image_index` says which.
 
-    Programs are compiled when first used and shared by all predictors of a model: one encoder for each number of
-    pictures in a batch (1, 2, 4), one decoder for each slot that prompts are padded to, of 1, 2, 4, 8, 16 or 24 prompts
-    and 4, 8, 16, ... tokens (a point is one, a box two, points without a box one more), and for each of: one mask or
-    three, with mask inputs or without. Padding is never attended to. Others bring masks, or logits,
-    to the size of the picture, for each pair of `postprocess.padded_side`.
+    Threads may share a predictor. A call uses one picture from its start to its end. Each thread has its own current
+    pictures: after `set_image`, `predict` in the same thread answers for that picture, whatever other threads do. A
+    thread that has set none uses those of the only thread that has; where several threads have, it is refused, and so
+    is an asyncio task after another task of its thread has set a picture. Where pictures are encoded in one thread and
+    prompted in another, pass them: `encode`, then `predict(picture=...)`.
+
+    Programs are compiled when first used, or by `warm_up`, and shared by all predictors of a model: one encoder for
+    each number of pictures in a batch (1, 2, 4), one decoder for each of `Slots` (of 1, 2, 4, 8, 16 or 24 prompts and
+    4, 8, 16, ... tokens; a point is one, a box two, points without a box one more), and for each of: one mask or three,
+    with mask inputs or without. Padding is never attended to. Others bring masks, or logits, to the size of the
+    picture, for each pair of `postprocess.padded_side`.
+
+    Model and parameters are fixed.
     """
 
-    def __init__(self, sam: Sam, params: Params, *, max_pixels: int = MAX_PIXELS):
+    def __init__(self, sam: Sam, params: Params, *, max_pixels: int = MAX_PIXELS, slots: Slots = SLOTS):
         """Prepares a model.
 
         Args:
             sam, params: from `load_model`.
             max_pixels: larger picture files are refused unread; arrays are taken as they are.
+            slots: shapes that prompts are padded to. `Slots((8,), 8)` is one alone: every call costs as much as 8
+                prompts of 8 tokens, and no other program is ever needed, unless a prompt has more tokens.
         """
-        self.sam = sam
-        self.params = jax.device_put(params)
+        self._sam = sam
+        self._params = jax.device_put(flax.core.unfreeze(params))
+        self._encoder = Encoder(sam.config, self._params)
+        self._current: Current[tuple[Picture, ...]] = Current()
         self.max_pixels = max_pixels
-        self._pictures: tuple[_Encoded, ...] = ()
+        self.slots = slots
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NOT_ASSIGNED and getattr(type(self), name, None) is getattr(Predictor, name, None):
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be assigned: {_NOT_ASSIGNED[name]}.")
+        super().__setattr__(name, value)
+
+    @property
+    def sam(self) -> Sam:
+        """The model."""
+        return self._sam
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Its parameters, to be read; `flax.core.unfreeze` makes a copy that may be changed."""
+        return flax.core.freeze(self._params)
 
     @property
     def is_image_set(self) -> bool:
-        """Whether there is anything to prompt."""
-        return bool(self._pictures)
+        """Whether there is a picture for calls that name none."""
+        return bool(self._current.read())
 
     @property
     def original_size(self) -> tuple[int, int]:
         """Height and width of the picture that is set."""
-        return self._picture(None).original_size
+        return self._chosen(None, None).original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the picture in the model's input, before padding."""
         return resized_size(self.original_size, self.sam.config.image_size)
 
-    def set_image(self, image: Picture, image_format: str = "RGB") -> None:
-        """Encodes a picture, to be prompted from then on.
+    def encode(self, image: ImageLike, image_format: str = "RGB") -> Picture:
+        """Encodes a picture, to be passed to any call; what is set stays set.
 
         Args:
             image: (H, W, 3) uint8, a file, or a picture that Pillow opened. The latter two are turned upright as their
@@ -114,42 +141,69 @@ class Predictor:
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
+            InputError: no such picture.
+        """
+        (picture,) = self._encode([self._read(image, image_format)], slot=1)
+        return picture
+
+    def encode_all(
+        self, images: Iterable[ImageLike], image_format: str = "RGB", *, batch_size: int = PICTURES
+    ) -> tuple[Picture, ...]:
+        """Encodes pictures of any sizes, in batches.
+
+        Args:
+            images: see `encode`; read one batch at a time.
+            image_format: see `encode`.
+            batch_size: pictures that are encoded at once, with so much more memory; the last batch is padded.
+
+        Raises:
+            InputError: one that cannot be used.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+            raise InputError("images is a single picture; give a list of them, as [picture].")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+        pictures: tuple[Picture, ...] = ()
+        remaining = enumerate(images)
+        while batch := list(itertools.islice(remaining, batch_size)):
+            read = [self._read(image, image_format, f"images[{index}]: ") for index, image in batch]
+            pictures += self._encode(read, slot=min(_power_of_two(len(read)), batch_size))
+        return pictures
+
+    def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
+        """`encode`, for calls that name no picture.
+
+        Args:
+            image, image_format: see `encode`.
+
+        Raises:
             InputError: no such picture; none is set then.
         """
-        self.reset_image()
-        self._pictures = self._encode([self._read(image, image_format)], slot=1)
+        self._set(lambda: (self.encode(image, image_format),))
 
-    def set_images(self, images: Iterable[Picture], image_format: str = "RGB", *, batch_size: int = PICTURES) -> None:
-        """Encodes several pictures of any sizes; `image_index` names one of them from then on.
+    def set_images(self, images: Iterable[ImageLike], image_format: str = "RGB", *, batch_size: int = PICTURES) -> None:
+        """`encode_all`; `image_index` names one of the pictures from then on.
 
             predictor.set_images(["a.jpg", "b.jpg"])
             masks, _, _ = predictor.predict(box=boxes, image_index=1)
 
         Args:
-            images: see `set_image`; read one batch at a time.
-            image_format: see `set_image`.
-            batch_size: pictures that are encoded at once, with so much more memory; the last batch is padded.
+            images, image_format, batch_size: see `encode_all`.
 
         Raises:
             InputError: no pictures, or one that cannot be used; none is set then.
         """
-        self.reset_image()
-        if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-            raise InputError("set_images takes a list of pictures; give [picture], or use set_image.")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
-        pictures: tuple[_Encoded, ...] = ()
-        remaining = enumerate(images)
-        while batch := list(itertools.islice(remaining, batch_size)):
-            read = [self._read(image, image_format, f"images[{index}]: ") for index, image in batch]
-            pictures += self._encode(read, slot=min(_power_of_two(len(read)), batch_size))
-        if not pictures:
+
+        def encode() -> tuple[Picture, ...]:
+            if pictures := self.encode_all(images, image_format, batch_size=batch_size):
+                return pictures
             raise InputError("set_images was given an empty list; give at least one picture.")
-        self._pictures = pictures
+
+        self._set(encode)
 
     def reset_image(self) -> None:
-        """Forgets all pictures."""
-        self._pictures = ()
+        """Forgets the pictures that are set."""
+        self._current.clear()
 
     def predict(
         self,
@@ -162,13 +216,15 @@ class Predictor:
         hq_token_only: bool = False,
         *,
         image_index: int | None = None,
+        picture: Picture | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt, or for a list of N.
 
-        What SamPredictor takes gives what it gives. A list has one axis more in front, and so have the results:
+        One prompt, as SamPredictor takes it, gives M masks. A list has one axis more in front, and so have the results,
+        for every N, 0 and 1 included:
 
-            predict(box=boxes)                                      boxes (N, 4); with N = 1 this is one prompt, as in
-            predict(box=boxes[:, None])                             SamPredictor, unless it is given as (N, 1, 4)
+            predict(box=box)                                        box (4,): masks (M, H, W)
+            predict(box=boxes)                                      boxes (N, 4) or (N, 1, 4): masks (N, M, H, W)
             predict(point_coords=points, point_labels=labels)       (N, k, 2) and (N, k), or N arrays of any lengths
             predict(box=boxes, mask_input=low_res_masks[:, :1])     (N, 4) and (N, 1, 4G, 4G)
 
@@ -181,6 +237,7 @@ class Predictor:
             return_logits: logits instead of masks.
             hq_token_only: of HQ-SAM, the mask of its own token instead of its sum with SAM's.
             image_index: which picture of `set_images`.
+            picture: from `encode`, in place of what is set.
 
         Returns:
             masks (M, H, W) bool, or float32 logits, above 0 on the object; iou_predictions (M,) float32, the model's
@@ -190,17 +247,12 @@ class Predictor:
         Raises:
             InputError: no picture is set, or the prompts are none, see `read_prompts`.
         """
+        picture = self._chosen(picture, image_index)
         low_res_masks, iou_predictions = self.predict_low_res(
-            point_coords,
-            point_labels,
-            box,
-            mask_input,
-            multimask_output,
-            hq_token_only,
-            image_index=image_index,
+            point_coords, point_labels, box, mask_input, multimask_output, hq_token_only, picture=picture
         )
         upscale = upscale_logits if return_logits else upscale_masks
-        masks = upscale(low_res_masks, self._picture(image_index).original_size, self.sam.config.image_size)
+        masks = upscale(low_res_masks, picture.original_size, self.sam.config.image_size)
         return masks, iou_predictions, low_res_masks
 
     def predict_low_res(
@@ -213,6 +265,7 @@ class Predictor:
         hq_token_only: bool = False,
         *,
         image_index: int | None = None,
+        picture: Picture | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`predict` without the masks at the picture's size, for whom hundreds of these are too many at once.
 
@@ -221,18 +274,19 @@ class Predictor:
         Returns:
             low_res_masks and iou_predictions of `predict`.
         """
-        picture = self._picture(image_index)
+        picture = self._chosen(picture, image_index)
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
         choice: MaskChoice = "multi" if multimask_output else "single"
         low_res_masks, iou_predictions = self._decode(picture, prompts, choice, hq_token_only)
         return (low_res_masks, iou_predictions) if is_list else (low_res_masks[0], iou_predictions[0])
 
     def without_plugin(self) -> "Predictor":
-        """The model without its plugin, for the pictures that are set now: they are not encoded again."""
+        """The model without its plugin. It takes pictures of this one, and has set what is set here now."""
         base = assemble(dataclasses.replace(self.sam.config, plugin=None))
-        params = {part: leaves for part, leaves in self.params.items() if part != "plugin"}
-        predictor = Predictor(base, params, max_pixels=self.max_pixels)
-        predictor._pictures = self._pictures
+        params = {part: leaves for part, leaves in self._params.items() if part != "plugin"}
+        predictor = Predictor(base, params, max_pixels=self.max_pixels, slots=self.slots)
+        if pictures := self._current.read():
+            predictor._current.set(pictures)
         return predictor
 
     def predict_stable(
@@ -247,6 +301,7 @@ class Predictor:
         threshold: float = STABLE,
         seed: int = 0,
         image_index: int | None = None,
+        picture: Picture | None = None,
     ) -> StableMask:
         """The mask for one prompt, and whether it would have been the same had the hand slipped a little.
 
@@ -258,8 +313,8 @@ class Predictor:
         on chance are bad more often than others.
 
         Args:
-            point_coords, point_labels, box, mask_input, hq_token_only, image_index: of one prompt, see `predict`; with
-                points or a box.
+            point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
+                `predict`; with points or a box.
             jitters: how many slightly different prompts.
             threshold: a mask of lower stability needs review.
             seed: of the noise.
@@ -267,7 +322,7 @@ class Predictor:
         Raises:
             InputError: as `predict`; or a list of prompts, or nothing that can be moved.
         """
-        picture = self._picture(image_index)
+        picture = self._chosen(picture, image_index)
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
         if is_list:
             raise InputError("predict_stable takes one prompt; call it for each of the list.")
@@ -289,39 +344,119 @@ class Predictor:
             needs_review=share < threshold,
         )
 
-    def get_image_embedding(self, *, image_index: int | None = None) -> np.ndarray:
-        """SAM's embedding of the picture that is set, (1, C, G, G) float32."""
-        features = np.asarray(self._picture(image_index).embedding.features, np.float32)
+    def warm_up(
+        self,
+        sizes_hw: Iterable[tuple[int, int]] = (),
+        *,
+        most_prompts: int = 1,
+        most_tokens: int = 1,
+        mask_inputs: bool = False,
+    ) -> None:
+        """Compiles now what first calls would compile, which takes some seconds for each program.
+
+        That is: the encoder of one picture, and decoders for one mask and for three, in each slot of so many prompts
+        and tokens or fewer. `keep_compiled_programs` keeps them on disk for the next process.
+
+        Args:
+            sizes_hw: heights and widths of pictures to come, whose masks are brought to that size.
+            most_prompts: in one call.
+            most_tokens: of a prompt; a point is one, a box two, points without a box one more.
+            mask_inputs: compile for prompts with a mask input, too.
+        """
+        sizes_hw = list(sizes_hw)
+        picture = self.encode(np.zeros((*(sizes_hw[0] if sizes_hw else (1, 1)), 3), np.uint8))
+        side = self.sam.config.mask_size
+        for count, tokens, with_mask, choice in itertools.product(
+            self.slots.prompts_up_to(most_prompts),
+            self.slots.tokens_up_to(most_tokens),
+            (False, True) if mask_inputs else (False,),
+            CHOICES,
+        ):
+            prompt = Prompt(
+                points=np.zeros((tokens - 2, 2)),
+                labels=np.ones(tokens - 2, np.int32),
+                box=np.zeros(4),
+                mask=np.zeros((side, side), np.float32) if with_mask else None,
+            )
+            self._decode(picture, [prompt] * count, choice, False)
+        for size_hw in sizes_hw:
+            upscale_masks(np.zeros((side, side), np.float32), size_hw, self.sam.config.image_size)
+
+    def get_image_embedding(self, *, image_index: int | None = None, picture: Picture | None = None) -> np.ndarray:
+        """SAM's embedding of the picture that is set, or of another, (1, C, G, G) float32."""
+        features = np.asarray(self._chosen(picture, image_index).embedding.features, np.float32)
         return np.ascontiguousarray(features.transpose(0, 3, 1, 2))
 
-    def save_embedding(self, path: str | os.PathLike[str], *, image_index: int | None = None) -> None:
-        """Writes what is known of the picture that is set, see `embedding_file`; it appears whole or not at all.
+    def save_embedding(
+        self, path: str | os.PathLike[str], *, image_index: int | None = None, picture: Picture | None = None
+    ) -> None:
+        """Writes a picture, see `embedding_file`; the file appears whole or not at all.
+
+        Args:
+            path: as `NAME.safetensors`, of a file that does not exist yet.
+            image_index, picture: see `predict`.
 
         Raises:
             InputError: no picture is set, or the file exists or cannot be written.
         """
-        picture = self._picture(image_index)
+        picture = self._chosen(picture, image_index)
         embedding_file.save_embedding(
-            path, picture.embedding, original_size=picture.original_size, maker=self._identity
+            path,
+            picture.embedding,
+            original_size=picture.original_size,
+            picture=picture.digest,
+            maker=picture.model.identity,
         )
 
-    def load_embedding(self, path: str | os.PathLike[str]) -> None:
+    def load_embedding(self, path: str | os.PathLike[str]) -> Picture:
         """Sets the picture of `save_embedding` without encoding it.
+
+        Returns:
+            the picture.
 
         Raises:
             InputError: the file is absent, damaged, or made by a model that encodes otherwise; no picture is set then.
         """
-        self.reset_image()
-        expected = jax.eval_shape(compiled.encoder(self.sam), self.params, _inputs(self.sam, 1))
-        embedding, original_size = embedding_file.load_embedding(path, expected=expected, maker=self._identity)
-        self._pictures = (_Encoded(embedding, original_size),)
 
-    @functools.cached_property
-    def _identity(self) -> dict[str, Any]:
-        return embedding_file.identity(self.sam.config, self.params)
+        def load() -> tuple[Picture, ...]:
+            side = self.sam.config.image_size
+            pictures = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+            embedding, original_size, digest = embedding_file.load_embedding(
+                path,
+                expected=jax.eval_shape(compiled.encoder(self.sam), self._params, pictures),
+                maker=self._encoder.identity,
+            )
+            return (Picture(embedding=embedding, original_size=original_size, digest=digest, model=self._encoder),)
 
-    def _picture(self, image_index: int | None) -> _Encoded:
-        count = len(self._pictures)
+        (picture,) = self._set(load)
+        return picture
+
+    def _set(self, make: Callable[[], tuple[Picture, ...]]) -> tuple[Picture, ...]:
+        """Makes pictures and sets them, all at once.
+
+        Where that fails, masks of what was set before would pass for those of what was refused: none is set then.
+        """
+        try:
+            pictures = make()
+        except BaseException:
+            self._current.clear()
+            raise
+        self._current.set(pictures)
+        return pictures
+
+    def _chosen(self, picture: Picture | None, image_index: int | None) -> Picture:
+        """The picture that a call is about, once for the whole of it."""
+        if picture is not None:
+            if image_index is not None:
+                raise InputError("picture and image_index are both given; give one of them.")
+            if not isinstance(picture, Picture):
+                raise InputError(f"picture is of type {type(picture).__name__}; give what `encode` returned.")
+            if picture.model != self._encoder:
+                reason = embedding_file.difference(picture.model.identity, self._encoder.identity)
+                raise InputError(f"picture: encoded by {picture.model}, {reason}. Encode it with this predictor.")
+            return picture
+        pictures = self._current.read() or ()
+        count = len(pictures)
         if count == 0:
             raise InputError("no picture is set; call set_image, set_images or load_embedding first.")
         if image_index is None and count > 1:
@@ -329,9 +464,9 @@ class Predictor:
         index = image_index or 0
         if not 0 <= index < count:
             raise InputError(f"image_index is {index}; it must be 0 to {count - 1}, for the pictures that are set.")
-        return self._pictures[index]
+        return pictures[index]
 
-    def _read(self, image: Picture, image_format: str, place: str = "") -> np.ndarray:
+    def _read(self, image: ImageLike, image_format: str, place: str = "") -> np.ndarray:
         """Any picture as (H, W, 3) uint8 RGB."""
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}; it must be RGB or BGR.")
@@ -343,19 +478,24 @@ class Predictor:
             raise InputError(f"{place}{error}") from None
         return picture if image_format == "RGB" else picture[..., ::-1]
 
-    def _encode(self, pictures: Sequence[np.ndarray], *, slot: int) -> tuple[_Encoded, ...]:
+    def _encode(self, pictures: Sequence[np.ndarray], *, slot: int) -> tuple[Picture, ...]:
         """Pictures that are encoded at once, padded to `slot` of them by repeating the last."""
         inputs = [preprocess(picture, self.sam.config) for picture in pictures]
         inputs += [inputs[-1]] * (slot - len(inputs))
-        embeddings = _split(compiled.encoder(self.sam)(self.params, np.stack(inputs)))
+        embeddings = _split(compiled.encoder(self.sam)(self._params, np.stack(inputs)))
         return tuple(
-            _Encoded(embedding, picture.shape[:2])
+            Picture(
+                embedding=embedding,
+                original_size=picture.shape[:2],
+                digest=digest(picture),
+                model=self._encoder,
+            )
             for embedding, picture in zip(embeddings, pictures, strict=False)  # those of padding are dropped
         )
 
     def _prompts(
         self,
-        picture: _Encoded,
+        picture: Picture,
         point_coords: Points | None,
         point_labels: Points | None,
         box: ArrayLike | None,
@@ -371,45 +511,22 @@ class Predictor:
         )
 
     def _decode(
-        self, picture: _Encoded, prompts: Sequence[Prompt], choice: MaskChoice, hq_token_only: bool
+        self, picture: Picture, prompts: Sequence[Prompt], choice: MaskChoice, hq_token_only: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N, M, 4G, 4G) logits and (N, M) predicted IoU of prompts that have all a mask input or none."""
         if hq_token_only and not self.sam.config.hq:
             raise InputError("hq_token_only is for HQ-SAM; this model has no HQ token. Leave it out.")
+        if not prompts:
+            count, side = 3 if choice == "multi" and not self.sam.config.hq else 1, self.sam.config.mask_size
+            return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
         decode = compiled.decoder(self.sam, choice, hq_token_only)
-        tokens = max(token_count(prompt.points, prompt.box) for prompt in prompts)
-        length = max(FEWEST_TOKENS, _power_of_two(tokens))
-        answers = []
-        for start in range(0, len(prompts), PROMPT_SLOTS[-1]):
-            chunk = prompts[start : start + PROMPT_SLOTS[-1]]
-            slot = next(slot for slot in PROMPT_SLOTS if slot >= len(chunk))
-            padded = [*chunk, *[chunk[-1]] * (slot - len(chunk))]
-            batch = self._batch(padded, picture.original_size, length)
-            answer = jax.device_get(decode(self.params, picture.embedding, batch))
-            answers.append((answer.low_res_masks[0, : len(chunk)], answer.iou_predictions[0, : len(chunk)]))
-        low_res_masks, iou_predictions = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-        return low_res_masks, iou_predictions
 
-    def _batch(self, prompts: Sequence[Prompt], size_hw: tuple[int, int], length: int) -> Prompts:
-        """Prompts in pixels of the picture -> in the model's frame, B = 1, with `length` tokens each."""
+        def answer(batch: Prompts) -> tuple[np.ndarray, np.ndarray]:
+            masks = jax.device_get(decode(self._params, picture.embedding, batch))
+            return masks.low_res_masks[0], masks.iou_predictions[0]
 
-        def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            size = self.sam.config.image_size
-            box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, size)
-            return sparse_tokens(to_model_frame(prompt.points, size_hw, size), prompt.labels, box, length=length)
-
-        columns = zip(*map(tokens, prompts), strict=True)
-        coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in columns)
-        given = [prompt.mask for prompt in prompts if prompt.mask is not None]
-        if not given:
-            return Prompts(coords, labels, valid)
-        masks = jnp.asarray(np.stack(given)[None], jnp.float32)
-        return Prompts(coords, labels, valid, masks, jnp.ones(masks.shape[:2], bool))
-
-
-def _inputs(sam: Sam, count: int) -> jax.ShapeDtypeStruct:
-    side = sam.config.image_size
-    return jax.ShapeDtypeStruct((count, side, side, 3), np.float32)
+        size_hw, image_size = picture.original_size, self.sam.config.image_size
+        return self.slots.answer(answer, [in_model_frame(prompt, size_hw, image_size) for prompt in prompts])
 
 
 @jax.jit

@@ -3,11 +3,14 @@
 The same arithmetic as segment_anything's ResizeLongestSide and Sam.preprocess.
 """
 
+import dataclasses
+
 import numpy as np
 from PIL import Image
 
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.prompts import Prompt
 
 
 def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
@@ -100,3 +103,9 @@ def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], image_size: int
     height, width = size_hw
     new_height, new_width = resized_size(size_hw, image_size)
     return (np.asarray(coords, np.float64) * (new_width / width, new_height / height)).astype(np.float32)
+
+
+def in_model_frame(prompt: Prompt, size_hw: tuple[int, int], image_size: int) -> Prompt:
+    """A prompt in pixels of a picture, in pixels of the model's input; see `to_model_frame`."""
+    box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, image_size).reshape(4)
+    return dataclasses.replace(prompt, points=to_model_frame(prompt.points, size_hw, image_size), box=box)

@@ -1,8 +1,9 @@
 """SamPredictor's prompt arguments, checked, as a list of prompts.
 
-A prompt has points (k, 2) with labels (k,), a box (4,) or (1, 4), and a mask input (1, 4G, 4G), as in segment_anything.
-A list of N prompts has one axis more in front: points (N, k, 2) or N arrays of their own lengths, labels alike, boxes
-(N, 4) or (N, 1, 4), mask inputs (N, 4G, 4G) or (N, 1, 4G, 4G). Where N may be 1, the longer form makes it a list.
+A prompt has points (k, 2) with labels (k,), a box (4,), and a mask input (1, 4G, 4G), as in segment_anything. A list of
+N prompts, 0 or 1 of them included, has one axis more in front: points (N, k, 2) or N arrays of their own lengths,
+labels alike, boxes (N, 4) or (N, 1, 4), mask inputs (N, 4G, 4G) or (N, 1, 4G, 4G). Of mask inputs alone (1, 4G, 4G) is
+one prompt, (1, 1, 4G, 4G) a list of one.
 """
 
 from collections.abc import Sequence
@@ -55,8 +56,10 @@ def read_prompts(
     if point_coords is not None and point_labels is not None:
         fields["point_coords"] = _sets("point_coords", point_coords, "(k, 2) or (N, k, 2)", axes=2)
         fields["point_labels"] = _sets("point_labels", point_labels, "(k,) or (N, k)", axes=1)
+        if not fields["point_coords"][0] and not any(map(np.size, fields["point_labels"][0])):
+            fields["point_labels"] = [], True  # [] are the labels of no prompts, as of one without points
     if box is not None:
-        fields["box"] = _items("box", box, (4,), "(4,), (1, 4), (N, 4) or (N, 1, 4)")
+        fields["box"] = _items("box", box, (4,), "(4,), (N, 4) or (N, 1, 4)")
     if mask_input is not None:
         side = mask_size
         shapes = f"(1, {side}, {side}), (N, {side}, {side}) or (N, 1, {side}, {side})"
@@ -74,12 +77,9 @@ def read_prompts(
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
         raise InputError(f"the arguments are not for the same prompts ({counts}); give a list of N for each, or one.")
-    count = next(iter(lengths.values()))
-    if count == 0:
-        raise InputError(f"{', '.join(fields)}: no prompt in the list; give at least one.")
 
     prompts = []
-    for index in range(count):
+    for index in range(next(iter(lengths.values()))):
         place = f"[{index}]" if is_list else ""
         chosen: dict[str, Any] = {name: items[index] for name, (items, _) in fields.items()}
         for name, array in chosen.items():
@@ -145,6 +145,8 @@ def _sets(name: str, value: Any, shapes: str, *, axes: int) -> tuple[list[np.nda
         if all(array.ndim == axes for array in arrays):
             return arrays, True
         raise InputError(f"{name} holds arrays of different depths; expected {shapes}.") from None
+    if array.shape == (0,) and axes > 1:
+        return [], True
     if array.ndim == axes:
         return [array], False
     if array.ndim == axes + 1:
@@ -161,7 +163,9 @@ def _items(name: str, value: Any, shape: tuple[int, ...], shapes: str) -> tuple[
     if array.ndim == len(shape) + 2 and array.shape[1:] == (1, *shape):
         return list(array[:, 0]), True
     if array.ndim == len(shape) + 1 and array.shape[1:] == shape:
-        return list(array), None if len(array) == 1 else True
+        return list(array), None if shape != (4,) and len(array) == 1 else True
     if array.shape == (4,) == shape:
         return [array], False
+    if array.shape == (0,):
+        return [], True
     raise InputError(f"{name} has shape {array.shape}; expected {shapes}.")

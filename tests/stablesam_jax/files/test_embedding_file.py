@@ -39,7 +39,7 @@ def changed(*path):
 
 
 def save(path, config=HQ_SAM, params=PARAMS):
-    save_embedding(path, EMBEDDING, original_size=(30, 40), maker=identity(config, params))
+    save_embedding(path, EMBEDDING, original_size=(30, 40), picture="its digest", maker=identity(config, params))
     return path
 
 
@@ -48,8 +48,9 @@ def load(path, config=HQ_SAM, params=PARAMS, expected=EMBEDDING):
 
 
 def test_an_embedding_comes_back_to_the_bit(tmp_path):
-    embedding, size = load(save(tmp_path / "a.safetensors"))
+    embedding, size, picture = load(save(tmp_path / "a.safetensors"))
     assert size == (30, 40)
+    assert picture == "its digest"
     assert embedding.early is None
     assert embedding.hq_features.dtype == jnp.bfloat16
     for ours, theirs in zip(jax.tree.leaves(embedding), jax.tree.leaves(EMBEDDING), strict=True):
@@ -89,13 +90,41 @@ def test_what_only_hq_sam_uses_does_not_decide_a_plain_embedding(tmp_path):
         ({"dtype": "bfloat16"}, "not hq_sam_nano at 64 pixels in bfloat16"),
         ({"hq": False}, "not sam_nano at 64 pixels in float32"),
         ({"pixel_mean": (1.0, 2.0, 3.0)}, "not a model without a name at 64 pixels"),
+        (vars(MODELS["hq_sam_vit_b"]) | {"image_size": 64}, "not hq_sam_vit_b at 64 pixels in float32"),
     ],
-    ids=str,
+    ids=["size", "dtype", "hq", "mean", "vit"],
 )
 def test_another_model_is_refused_by_name(tmp_path, change, words):
     file = save(tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=f"a.safetensors: made by hq_sam_nano at 64 pixels in float32, {words}"):
         load(file, dataclasses.replace(HQ_SAM, **change))
+
+
+def test_of_two_models_without_a_name_the_field_is_named(tmp_path):
+    file = save(tmp_path / "a.safetensors", dataclasses.replace(HQ_SAM, pixel_std=(1.0, 1.0, 1.0)))
+    with pytest.raises(
+        InputError, match=r"made by a model without a name at .*, of another configuration \(pixel_std\)"
+    ):
+        load(file, dataclasses.replace(HQ_SAM, pixel_std=(2.0, 2.0, 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda about: about.pop("picture"), "picture"),
+        (lambda about: about["config"].pop("pixel_std"), r"config\.pixel_std"),
+        (lambda about: about["config"]["encoder"].update(depth=3), r"config\.encoder\.depth"),
+        (lambda about: [about.pop(name) for name in ("model", "weights")], "model, weights"),
+    ],
+    ids=["no-picture", "no-field", "a-field-more", "no-model"],
+)
+def test_a_file_of_another_version_is_said_to_be_one(tmp_path, change, names):
+    about = {"version": "0.0.7", "original_size": [30, 40], "picture": "", **identity(HQ_SAM, PARAMS)}
+    change(about)
+    sealed_file.write(tmp_path / "old.safetensors", {"features": np.ones(3)}, {HEADER: json.dumps(about)})
+    words = rf"old.safetensors: another version of this package wrote it \(0\.0\.7; .* in its header: {names}\. Encode"
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "old.safetensors")
 
 
 def test_arrays_of_another_shape_are_refused(tmp_path):

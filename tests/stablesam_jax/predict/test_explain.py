@@ -12,6 +12,8 @@ from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model import transformer
 from stablesam_jax.predict.explain import explain
+from stablesam_jax.predict.preprocess import in_model_frame
+from stablesam_jax.predict.slots import stack
 from stablesam_jax.visualize import attention_figure
 from tests.reference import small
 
@@ -49,9 +51,10 @@ def decoder(monkeypatch, sam, params, predictor, token=1):
 
     softmax = transformer.softmax
     tokens = len(BOXES[0]) // 2 + (6 if sam.config.hq else 5)
-    picture = predictor._picture(None)
-    prompts = predictor._batch(predictor._prompts(picture, None, None, BOXES, None)[0], picture.original_size, 2)
-    found = jax.device_get(run(params, picture.embedding, prompts))
+    picture = predictor._chosen(None, None)
+    prompts, _ = predictor._prompts(picture, None, None, BOXES, None)
+    prompts = [in_model_frame(prompt, picture.original_size, small.SIZE) for prompt in prompts]
+    found = jax.device_get(run(params, picture.embedding, stack(prompts, 2)))
     monkeypatch.undo()
     return found
 
@@ -93,6 +96,22 @@ def test_an_untrained_plugin_reads_the_cells_themselves_and_changes_no_attention
     np.testing.assert_array_equal(found.alpha, np.full((3, 2), 0.5))
     np.testing.assert_allclose(found.after, found.before, atol=1e-6)
     np.testing.assert_allclose(found.before.sum((1, 2)), 1, atol=1e-6)
+
+
+def test_no_boxes_have_no_explanations():
+    found, one = explain(predictor(), box=np.zeros((0, 4))), explain(predictor(), box=BOXES[:1])
+    assert found.prompts == ()
+    np.testing.assert_array_equal(found.cells, one.cells)
+    for name in ("positions", "alpha", "before", "after"):
+        assert getattr(found, name).shape == (0, *getattr(one, name).shape[1:])
+
+
+def test_more_prompts_than_a_slot_holds_are_explained_as_alone():
+    boxes = np.tile(BOXES, (9, 1)) + np.arange(27)[:, None] / 10 * [1, 1, 0, 0]
+    found, alone = explain(predictor(), box=boxes), explain(predictor(), box=boxes[25])
+    assert len(found.alpha) == 27
+    np.testing.assert_allclose(found.after[25], alone.after[0], atol=1e-6)
+    np.testing.assert_allclose(found.alpha[25], alone.alpha[0], atol=1e-6)
 
 
 def test_cells_of_the_padding_are_left_out_and_the_others_lie_in_the_picture():

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +26,7 @@ from stablesam_jax.files.picture_file import read_picture
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.predict import compiled, predictor
+from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.postprocess import upscale_masks
 from tests.reference import small
 from tests.reference.pictures import exif, turned
@@ -73,7 +78,6 @@ def prompts(picture):
     labels = np.array([1, 0])
     return {
         "box": {"box": box},
-        "box-of-the-notebook": {"box": box[None]},
         "box-outside": {"box": in_pixels([-0.1, 0.3, 0.6, 1.2], picture)},
         "point": {"point_coords": points[:1], "point_labels": labels[:1]},
         "points": {"point_coords": points, "point_labels": labels},
@@ -189,20 +193,37 @@ def test_without_its_plugin_a_model_answers_as_its_base_and_encodes_nothing(monk
     sam, params = small.system(hq=False, plugin=PluginConfig(start="perturbed"))
     stable, base = Predictor(sam, params), Predictor(*small.nano())
     with small.quick_compilation():
-        for one in (stable, base):
-            one.set_image(picture)
+        picture = stable.encode(picture)
+        stable.set_image(PICTURES["small"][:30, :40])
         monkeypatch.setattr(compiled, "encoder", None)
-        answers = [one.predict_low_res(box=[4, 5, 30, 32])[0] for one in (stable, stable.without_plugin(), base)]
+        assert stable.without_plugin().original_size == (30, 40)
+        systems = (stable, stable.without_plugin(), base)
+        answers = [one.predict_low_res(box=[4, 5, 30, 32], picture=picture)[0] for one in systems]
     assert np.array_equal(answers[1], answers[2])
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
     assert stable.without_plugin().sam.config.plugin is None
     assert stable.sam.config.plugin is not None
 
 
-def test_a_list_of_one_keeps_its_axis_in_the_longer_form(ours):
-    box = in_pixels([0.1, 0.2, 0.5, 0.9], PICTURES["wide"])
-    assert ours.predict(box=box[None])[0].ndim == 3
-    assert ours.predict(box=box[None, None])[0].ndim == 4
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_n_boxes_give_n_results_for_every_n(ours, count, multimask_output):
+    picture = PICTURES["wide"]
+    boxes = np.tile(in_pixels([0.1, 0.2, 0.5, 0.9], picture), (count, 1))
+    alone = ours.predict(box=in_pixels([0.1, 0.2, 0.5, 0.9], picture), multimask_output=multimask_output)
+    for given in (boxes, boxes.tolist(), boxes[:, None], np.float32(boxes)):
+        found = ours.predict(box=given, multimask_output=multimask_output)
+        for array, one in zip(found, alone, strict=True):
+            assert array.shape == (count, *one.shape)
+            assert array.dtype == one.dtype
+
+
+def test_no_prompts_of_hq_sam_have_one_mask_each(monkeypatch):
+    ours = Predictor(*small.system(hq=True, plugin=None))
+    embedding = predictor.ImageEmbedding(jnp.ones((1, 4, 4, 256)))
+    ours._current.set((Picture(embedding=embedding, original_size=(48, 64), digest="", model=ours._encoder),))
+    monkeypatch.setattr(compiled, "decoder", None)
+    assert ours.predict(box=[])[0].shape == (0, 1, 48, 64)
 
 
 def test_point_sets_of_different_lengths_are_not_padded_with_points(ours):
@@ -250,6 +271,180 @@ def test_with_several_pictures_the_one_that_is_meant_must_be_said():
             ours.predict(box=[1, 1, 9, 9], image_index=index)
 
 
+# pictures
+
+
+SQUARES = [np.random.default_rng(index).integers(0, 256, (40 + index, 64, 3), np.uint8) for index in range(4)]
+BOX = [5, 6, 40, 30]
+
+
+@functools.cache
+def nano():
+    """A small predictor without a picture, and what it says of each of SQUARES."""
+    made = Predictor(*small.nano())
+    with small.quick_compilation():
+        return made, [answers(made, picture=made.encode(square)) for square in SQUARES]
+
+
+def answers(ours, **arguments):
+    return ours.predict(box=BOX, multimask_output=False, **arguments)
+
+
+def right(found, index):
+    return all(map(np.array_equal, found, nano()[1][index]))
+
+
+def test_what_is_encoded_is_prompted_whatever_is_set():
+    ours = Predictor(*small.nano())
+    pictures = [ours.encode(square) for square in SQUARES[:2]]
+    assert not ours.is_image_set
+    ours.set_image(SQUARES[2])
+    for index in (0, 1, 0):
+        assert right(answers(ours, picture=pictures[index]), index)
+        assert np.array_equal(
+            ours.predict_stable(box=BOX, jitters=1, picture=pictures[index]).mask, nano()[1][index][0][0]
+        )
+        assert ours.get_image_embedding(picture=pictures[index]).shape == (1, 256, 4, 4)
+    assert right(answers(ours), 2)
+    assert ours.original_size == (42, 64)
+    assert pictures[1].original_size == (41, 64)
+    assert pictures[0].digest != pictures[1].digest == ours.encode(SQUARES[1][..., ::-1], "BGR").digest
+
+
+def test_threads_that_share_a_predictor_are_answered_for_their_own_pictures():
+    ours, _ = nano()
+    turn = threading.Barrier(4)
+
+    def job(index):
+        for _ in range(3):
+            turn.wait()
+            ours.set_image(SQUARES[index])
+            turn.wait()
+            assert right(answers(ours), index)
+            assert right(ours.predict(box=BOX, multimask_output=False, image_index=0), index)
+            assert ours.original_size == SQUARES[index].shape[:2]
+            assert ours.without_plugin().original_size == SQUARES[index].shape[:2]
+        ours.set_images([SQUARES[index], SQUARES[(index + 1) % 4]])
+        turn.wait()
+        return [answers(ours, image_index=place)[1] for place in range(2)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(job, range(4)))
+    for index, (first, second) in enumerate(found):
+        np.testing.assert_allclose(first, nano()[1][index][1], atol=2e-6)  # encoded in another batch
+        np.testing.assert_allclose(second, nano()[1][(index + 1) % 4][1], atol=2e-6)
+
+
+@pytest.mark.slow
+def test_hundreds_of_jobs_in_four_threads_are_answered_for_their_own_pictures():
+    ours = Predictor(*small.nano())
+
+    def job(number):
+        ours.set_image(SQUARES[number % 4])
+        time.sleep(0.001 * (number % 3))
+        return right(answers(ours), number % 4)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(job, range(400)))
+
+
+def test_a_picture_is_set_all_at_once_when_it_is_encoded(monkeypatch):
+    ours = Predictor(*small.nano())
+    ours.set_image(SQUARES[0])
+    encode, seen = ours.encode, []
+
+    def slow(*arguments):
+        with ThreadPoolExecutor(1) as pool:
+            seen.append(pool.submit(answers, ours).result())
+        return encode(*arguments)
+
+    monkeypatch.setattr(ours, "encode", slow)
+    ours.set_image(SQUARES[1])
+    assert right(seen[0], 0)
+    assert right(answers(ours), 1)
+
+
+def test_a_thread_without_a_picture_of_its_own_is_answered_for_the_only_one_or_refused():
+    ours = Predictor(*small.nano())
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        assert not first.submit(lambda: ours.is_image_set).result()
+        ours.set_image(SQUARES[0])
+        assert right(first.submit(answers, ours).result(), 0)
+        second.submit(ours.set_image, SQUARES[1]).result()
+        assert right(answers(ours), 0)
+        with pytest.raises(InputError, match=r"set it here, or give each call its own: predict\(\.\.\., picture="):
+            first.submit(answers, ours).result()
+
+
+def test_a_call_uses_one_picture_from_its_start_to_its_end(monkeypatch):
+    ours = Predictor(*small.nano())
+    ours.set_image(SQUARES[0])
+    decode = compiled.decoder(ours.sam, "single")
+
+    def interrupted(*arguments):
+        ours.set_image(SQUARES[3])
+        return decode(*arguments)
+
+    monkeypatch.setattr(compiled, "decoder", lambda *_: interrupted)
+    assert right(answers(ours), 0)
+
+
+def test_a_picture_of_another_model_is_refused():
+    sam, params = small.nano()
+    picture = nano()[0].encode(SQUARES[0])
+    other = Predictor(sam, jax.tree.map(lambda leaf: leaf + 1, params))
+    larger = Predictor(*build.with_image_size(sam, params, 128))
+    for wrong, words in ((other, "with other weights"), (larger, "not sam_nano at 128 pixels")):
+        with pytest.raises(InputError, match=f"picture: encoded by sam_nano at 64 pixels in float32, {words}"):
+            wrong.predict(box=BOX, picture=picture)
+    with pytest.raises(InputError, match="picture is of type ndarray; give what `encode` returned"):
+        other.predict(box=BOX, picture=SQUARES[0])
+    with pytest.raises(InputError, match="picture and image_index are both given"):
+        nano()[0].predict(box=BOX, picture=picture, image_index=0)
+
+
+@pytest.mark.parametrize("leaf", ["params", "sam"])
+def test_weights_are_fixed(leaf):
+    ours = Predictor(*small.nano())
+    with pytest.raises(AttributeError, match=rf"^Predictor\.{leaf} cannot be assigned: make another Predictor\.$"):
+        setattr(ours, leaf, getattr(ours, leaf))
+
+
+def test_neither_a_leaf_nor_the_dictionaries_that_were_given_change_them():
+    sam, params = small.nano()
+    mine = jax.tree.map(jnp.asarray, params)
+    ours = Predictor(sam, mine)
+    with pytest.raises(ValueError, match="immutable"):
+        ours.params["image_encoder"]["stem"] = None
+    mine["image_encoder"]["neck"] = None
+    assert right(answers(ours, picture=ours.encode(SQUARES[0])), 0)
+    frozen = Predictor(sam, ours.params)
+    assert right(answers(frozen, picture=ours.encode(SQUARES[0])), 0)
+
+
+@pytest.mark.parametrize("name", ["features", "interm_features", "original_size", "input_size", "is_image_set"])
+def test_what_is_of_the_picture_is_not_assigned_piece_by_piece(name):
+    with pytest.raises(AttributeError, match=rf"^Predictor\.{name} cannot be assigned: set_image, .*SamPredictor\.$"):
+        setattr(nano()[0], name, None)
+
+
+def test_subclasses_may_have_attributes_of_their_own():
+    class Mine(Predictor):
+        features = property(lambda self: self.mine, lambda self, value: setattr(self, "mine", value))
+
+    mine = Mine(*small.nano())
+    mine.features = 3
+    assert mine.mine == 3
+    with pytest.raises(AttributeError, match=r"^Mine\.params cannot"):
+        mine.params = {}
+
+
+def test_a_predictor_and_what_it_has_set_survive_pickling():
+    ours = Predictor(*small.nano())
+    ours.set_image(SQUARES[0])
+    assert right(answers(pickle.loads(pickle.dumps(ours))), 0)
+
+
 # slots
 
 
@@ -280,7 +475,8 @@ def stub(monkeypatch):
     monkeypatch.setattr(compiled, "decoder", decoder)
     ours = Predictor(sam, params)
     embedding = predictor.ImageEmbedding(jnp.ones((1, 4, 4, 256)))
-    ours._pictures = (predictor._Encoded(embedding, (48, 64)),)  # S is 64: pixels are those of the model's frame
+    picture = Picture(embedding=embedding, original_size=(48, 64), digest="", model=ours._encoder)
+    ours._current.set((picture,))  # S is 64: pixels are those of the model's frame
     return ours, decoder
 
 
@@ -486,15 +682,16 @@ def test_of_a_list_the_bad_picture_is_named(ours, tmp_path):
             lambda ours: ours.set_image(PICTURES["small"], image_format="rgb"),
             "image_format is 'rgb'; it must be RGB or",
         ),
-        (lambda ours: ours.set_images("a.jpg"), "takes a list of pictures"),
-        (lambda ours: ours.set_images(PICTURES["small"]), "takes a list of pictures"),
+        (lambda ours: ours.set_images("a.jpg"), r"a single picture; give a list of them, as \[picture\]"),
+        (lambda ours: ours.set_images(PICTURES["small"]), "a single picture"),
+        (lambda ours: ours.encode_all(Image.new("L", (3, 3))), "a single picture"),
         (lambda ours: ours.set_images([]), "empty list"),
         (lambda ours: ours.set_images([PICTURES["small"]], batch_size=0), "batch_size is 0"),
         (lambda ours: ours.predict(box=[1, 2, 3, 4], hq_token_only=True), "hq_token_only is for HQ-SAM"),
         (lambda ours: ours.predict(box=[30, 20, 3, 4]), "is inverted"),
         (lambda ours: ours.predict(), "no prompt is given"),
     ],
-    ids=["format", "one-file", "one-array", "no-pictures", "batch-size", "hq", "inverted", "nothing"],
+    ids=["format", "one-file", "one-array", "one-image", "no-pictures", "batch-size", "hq", "inverted", "nothing"],
 )
 def test_bad_arguments_are_one_line(ours, call, words):
     with pytest.raises(InputError, match=words) as caught:

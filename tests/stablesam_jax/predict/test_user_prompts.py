@@ -17,7 +17,7 @@ def read(point_coords=None, point_labels=None, box=None, mask_input=None):
     return read_prompts(point_coords, point_labels, box, mask_input, size_hw=SIZE, mask_size=SIDE)
 
 
-@pytest.mark.parametrize("box", [BOX, BOX[None], list(BOX)], ids=["4", "1-4", "list"])
+@pytest.mark.parametrize("box", [BOX, list(BOX)], ids=["4", "list"])
 def test_what_sampredictor_takes_is_one_prompt(box):
     (prompt,), is_list = read(POINTS.tolist(), LABELS.tolist(), box, MASK)
     assert not is_list
@@ -38,11 +38,30 @@ def test_one_axis_more_is_a_list():
             np.testing.assert_array_equal([prompt.points for prompt in prompts], [POINTS, POINTS])
 
 
-def test_a_list_of_one_is_a_list_in_its_longer_form():
+def test_a_list_of_one_is_a_list():
     assert read(box=BOX[None, None])[1]
+    assert read(box=BOX[None])[1]
+    assert read(box=BOX[None], mask_input=MASK)[1]  # one mask for the one box of the list
     assert read(mask_input=MASK[None])[1]
+    assert not read(mask_input=MASK)[1]  # SamPredictor's one prompt
     assert read(POINTS[None], LABELS[None])[1]
     assert read(POINTS[None], LABELS[None], BOX[None], MASK)[1]  # what could be either goes with the rest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"box": np.zeros((0, 4))},
+        {"box": []},
+        {"box": np.zeros((0, 1, 4)), "mask_input": np.zeros((0, SIDE, SIDE))},
+        {"mask_input": []},
+        {"point_coords": np.zeros((0, 3, 2)), "point_labels": np.zeros((0, 3))},
+        {"point_coords": [], "point_labels": [], "box": []},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_a_list_may_hold_no_prompt(arguments):
+    assert read(**arguments) == ([], True)
 
 
 def test_point_sets_may_differ_in_length():
@@ -95,7 +114,9 @@ WRONG = {
     "points-flat": ({"point_coords": [5, 6], "point_labels": [1]}, r"point_coords has shape \(2,\); expected \(k, 2\)"),
     "points-3d": ({"point_coords": [[5, 6, 7]], "point_labels": [1]}, r"shape \(1, 3\) and"),
     "no-points": ({"point_coords": np.zeros((0, 2)), "point_labels": []}, "k of at least 1"),
-    "empty-list": ({"point_coords": np.zeros((0, 1, 2)), "point_labels": np.zeros((0, 1))}, "no prompt in the list"),
+    "no-points-in-a-list": ({"point_coords": np.zeros((1, 0, 2)), "point_labels": np.zeros((1, 0))}, "k of at least 1"),
+    "labels-of-no-points": ({"point_coords": [], "point_labels": [1]}, r"\(point_coords 0, point_labels 1\)"),
+    "a-box-and-no-points": ({"point_coords": [], "point_labels": [], "box": BOX}, r"point_labels 0, box 1\)"),
     "words": ({"point_coords": "left", "point_labels": [1]}, "point_coords is no array of numbers"),
     "uneven": ({"point_coords": [[5, 6], [7]], "point_labels": [1]}, "arrays of different depths|holds arrays"),
     "box-inverted": ({"box": [20, 4, 3, 25]}, r"box \(20, 4, 3, 25\) is inverted; .* x \+ w"),
@@ -105,14 +126,14 @@ WRONG = {
     "box-of-three": ({"box": [1, 2, 3]}, r"box has shape \(3,\); expected \(4,\)"),
     "box-corners": ({"box": [[1, 2], [3, 4]]}, r"box has shape \(2, 2\)"),
     "box-words": ({"box": [[1, 2, 3, 4], [1, 2]]}, "box is no array of numbers"),
-    "no-boxes": ({"box": np.zeros((0, 4))}, "box: no prompt in the list"),
+    "no-boxes-of-five": ({"box": np.zeros((0, 5))}, r"box has shape \(0, 5\)"),
     "mask-flat": ({"mask_input": MASK[0]}, r"mask_input has shape \(8, 8\); expected \(1, 8, 8\)"),
     "mask-size": ({"mask_input": np.zeros((1, 16, 16))}, r"\(1, 16, 16\); expected \(1, 8, 8\)"),
     "mask-nan": ({"mask_input": np.full((1, SIDE, SIDE), NAN)}, "mask_input holds values that are not finite"),
     "mask-bool": ({"mask_input": MASK > 0}, "mask_input is boolean; give logits"),
     "two-counts": ({"box": np.stack([BOX] * 3), "mask_input": np.stack([MASK] * 2)}, r"\(box 3, mask_input 2\)"),
     "one-and-list": (
-        {"point_coords": POINTS, "point_labels": LABELS, "box": BOX[None, None]},
+        {"point_coords": POINTS, "point_labels": LABELS, "box": BOX[None]},
         "point_coords, point_labels: of one prompt, where others are lists",
     ),
     "points-for-a-list": (

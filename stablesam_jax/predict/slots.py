@@ -1,0 +1,82 @@
+"""The few shapes that prompts are padded to, so that few programs are compiled.
+
+A slot is a number of prompts and a number of tokens. Padded tokens are never attended to; padded prompts are copies of
+the last one, whose answers are dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stablesam_jax.errors import InputError
+from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens, token_count
+from stablesam_jax.prompts import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Which shapes there are. More prompts than the largest slot holds are decoded in turns."""
+
+    prompts: tuple[int, ...] = (1, 2, 4, 8, 16, 24)  # ascending
+    fewest_tokens: int = 4  # of a prompt; the numbers of tokens double from here
+
+    def __post_init__(self):
+        if not self.prompts or min(self.prompts) < 1 or sorted(set(self.prompts)) != list(self.prompts):
+            raise InputError(f"slots are ascending numbers of prompts, from 1; got {self.prompts}.")
+        if self.fewest_tokens < 2:
+            raise InputError(f"a slot has at least the 2 tokens of a box; got {self.fewest_tokens}.")
+
+    def tokens_up_to(self, most: int) -> list[int]:
+        """The numbers of tokens, to the first that holds `most`."""
+        numbers = [self.fewest_tokens]
+        while numbers[-1] < most:
+            numbers.append(2 * numbers[-1])
+        return numbers
+
+    def prompts_up_to(self, most: int) -> list[int]:
+        """The numbers of prompts, to the first that holds `most`."""
+        return [slot for slot, before in zip(self.prompts, (0, *self.prompts), strict=False) if before < most]
+
+    def answer(self, program: Callable[[Prompts], Any], prompts: Sequence[Prompt]) -> Any:
+        """What a program says to each of at least one prompt.
+
+        Args:
+            program: of prompts (B = 1, N, ...), to arrays (N, ...).
+            prompts: in the frame of the model's input; all have a mask, or none has.
+
+        Returns:
+            what the program returns, on the host, with N = len(prompts).
+        """
+        answers = [
+            jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(program(batch)))
+            for count, batch in self._batches(prompts)
+        ]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *answers)
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Prompts]]:
+        """How many of the prompts are in a batch, and the batch, padded."""
+        length = self.tokens_up_to(max(token_count(prompt.points, prompt.box) for prompt in prompts))[-1]
+        for start in range(0, len(prompts), self.prompts[-1]):
+            chunk = prompts[start : start + self.prompts[-1]]
+            slot = self.prompts_up_to(len(chunk))[-1]
+            yield len(chunk), stack([*chunk, *[chunk[-1]] * (slot - len(chunk))], length)
+
+
+SLOTS = Slots()
+
+
+def stack(prompts: Sequence[Prompt], length: int) -> Prompts:
+    """B = 1, with `length` tokens each."""
+    columns = zip(
+        *(sparse_tokens(prompt.points, prompt.labels, prompt.box, length=length) for prompt in prompts), strict=True
+    )
+    coords, labels, valid = (jnp.asarray(np.stack(column)[None]) for column in columns)
+    given = [prompt.mask for prompt in prompts if prompt.mask is not None]
+    if not given:
+        return Prompts(coords, labels, valid)
+    masks = jnp.asarray(np.stack(given)[None], jnp.float32)
+    return Prompts(coords, labels, valid, masks, jnp.ones(masks.shape[:2], bool))
