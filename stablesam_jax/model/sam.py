@@ -7,6 +7,7 @@ import flax.struct
 import jax
 
 from stablesam_jax.config import SamConfig
+from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
@@ -88,8 +89,13 @@ class Sam(nn.Module):
 
         Returns:
             `Masks` with M = 1, 3 or 4; of HQ-SAM M = 1, or 4 and the HQ masks apart.
+
+        Raises:
+            InputError: HQ-SAM is given an embedding of SAM.
         """
         embedding = self.fuse(embedding)
+        if self.config.hq and embedding.hq_features is None:
+            raise InputError("the embedding has no early features, which HQ-SAM needs; encode the picture with HQ-SAM.")
         dtype = embedding.features.dtype
         sparse, dense = self.prompt_encoder(prompts)
         return self.mask_decoder(

@@ -13,8 +13,9 @@ import torch
 from eval.parity import torch_sam
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import Prompts
-from stablesam_jax.model.sam import Sam
+from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import count
 from tests.reference.sam_pair import (
     CONFIG,
@@ -169,3 +170,11 @@ def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, 
 def test_models_have_the_official_number_of_parameters(name, numbers):
     with jax.enable_x64(False):  # the fixture above leaves it on
         assert count(shapes(assemble(MODELS[name]))) == numbers
+
+
+def test_hq_sam_says_what_an_embedding_of_sam_lacks():
+    sam = assemble(HQ_CONFIG)
+    embedding = ImageEmbedding(jnp.zeros((1, HQ_CONFIG.grid_size, HQ_CONFIG.grid_size, HQ_CONFIG.embedding_width)))
+    prompts = Prompts(coords=jnp.zeros((1, 1, 2, 2)), labels=jnp.ones((1, 1, 2), jnp.int32), valid=jnp.ones((1, 1, 2)))
+    with pytest.raises(InputError, match="no early features, which HQ-SAM needs; encode the picture with HQ-SAM"):
+        jax.eval_shape(lambda: sam.apply({"params": shapes(sam)}, embedding, prompts, method="decode"))
