@@ -41,9 +41,13 @@ def _cases(name: str, folder: pathlib.Path, options: Options) -> Iterator[Case]:
 
     def run(module: str, *arguments: object, warm: bool) -> np.ndarray:
         mask, cache = folder / "mask.npy", str(folder / (f"{module}_warm" if warm else f"{module}_{next(numbers)}"))
-        command = [sys.executable, "-m", f"bench.{module}", *map(str, arguments), str(IMAGE), str(mask)]
+        command = [sys.executable, "-P", "-m", f"bench.{module}", *map(str, arguments), str(IMAGE), str(mask)]
         caches = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        subprocess.run(command, check=True, env=os.environ | caches | {"JAX_ENABLE_COMPILATION_CACHE": "true"})
+        path = {
+            "PYTHONPATH": os.pathsep.join(sys.path)
+        }  # the command stablesam finds these modules where others do not
+        environment = os.environ | caches | path | {"JAX_ENABLE_COMPILATION_CACHE": "true"}
+        subprocess.run(command, check=True, env=environment)
         return np.load(mask)
 
     hows = {"PyTorch": "eager"} | ({"PyTorch, compiled": "compiled"} if options.compile else {})

@@ -1,7 +1,7 @@
 """Any data set of the project, or a folder of one's own, to ArrayRecord files.
 
-python -m convert.build_dataset dis5k-tr --source /data/hq --data-dir built
-python -m convert.build_dataset pairs --source my_pictures --data-dir built
+python -m convert.build_dataset dis5k-tr --source /data/hq --data-dir runs/built
+python -m convert.build_dataset pairs --source my_pictures --data-dir runs/built
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from stablesam_jax.commands import called
 from stablesam_jax.data import built, coco
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.coco import CocoPictures
@@ -36,7 +37,7 @@ REPORT = 1000  # pictures between lines of progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Builds ArrayRecord files, which train.main and eval.main take as --data-dir."""
+    """Builds ArrayRecord files, which training and evaluation take as --data-dir."""
 
     name: Annotated[str, tyro.conf.Positional]
     """pairs (im/ and gt/), coco (images/ and annotations.json), or an official data set, as hqseg-44k or mess/cwfid."""
@@ -114,6 +115,12 @@ def _write(
     kind = built.CLASSES if isinstance(parts[0], ClassMapFiles) else built.OBJECTS
     names: list[str] = []
 
+    class Info(tfds.core.DatasetInfo):
+        """What tfds keeps beside the records."""
+
+        def initialize_from_bucket(self) -> None:
+            """No bucket has this data set: tfds would look there, and leave an empty folder among temporary files."""
+
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """The data set as tfds sees it."""
 
@@ -124,9 +131,7 @@ def _write(
             metadata = tfds.core.MetadataDict(kind=kind, name=title, names=names, origin=origin)
             if isinstance(parts[0], ClassMapFiles):
                 metadata |= {"classes": parts[0].classes, "background": parts[0].background}
-            return tfds.core.DatasetInfo(
-                builder=self, features=built.features(kind), metadata=metadata, disable_shuffling=True
-            )
+            return Info(builder=self, features=built.features(kind), metadata=metadata, disable_shuffling=True)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Any]]]:
             return {built.SPLIT: self._generate_examples()}
@@ -216,7 +221,7 @@ def _alone(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog="python -m convert.build_dataset")
+    options = tyro.cli(Options, args=arguments, prog=called("build"))
     with exit_on_input_error():
         build(options.name, options.source, options.data_dir)
 

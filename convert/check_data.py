@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from stablesam_jax.commands import called
 from stablesam_jax.data.doctor import KINDS, Examined, Finding, Folder, compare, examine, find_folders
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable, write_text
@@ -63,7 +64,7 @@ def check(folders: Sequence[Folder], against: Sequence[Folder]) -> list[Finding]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = tyro.cli(Options, args=arguments, prog="python -m convert.check_data")
+    options = tyro.cli(Options, args=arguments, prog=called("check"))
     with exit_on_input_error():
         if not options.folders:
             raise InputError("no folder is given; give one that holds im/ (pictures) and gt/ (masks).")

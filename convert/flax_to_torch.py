@@ -1,7 +1,7 @@
 """A checkpoint folder to a state dict for the official PyTorch packages, a plugin to one for stablesam_torch/plugin.py.
 
-python -m convert.flax_to_torch --checkpoint checkpoints/sam_vit_b --output sam_vit_b.pth
-python -m convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth
+python -m convert.flax_to_torch --checkpoint runs/sam_vit_b --output runs/sam_vit_b.pth
+python -m convert.flax_to_torch --checkpoint runs/mine/plugin.safetensors --output runs/plugin.pth
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
+from stablesam_jax.commands import called
 from stablesam_jax.config import LiteConfig, PluginConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import new_path, whole_file
@@ -117,7 +118,7 @@ def _tensor(array: ArrayLike) -> torch.Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog="python -m convert.flax_to_torch")
+    options = tyro.cli(Options, args=arguments, prog=called("export"))
     with exit_on_input_error():
         for item, value in convert(options.checkpoint, options.output):
             print(f"{item:<10} {value}")

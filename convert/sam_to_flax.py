@@ -1,6 +1,6 @@
 """Official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder of this package.
 
-python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output checkpoints/sam_vit_b
+python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output runs/sam_vit_b
 """
 
 import collections
@@ -16,6 +16,7 @@ import tyro
 from convert.rules import dropped, to_flax
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import assemble, shapes
+from stablesam_jax.commands import called
 from stablesam_jax.config import MODELS, LiteConfig, SamConfig, TinyViTConfig, ViTConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.checkpoint import save_model
@@ -129,7 +130,7 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog="python -m convert.sam_to_flax")
+    options = tyro.cli(Options, args=arguments, prog=called("convert"))
     with exit_on_input_error():
         for item, value in convert(options.checkpoint, options.output, options.model):
             print(f"{item:<10} {value}")

@@ -10,6 +10,7 @@ from eval.protocols.hq import hq
 from eval.protocols.instances import coco, sginw
 from eval.protocols.semantic import mess
 from eval.protocols.wobble import wobble
+from stablesam_jax.commands import called
 from stablesam_jax.errors import exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
@@ -21,7 +22,7 @@ def main() -> None:
     keep_compiled_programs()
     with exit_on_input_error():
         try:
-            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog="python -m eval.main")
+            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog=called("eval"))
         except KeyboardInterrupt:
             print("interrupted; the same command goes on", file=sys.stderr)
             sys.exit(130)

@@ -23,6 +23,7 @@ from eval.report.tables import MEAN, cell, check_output, difference_cell, legend
 from experiments.rows import SYSTEMS, TABLES, Row
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
+from stablesam_jax.commands import called
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
@@ -286,7 +287,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
 
 def main() -> None:
     """Reads the options, trains and compares."""
-    config = tyro.cli(TablesConfig, prog="python -m experiments.tables")
+    config = tyro.cli(TablesConfig, prog=called("tables"))
     with exit_on_input_error():
         parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
         keep_compiled_programs()

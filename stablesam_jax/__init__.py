@@ -17,6 +17,8 @@ Coordinates are (x, y) in pixels, boxes are XYXY, pictures are (H, W, 3) uint8 i
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stablesam_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from stablesam_jax.build import load_model
     from stablesam_jax.predict.mask_generator import MaskGenerator

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from stablesam_jax.commands import called
 from stablesam_jax.config import MODELS, Dtype, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.files import checkpoint
@@ -175,7 +176,7 @@ def _load_base(system: str) -> tuple[Sam, Params]:
         known = [*shipped, *_shipped_plugins()]
         raise InputError(
             f"{system}: neither a shipped model ({', '.join(known) or 'none is'}) nor a checkpoint folder. "
-            "Convert an official file (python -m convert.sam_to_flax --checkpoint FILE.pth --output DIR); give DIR."
+            f"Convert an official file ({called('convert')} --checkpoint FILE.pth --output DIR); give DIR."
         )
     folder = PRETRAINED / system if system in shipped else pathlib.Path(system)
     config, params, _ = checkpoint.load_model(folder)

@@ -3,8 +3,8 @@
 What was trained several times from one start may be averaged instead of chosen from, and costs no more to use than one
 ("model soups", arXiv 2203.05482). Of a plugin the strength can be set, too.
 
-    python -m train.average --parts seed0/plugin.safetensors seed1/plugin.safetensors --output plugin.safetensors
-    python -m train.average --parts stage3/model stage4/model --shares 0.3 0.7 --store float16 --output mean
+    python -m train.average --parts runs/0/plugin.safetensors runs/1/plugin.safetensors --output runs/plugin.safetensors
+    python -m train.average --parts runs/3/model runs/4/model --shares 0.3 0.7 --store float16 --output runs/mean
 
 Models may differ in the size of their input, which is that of the last part then.
 """
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import tyro
 
+from stablesam_jax.commands import called
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files import checkpoint, plugin_file
 from stablesam_jax.files.disk import new_path
@@ -69,7 +70,7 @@ def average(config: AverageConfig) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    config = tyro.cli(AverageConfig, args=arguments, prog="python -m train.average")
+    config = tyro.cli(AverageConfig, args=arguments, prog=called("average"))
     with exit_on_input_error():
         average(config)
     return 0

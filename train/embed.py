@@ -16,6 +16,7 @@ import numpy as np
 
 from eval.loop import to_picture
 from stablesam_jax import parallel, params
+from stablesam_jax.commands import called
 from stablesam_jax.data.pipeline import BatchConfig, Feeding, Views, make_sample
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
@@ -36,7 +37,7 @@ LINE_SECONDS = 10.0  # between two lines of progress
 def embed(config: TrainConfig) -> None:
     """Encodes the views that the run asks for of all training pictures, and says what float16 costs."""
     if config.cache is None:
-        raise InputError("--cache: name the folder to fill, as .cache/features, here and for train.main.")
+        raise InputError("--cache: name the folder to fill, as .cache/features, here and for the training run.")
     parts = prepare(config)
     cache, views = parts.cache, parts.views
     assert cache is not None
@@ -120,7 +121,7 @@ def rounding(
 
 def main() -> None:
     """Reads the preset and the options, and encodes."""
-    config = parse("python -m train.embed", PRESETS)
+    config = parse(called("embed"), PRESETS)
     with exit_on_input_error():
         parallel.split_cpu(config.batch_size)
         keep_compiled_programs()

@@ -13,6 +13,7 @@ import numpy as np
 
 from eval.loop import Protocol, Segmenter
 from stablesam_jax import parallel, params
+from stablesam_jax.commands import called
 from stablesam_jax.data.pipeline import Feeding, batches
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
@@ -248,7 +249,7 @@ def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path
 
 def main() -> None:
     """Reads the preset and the options, and trains."""
-    config = parse("python -m train.main", PRESETS)
+    config = parse(called("train"), PRESETS)
     with exit_on_input_error():
         try:
             if config.coordinator is None:

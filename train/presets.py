@@ -90,7 +90,8 @@ class TrainConfig:
     store: Literal["float32", "float16"] = "float32"
     """Type of the numbers in model/; float16 halves the folder and rounds to 11 bits."""
     cache: pathlib.Path | None = None
-    """Folder for the frozen encoder's features in float16, computed once per view; train.embed fills it ahead."""
+    """Folder for the frozen encoder's features in float16, computed once per view; the command embed fills it
+    ahead."""
     cache_limit: float = 20.0
     """GiB that this folder may take; beyond them, what was not used for longest is removed."""
     views: int = 1

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from stablesam_jax.commands import called
 from stablesam_jax.data.pipeline import Feeding, Views, batches
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable
@@ -28,7 +29,7 @@ class PreviewConfig:
     """A sheet of training samples."""
 
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    sheet: pathlib.Path = pathlib.Path("samples.png")
+    sheet: pathlib.Path = pathlib.Path("runs/samples.png")
     """The picture to write; a file that is there is replaced."""
     count: int = 40
     """Samples on it: the first of the run, one prompt of each picture."""
@@ -95,7 +96,7 @@ def caption(prompt: Prompt, target: np.ndarray) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the preset and the options, and draws."""
     presets = {name: (purpose, PreviewConfig(run=run)) for name, (purpose, run) in PRESETS.items()}
-    config = parse("python -m train.preview", presets, arguments)
+    config = parse(called("preview"), presets, arguments)
     with exit_on_input_error():
         preview(config)
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from eval.loop import Segmenter
 from eval.report.tables import markdown, table
 from stablesam_jax import params
+from stablesam_jax.commands import called
 from stablesam_jax.config import SamConfig
 from stablesam_jax.data.sources import source_name
 from stablesam_jax.files import checkpoint, plugin_file
@@ -100,8 +101,8 @@ def tell_use(run: Run, console: Console, system: str) -> None:
     size = run.settings["image_size"]
     load = f'load_model("{system}"' + ("" if size is None else f", image_size={size}") + ")"
     evaluate = (
-        f"python -m eval.main hq --system {run.settings['model']} {system} "
+        f"{called('eval')} hq --system {run.settings['model']} {system} "
         + ("" if size is None else f"--image-size {size} ")
-        + "--data-dir DIR --output results"
+        + "--data-dir DIR --output runs/results"
     )
     console.say("use", f"use it in Python:   {load}\ncompare on more:    {evaluate}", load=load, evaluate=evaluate)

@@ -14,9 +14,9 @@ from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig,
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data
 from stablesam_jax.errors import InputError
-from stablesam_jax.files import checkpoint
 from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.sam import Sam
+from stablesam_jax.version import __version__
 from train.presets import TrainConfig
 from train.step import encoder_halves
 
@@ -237,7 +237,7 @@ def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_tra
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
     encoder = {"image_encoder": frozen["image_encoder"]}
     identity = {
-        "version": checkpoint.version(),
+        "version": __version__,
         "weights": params.digest(encoder),
         "config": dataclasses.asdict(dataclasses.replace(sam.config, plugin=None)),  # size, dtype, early features
         "cut before the neck": neck_trains,

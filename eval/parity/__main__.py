@@ -31,17 +31,19 @@ from convert.torch_file import read_state
 from eval.parity import torch_sam, twins
 from eval.parity.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
 from stablesam_jax.build import assemble, load_model, shapes
+from stablesam_jax.commands import called
 from stablesam_jax.config import MODELS, Dtype, SamConfig
+from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.data.readers import read_picture
 from stablesam_jax.errors import InputError, exit_on_input_error
-from stablesam_jax.files.checkpoint import version
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.files.disk import check_writable, write_text
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.prompts import Prompt
+from stablesam_jax.version import __version__
 
 # 451 x 300 pixels: enlarged and padded.
-IMAGE = pathlib.Path(__file__).resolve().parents[2] / "stablesam_jax/data/collage_assets/im/chelsea.jpg"
+IMAGE = ASSETS / "im/chelsea.jpg"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: Ma
         "image": {"file": options.image.name, "sha256": hashlib.sha256(options.image.read_bytes()).hexdigest()},
         "versions": {
             "python": platform.python_version(),
-            "stablesam-jax": version(),
+            "stablesam-jax": __version__,
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "rows": [dataclasses.asdict(row) | {"ok": row.ok} for row in rows],
@@ -204,7 +206,7 @@ def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: Ma
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = tyro.cli(Options, args=arguments, prog="python -m eval.parity")
+    options = tyro.cli(Options, args=arguments, prog=called("parity"))
     keep_compiled_programs()
     with exit_on_input_error():
         for option, value, least in (("threads", options.threads, 1), ("seed", options.seed, 0)):

@@ -23,11 +23,12 @@ from eval.report import bootstrap
 from eval.report.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
+from stablesam_jax.commands import called
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.checkpoint import version
 from stablesam_jax.files.disk import write_text
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, digest
+from stablesam_jax.version import __version__
 
 
 class Named(Protocol):
@@ -151,7 +152,7 @@ def run(
     # Results name the first two, and the others say nothing.
     left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
     options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
-    asked = {"protocol": protocol, **options_asked, **(more or {}), "version": version()}
+    asked = {"protocol": protocol, **options_asked, **(more or {}), "version": __version__}
     made_by = {
         "versions": versions(),
         "parameters": {name: digest(params) for name, (_, params) in built.items()},
@@ -202,7 +203,7 @@ def run(
         for (name, of), truth in zip(names.items(), truths.values(), strict=True)
     }
     this_run = {
-        "command": [f"python -m eval.main {protocol}", *sys.argv[2:]],
+        "command": [f"{called('eval')} {protocol}", *sys.argv[2:]],
         "device": jax.devices()[0].device_kind,
         "hosts": jax.process_count(),
         "seconds": round(time.monotonic() - began, 1),

@@ -134,7 +134,7 @@ def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib
         for file, output in zip(files, outputs, strict=True):
             if not output.exists():
                 arguments = ["--checkpoint", str(file), "--output", str(output)]
-                command = [sys.executable, "-m", "convert.sam_to_flax", *arguments]
+                command = [sys.executable, "-m", "stablesam_jax", "convert", *arguments]
                 ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
                 if ended.returncode:
                     last = ended.stderr.strip().rpartition("\n")[2]  # of a traceback the line that says what

@@ -1,4 +1,4 @@
-"""`python -m eval.report RUN... --output report.html`: one page of several evaluations that needs nothing beside it.
+"""`python -m eval.report RUN... --output runs/report.html`: several evaluations on one page, which needs no other file.
 
 A run is an output folder of `eval.main`. Tables are made from results.json; figures are taken into the page.
 """
@@ -16,6 +16,7 @@ import tyro
 
 from eval.report.bootstrap import Interval
 from eval.report.tables import TITLES, cell, difference_cell, legend, show, table
+from stablesam_jax.commands import called
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable, write_text
 
@@ -39,10 +40,10 @@ CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """One self-contained HTML page from evaluations of eval.main."""
+    """One self-contained HTML page from several evaluations."""
 
     run: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
-    """Output folders of eval.main, one or more."""
+    """Output folders of evaluations, one or more."""
     output: pathlib.Path
     """The page, a file; replaced if it is there."""
 
@@ -73,10 +74,10 @@ def read_run(folder: pathlib.Path) -> Run:
         results["meta"]["protocol"]
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a folder that eval.main has finished."
+            f"{path}: cannot be read ({error.strerror}); give the output folder of an evaluation that has ended."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is no results.json of eval.main ({error!r}); evaluate again.") from None
+        raise InputError(f"{path}: is no results.json of an evaluation ({error!r}); evaluate again.") from None
     return Run(name=folder.resolve().name, results=results, figures=sorted(folder.rglob("*.png")))
 
 
@@ -155,10 +156,10 @@ def html_table(head: Sequence[str], rows: Mapping[str, Sequence[str]], caption: 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the runs, writes the page, and prints the last table of each run."""
-    options = tyro.cli(Options, args=arguments, prog="python -m eval.report")
+    options = tyro.cli(Options, args=arguments, prog=called("report"))
     with exit_on_input_error():
         if not options.run:
-            raise InputError("Give at least one output folder of eval.main.")
+            raise InputError("Give at least one output folder of an evaluation.")
         check_writable(options.output, "--output")
         runs = [read_run(folder) for folder in options.run]
         write_text(options.output, page(runs))

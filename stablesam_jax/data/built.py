@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stablesam_jax.commands import called
 from stablesam_jax.data.class_maps import ClassMap
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.errors import InputError
@@ -88,7 +89,9 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
         return BuiltClassMaps(place, records, metadata)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ParseError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise InputError(f"{folder}: no data set of convert.build_dataset, or damaged ({reason}); build it.") from None
+        raise InputError(
+            f"{folder}: no data set that `{called('build')}` has written, or damaged ({reason}); build it."
+        ) from None
 
 
 class _Records:

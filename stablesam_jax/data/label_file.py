@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from stablesam_jax.commands import called
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import open_upright
 
@@ -73,7 +74,7 @@ def read_soft_mask(path: pathlib.Path, size_hw: tuple[int, int]) -> np.ndarray:
     if not mask.any():
         raise InputError(
             f"{path}: the mask is empty (its largest value is {values.max()}, an object is above {THRESHOLD}); "
-            "remove the pair, or build the set with convert.build_dataset, which leaves it out."
+            f"remove the pair, or build the set with `{called('build')}`, which leaves it out."
         )
     return mask
 

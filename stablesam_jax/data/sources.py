@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from stablesam_jax.commands import called
 from stablesam_jax.data import class_maps, coco
 from stablesam_jax.data.built import BuiltClassMaps, BuiltPictures, is_built, open_built
 from stablesam_jax.data.class_maps import ClassMapFiles, ClassMaps
@@ -18,7 +19,7 @@ Named = TypeVar("Named", CocoPictures, ClassMaps)
 
 FORMS = (
     "give a folder with im/ (pictures) and gt/ (masks), one with images/ and annotations.json (COCO), "
-    "one that convert.build_dataset has written, or NAME:DIR, an official layout below DIR, as hqseg-44k:/data/hq"
+    f"one that `{called('build')}` has written, or NAME:DIR, an official layout below DIR, as hqseg-44k:/data/hq"
 )
 
 
@@ -139,7 +140,7 @@ def open_class_maps(spec: Spec) -> ClassMaps:
     elif not isinstance(part, BuiltClassMaps):
         raise InputError(
             f"{os.fspath(spec)}: holds objects, not class maps; give a folder with im/, gt/ and classes.json, "
-            "one that convert.build_dataset has written of such, or mess/NAME:DIR."
+            f"one that `{called('build')}` has written of such, or mess/NAME:DIR."
         )
     return part
 

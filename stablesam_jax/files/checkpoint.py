@@ -14,7 +14,6 @@ import concurrent.futures
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -30,6 +29,7 @@ from stablesam_jax.config import MODELS, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import PathLike, beside, new_path, sync, writing
 from stablesam_jax.params import Params, flatten, unflatten
+from stablesam_jax.version import __version__
 
 TREE, METADATA, MANIFEST = "tree", "metadata.json", "manifest.json"
 SHOWN_FAULTS = 8  # of a kind; a tree of another model would differ in hundreds of arrays
@@ -119,7 +119,7 @@ def save_model(
             params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise InputError(f"{folder}: the parameters hold numbers too large for {np.dtype(dtype)}. Store float32.")
-    metadata = {"model": config.name, "config": _plain(config), "version": version(), "source": dict(source)}
+    metadata = {"model": config.name, "config": _plain(config), "version": __version__, "source": dict(source)}
     save_tree(folder, params, metadata)
 
 
@@ -154,14 +154,6 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it anew.") from None
     return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
-
-
-def version() -> str:
-    """Version of this package, or "source" where it runs uninstalled."""
-    try:
-        return importlib.metadata.version("stablesam-jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
 
 
 def describe(tree: Any) -> dict[str, Any]:

@@ -28,13 +28,14 @@ def new_path(path: PathLike) -> pathlib.Path:
 
 
 def check_writable(path: pathlib.Path, option: str) -> None:
-    """Looks whether a file can be written or replaced, hours before it is; makes nothing.
+    """Looks whether `whole_file` can write or replace a file, hours before it does; makes nothing.
 
     Raises:
         InputError: it cannot; names the option that it comes from.
     """
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"{option} {path}: must be a file in a folder that is there and can be written to.")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{option} {path}: must be a file in a folder that can be written to or made.")
 
 
 @contextlib.contextmanager
@@ -42,7 +43,7 @@ def whole_file(path: PathLike, *, replace: bool = False) -> Iterator[pathlib.Pat
     """Gives a temporary path to write a file to, which moves to its place when it is whole and on the disk.
 
     Args:
-        path: of the file.
+        path: of the file; missing folders are made.
         replace: it takes the place of one that is there.
 
     Raises:
@@ -52,6 +53,7 @@ def whole_file(path: PathLike, *, replace: bool = False) -> Iterator[pathlib.Pat
     temporary = beside(path)
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync(temporary)
             os.replace(temporary, path)

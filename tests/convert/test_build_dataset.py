@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -114,6 +115,14 @@ def test_the_release_count_is_printed_beside_what_was_read(tmp_path, capsys):
     write_official("hqseg-44k", tmp_path)
     build("hqseg-44k", tmp_path, tmp_path / "built")
     assert "7 pictures of 44,320 in the release; refused: 0" in capsys.readouterr().out
+
+
+def test_nothing_is_left_among_temporary_files(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    build("pairs", many_pairs(tmp_path / "set", 2), tmp_path / "built")
+    assert list(temporary.iterdir()) == []
 
 
 def test_an_empty_mask_of_an_official_set_is_left_out(tmp_path):

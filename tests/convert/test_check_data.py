@@ -100,7 +100,7 @@ def test_a_terminal_shows_kinds_under_titles_and_not_every_hint(monkeypatch):
         (["{tmp}/clean", "--against", "{tmp}/absent"], "absent: no such folder"),
         (["{tmp}/clean/im"], "im: holds pictures, but no masks where they are looked for"),
         (["{tmp}/clean", "--against", "{tmp}"], "clean: is to be checked against itself"),
-        (["{tmp}/clean", "--json", "{tmp}/absent/found.json"], "found.json: must be a file in a folder that is there"),
+        (["{tmp}/clean", "--json", "{tmp}/clean"], "clean: must be a file in a folder that can be written to or made"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(clean, capsys, arguments, message):

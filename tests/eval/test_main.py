@@ -19,9 +19,9 @@ from eval.protocols import systems
 from eval.protocols.hq import HqConfig, hq
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.checkpoint import version
 from stablesam_jax.files.plugin_file import save_plugin
 from stablesam_jax.params import digest
+from stablesam_jax.version import __version__
 from tests.reference import small
 
 KINDS = ("gt-box", "1-point")
@@ -63,7 +63,7 @@ def test_the_json_has_the_documented_schema(results, config):
     stored = json.loads((results / "results.json").read_text())
     meta = stored["meta"]
     asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "image_size": None, "seed": 0, "limit": 2}
-    asked |= {"version": version()}
+    asked |= {"version": __version__}
     assert meta.items() >= asked.items()
     assert meta.keys() - asked.keys() == {"versions", "parameters", "plugins", "data", "run"}
     assert meta["parameters"] == {system: digest(small.by_name(system)[1]) for system in config.system}

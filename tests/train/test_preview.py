@@ -52,13 +52,14 @@ def test_the_command_writes_a_sheet_and_no_run(tmp_path, monkeypatch, capsys):
     [
         ["--count", "0"],
         ["--sheet", "sheet"],
-        ["--sheet", "nowhere/sheet.png"],
+        ["--sheet", "folder.png"],
         ["--held-out", "-3"],
         ["--limit", "0"],
     ],
 )
 def test_a_sheet_that_cannot_be_made_is_refused(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(SystemExit) as end:
         preview.main(options)
     assert end.value.code == 2

@@ -147,7 +147,7 @@ def test_a_damaged_folder_is_refused(folders, tmp_path, kind):
     folder = shutil.copytree(folders[1], tmp_path / "copy")
     DAMAGE[kind](folder / built.VERSION)
     message = refusal(built.open_built, folder)
-    assert message.startswith(f"{folder}: no data set of convert.build_dataset, or damaged (")
+    assert message.startswith(f"{folder}: no data set that `stablesam build` has written, or damaged (")
 
 
 def test_a_flipped_bit_is_never_a_picture(folders, tmp_path):

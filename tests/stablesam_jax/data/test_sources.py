@@ -88,7 +88,7 @@ def test_a_folder_has_its_own_name_however_it_is_spelled(tmp_path, monkeypatch):
 def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
     message = refusal(sources.open_data, [tmp_path])
     assert message.startswith(f"{tmp_path}: holds no data that is known; give a folder with im/ (pictures) and gt/")
-    for form in ("images/ and annotations.json", "convert.build_dataset", "NAME:DIR"):
+    for form in ("images/ and annotations.json", "stablesam build", "NAME:DIR"):
         assert form in message
     assert "no such folder" in refusal(sources.open_data, [tmp_path / "absent"])
     (tmp_path / "im").mkdir()

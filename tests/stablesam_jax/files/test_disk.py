@@ -42,9 +42,8 @@ def test_nothing_is_overwritten_unless_it_is_to_be(file):
 
 
 def test_a_place_that_cannot_be_written_to_is_named(file):
-    for place in (file.parent / "absent", file):
-        with pytest.raises(InputError, match=r"c: cannot be written \(.*\)\. Make room, or give a place"):
-            write_text(place / "c", "c")
+    with pytest.raises(InputError, match=r"c: cannot be written \(.*\)\. Make room, or give a place"):
+        write_text(file / "c", "c")
     assert contents(file.parent) == {"a": "before"}
 
 
@@ -59,15 +58,20 @@ def test_a_text_file_is_as_it_was_where_the_disk_fills(file):
     assert contents(file.parent) == {"a": "before"}
 
 
+def test_missing_folders_are_made(tmp_path):
+    write_text(tmp_path / "runs" / "parity" / "b", "whole")
+    assert contents(tmp_path / "runs" / "parity") == {"b": "whole"}
+
+
 def test_text_is_utf_8_with_its_own_line_ends(file):
     write_text(file, "≈ 1\r\n2\n")
     assert file.read_bytes() == "≈ 1\r\n2\n".encode()
 
 
 def test_where_a_file_could_not_be_written_is_said_beforehand(file):
-    for path in (file.parent / "absent" / "c", file.parent):
-        with pytest.raises(InputError, match=rf"--json {path}: must be a file in a folder that is there and can be"):
+    for path in (file / "absent" / "c", file.parent):
+        with pytest.raises(InputError, match=rf"--json {path}: must be a file in a folder that can be written to or"):
             check_writable(path, "--json")
-    check_writable(file, "--json")
-    check_writable(file.parent / "new", "--json")
+    for path in (file, file.parent / "new", file.parent / "absent" / "folder" / "new"):
+        check_writable(path, "--json")
     assert contents(file.parent) == {"a": "before"}

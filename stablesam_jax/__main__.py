@@ -1,0 +1,86 @@
+"""`stablesam COMMAND ...`, also as `python -m stablesam_jax COMMAND ...`: every tool of the project by one name.
+
+In a wheel the tools lie in `_tools/`, a folder that is no package: `train`, `eval` and `bench` are names that a user's
+own modules may have, and only this program, which puts the folder on its path, can import them. In a clone they are the
+packages beside this one.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import pathlib
+import re
+import sys
+
+from stablesam_jax.commands import COMMANDS
+from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.version import __version__
+
+PACKAGE = pathlib.Path(__file__).parent
+TOOLS = PACKAGE / "_tools"
+
+
+def usage() -> str:
+    """The commands, a line for each."""
+    lines = [f"  {name:<12}{command.purpose}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: stablesam COMMAND [OPTIONS]", "", *lines, "", "stablesam COMMAND --help: its options"])
+
+
+def missing_packages(extra: str) -> list[str]:
+    """Names of the distributions that an extra asks for and that are not installed.
+
+    Args:
+        extra: one or more, separated by commas.
+
+    Returns:
+        none also where this package runs uninstalled, and nothing is known of its extras.
+    """
+    try:
+        requirements = importlib.metadata.requires("stablesam-jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    extras = "|".join(extra.split(","))
+    asked = [line for line in requirements if re.search(rf"""extra == ['"]({extras})['"]""", line)]
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in asked}
+    return sorted(name for name in names if not _is_installed(name))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _refuse(name: str) -> None:
+    """Raises an InputError where there is no such command, or packages that it needs are not installed."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise InputError(f"stablesam {name}: no such command." + (f" Did you mean {near[0]}?" if near else ""))
+    extra = COMMANDS[name].extra
+    if missing := missing_packages(extra):
+        raise InputError(
+            f"stablesam {name}: needs {', '.join(missing)}, not installed here; pip install 'stablesam-jax[{extra}]'."
+        )
+
+
+def main() -> None:
+    """Runs the command that is named; without one, or with one that is unknown, lists all and exits with status 2."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in ("-h", "--help", "--version"):
+        print(f"stablesam-jax {__version__}" if name == "--version" else usage())
+        sys.exit()
+    if name not in COMMANDS:
+        print(usage(), file=sys.stderr)
+    if not name:
+        sys.exit(2)
+    with exit_on_input_error():
+        _refuse(name)
+    sys.path.insert(0, str(TOOLS if TOOLS.is_dir() else PACKAGE.parent))
+    sys.argv = [f"stablesam {name}", *rest]
+    sys.exit(importlib.import_module(COMMANDS[name].module).main())
+
+
+if __name__ == "__main__":
+    main()

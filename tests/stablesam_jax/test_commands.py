@@ -1,0 +1,83 @@
+"""The table of commands says what is there: modules with a main(), and all that they import."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import sys
+import tomllib
+import types
+
+import grimp
+import pytest
+
+from stablesam_jax.commands import COMMANDS, called
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "bench", "experiments")
+BY_OPTION = {"keras_hub"}  # of --keras-hub, whose help says that it must be installed
+
+
+def parsed(name):
+    spec = importlib.util.find_spec(COMMANDS[name].module)
+    return ast.parse(pathlib.Path(spec.origin).read_text())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_module_with_a_main_that_needs_no_argument(name):
+    (main,) = [node for node in parsed(name).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert len(main.args.args) == len(main.args.defaults)
+    assert not main.args.kwonlyargs
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_calls_itself_by_its_own_name_in_its_usage(name):
+    calls = [node for node in ast.walk(parsed(name)) if isinstance(node, ast.Call)]
+    named = [call.args[0].value for call in calls if isinstance(call.func, ast.Name) and call.func.id == "called"]
+    assert named == [name]
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        ("train.main", "python -m eval.parity"),
+        ("eval.parity.__main__", "python -m eval.parity"),
+        ("stablesam_jax.__main__", "stablesam parity"),
+        (None, "stablesam parity"),  # a script, as that which pip makes
+    ],
+)
+def test_a_hint_is_called_as_the_process_was(monkeypatch, started, expected):
+    main = types.ModuleType("__main__")
+    main.__spec__ = None if started is None else importlib.machinery.ModuleSpec(started, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert called("parity") == expected
+
+
+def distributions(requirements):
+    """Names of the distributions that are asked for."""
+    return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", line, maxsplit=1)[0]).lower() for line in requirements}
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """Module -> top-level names of what it imports of others, directly or not, at the top or in a function."""
+    graph = grimp.build_graph(*PACKAGES, include_external_packages=True, cache_dir=None)
+
+    def find(module):
+        found = {name.partition(".")[0] for name in graph.find_upstream_modules(module)}
+        return found - {*PACKAGES, *sys.stdlib_module_names, *BY_OPTION}
+
+    return find
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_extra_of_a_command_brings_all_that_it_imports(imports, name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][extra] for extra in COMMANDS[name].extra.split(",")]
+    asked = distributions([*project["dependencies"], *(line for extra in extras for line in extra)])
+    asked |= distributions(line for one in asked for line in importlib.metadata.requires(one) or [])
+    providers = importlib.metadata.packages_distributions()
+    missing = {top for top in imports(COMMANDS[name].module) if not asked & distributions(providers[top])}
+    assert missing == set()
+    assert "tyro" in imports(COMMANDS[name].module)
