@@ -17,7 +17,7 @@ from faster_coco_eval.core import mask as mask_api
 from stablesam_jax.data.readers import LabelledPicture, Refused, settle
 from stablesam_jax.data.rle import CompressedRunLengths
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import MAX_PIXELS, read_picture, upright_size
+from stablesam_jax.files.picture_file import MAX_PIXELS, read_header, read_picture
 
 PICTURES, ANNOTATIONS = "images", "annotations.json"  # of a folder of one's own
 SLACK = 1.0  # pixels that a box or polygon may reach outside its picture: annotation tools round
@@ -158,7 +158,7 @@ class CocoPictures:
         faults = {}
         for image in self._listed:
             try:
-                size = upright_size(image.path)
+                size = read_header(image.path).size
             except InputError as error:
                 faults[image.name] = str(error)
                 continue

@@ -20,7 +20,7 @@ from stablesam_jax.data import near_duplicates
 from stablesam_jax.data.label_file import other_size, read_masks
 from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, Pictures, by_stem
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_picture, upright_size
+from stablesam_jax.files.picture_file import read_header, read_picture
 
 KINDS = {  # of findings, in the order in which they are shown -> (severity, title)
     "not checked": ("hint", "pictures in no known layout"),
@@ -141,7 +141,7 @@ def examine(pair: Pair) -> Examined:
             findings.append(_refusal("picture", pair.picture, error))
     if pair.mask is not None:
         try:
-            mask_hw = upright_size(pair.mask)[::-1]
+            mask_hw = read_header(pair.mask).size[::-1]
             masks, _ = read_masks(pair.mask, mask_hw)
         except InputError as error:
             findings.append(_refusal("mask", pair.mask, error))

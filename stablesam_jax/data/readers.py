@@ -15,7 +15,7 @@ import numpy as np
 
 from stablesam_jax.data.label_file import read_masks, read_soft_mask
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_picture, upright_size
+from stablesam_jax.files.picture_file import read_header, read_picture
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 MASK_SUFFIXES = frozenset({".png"})
@@ -141,7 +141,7 @@ class LabelledFiles:
         faults = {}
         for name, (picture, label) in zip(self.names, self.pairs, strict=True):
             try:
-                size, label_size = upright_size(picture), upright_size(label)
+                size, label_size = read_header(picture).size, read_header(label).size
             except InputError as error:
                 faults[name] = str(error)
                 continue

@@ -1,21 +1,55 @@
 """Picture files: upright RGB of 8 bits, whatever is stored.
 
 Pillow decodes; pictures are turned as their EXIF data say, so they look as any viewer shows them.
+
+Files of 16 bits hold the values of cameras and scanners of 8, 10, 12, 14 or 16. One rule: white is the largest value of
+the fewest of these bits that hold every value of the picture. So nothing is cut, black stays black, a value twice as
+large is twice as bright, and a picture of 12 bits, whose white would be 16 of 255 otherwise, is seen as it was taken. A
+picture of true 16 bits that is dark, with nothing above a quarter of white, is brightened by a whole factor, not lost.
 """
 
 import contextlib
+import dataclasses
 import os
+import pathlib
+import struct
+import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stablesam_jax.errors import InputError
 
 MAX_PIXELS = 150_000_000  # half a gigabyte of RGB; a file of a few bytes may claim any size
+# What Pillow may decode. Not EPS, which runs a program of its own, nor what has no mark that tells it from other files.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset(
+    (
+        *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
+UNREAD = {  # suffix of a picture that is not read -> what it is
+    **dict.fromkeys((".heic", ".heif", ".hif"), "a HEIC picture"),
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"), "a camera's raw picture"),
+    **dict.fromkeys((".exr", ".hdr"), "a picture without a known white"),
+    **dict.fromkeys((".dcm", ".nii", ".nii.gz"), "a medical picture"),
+    **dict.fromkeys((".npy", ".npz", ".mat"), "an array"),
+    **{".jxl": "a JPEG XL picture", ".psd": "a Photoshop picture", ".svg": "a drawing", ".tga": "a Targa picture"},
+}
+CONVERT = "which is not read; convert it to JPEG or PNG"
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+TIFF_PHOTOMETRIC, TIFF_MAX_SAMPLE_VALUE = 262, 281  # tags
+PILLOWS_FAULTS = (  # of a file that is broken, none of which is the program's
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
 UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,14 +60,50 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
+DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners
+# Pillow keeps the high byte of each channel of 16 bits; what it would have to read for the low one.
+LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "LA;16B": "RGBA",  # four bytes: both of grey, both of alpha
+}
+if sys.byteorder == "little":
+    LOW_BYTES |= {"RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B"}
 
 Source = str | os.PathLike[str] | Image.Image | IO[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of its picture."""
+
+    size: tuple[int, int]  # W, H, upright
+    orientation: int = 1  # EXIF, 1 to 8; 1 is upright as stored
+    deep: bool = False  # 16 bits a channel
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """W, H of the pixels as they are stored."""
+        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A decoded picture, upright, as its file has it."""
+
+    image: Image.Image
+    deep: np.ndarray | None  # (H, W) or (H, W, C) uint16, where the file has 16 bits a channel
+    white: int  # of `deep`
+    white_is_zero: bool  # `deep` counts from white, as an X-ray's film does
+    raw: str  # how Pillow names the bytes, as "L;4"
 
 
 def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a picture as (H, W, 3) uint8 RGB, turned upright as its EXIF data say.
 
-    Grey values of 16 bits are scaled, not cut; where a picture is transparent, the colour stored beneath is shown.
+    Where a picture is transparent, the colour stored beneath is shown. Of several frames or pages the first is read.
 
     Args:
         source: path of a file, an open file, or a picture that Pillow opened.
@@ -43,21 +113,22 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         InputError: the file is missing, broken, cut short, of floating-point pixels, or larger than `max_pixels`.
     """
-    picture = open_upright(source, max_pixels=max_pixels)
-    if picture.mode.startswith("I;16"):  # Pillow would turn everything above 255 into white
-        grey = (np.asarray(picture) // 257).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
+    stored = read_stored(source, max_pixels=max_pixels)
+    if stored.deep is not None:
+        return _eight_bits(stored.deep, stored.white, white_is_zero=stored.white_is_zero)
+    picture = stored.image
     if picture.mode in ("I", "F"):
         raise InputError(
             f"{_name(source)}: has pixels of 32 bits, whose white is not known; store 8 or 16 bits per channel."
         )
-    if "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    with _faults(source):
+        if "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def open_upright(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded picture, upright, in its own mode.
+def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
+    """Decodes a picture as it is stored, and turns it upright.
 
     Raises:
         InputError: it cannot be read, or is larger than `max_pixels`.
@@ -69,28 +140,116 @@ def open_upright(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image
                 f"{_name(source)}: has {width} x {height} pixels, more than the {max_pixels} that are allowed; "
                 "make it smaller or raise max_pixels."
             )
-        picture.load()
-        # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
-        turn = UPRIGHT.get(_orientation(picture))
-        if turn is None:
-            return picture
-        upright = picture.transpose(turn)
-        upright.format = picture.format
-        return upright
+        tags = getattr(picture, "tag_v2", {})  # a TIFF's
+        said = tags.get(TIFF_MAX_SAMPLE_VALUE, 0)
+        white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
+        raw = _raw_mode(picture)
+        image = _loaded_upright(picture)
+        deep = None
+        if image.mode.startswith("I;16"):
+            deep = np.asarray(image).astype(np.uint16)  # in the machine's order of bytes
+        elif raw in LOW_BYTES and not isinstance(source, Image.Image):  # that has lost its low bytes, or may have
+            deep = _both_bytes(source, image, raw)
+    if deep is None:
+        return Stored(image, None, 255, False, raw)
+    largest = max([int(_colours(deep).max()), *np.ravel(said).tolist()])
+    return Stored(image, deep, white_of(largest), white_is_zero, raw)
 
 
-def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of a picture as its EXIF turns it, from the header alone.
+def white_of(largest: int) -> int:
+    """The value that is white in a picture of 16 bits whose largest value is given.
+
+    >>> [white_of(value) for value in (200, 900, 2288, 4095, 4096, 30000)]
+    [255, 1023, 4095, 4095, 16383, 65535]
+    """
+    return next(2**bits - 1 for bits in DEPTHS if largest < 2**bits or bits == DEPTHS[-1])
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Size and orientation of a picture.
 
     Raises:
         InputError: it cannot be read.
     """
     with _opened(path) as picture:
-        return picture.size[::-1] if _orientation(picture) in SIDEWAYS else picture.size
+        deep = picture.mode.startswith("I;16") or ";16" in _raw_mode(picture)
+        orientation = _orientation(picture)  # decodes a PNG file, whose EXIF data may come last
+        # Pillow swaps the sides of a TIFF when it opens it, those of other files never.
+        sideways = orientation in SIDEWAYS and picture.format != "TIFF"
+        size = picture.size[::-1] if sideways else picture.size
+        return Header(size, orientation, deep)
+
+
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """How many frames or pages a file holds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _opened(path) as picture:
+        return getattr(picture, "n_frames", 1)
+
+
+def unread(path: pathlib.PurePath) -> str | None:
+    """What a file is by its suffix, where that is a picture which is not read."""
+    name = path.name.lower()
+    return next((what for suffix, what in UNREAD.items() if name.endswith(suffix)), None)
+
+
+def _loaded_upright(picture: Image.Image) -> Image.Image:
+    if isinstance(picture, ImageFile.ImageFile):
+        # Pillow maps an uncompressed grey TIFF of a known name into memory, and scrambles it where it lies sideways.
+        name, picture.filename = picture.filename, ""
+        picture.load()
+        picture.filename = name
+    # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
+    turn = UPRIGHT.get(_orientation(picture))
+    if turn is None:
+        return picture
+    upright = picture.transpose(turn)
+    upright.format = picture.format
+    return upright
+
+
+def _colours(deep: np.ndarray) -> np.ndarray:
+    """(H, W) as it is, (H, W, C) without alpha."""
+    return deep[..., :3] if deep.ndim == 3 else deep
+
+
+def _eight_bits(deep: np.ndarray, white: int, *, white_is_zero: bool) -> np.ndarray:
+    """A picture of 16 bits as (H, W, 3) uint8."""
+    levels = (np.arange(white + 1) * 255 // white).astype(np.uint8)
+    levels = levels[::-1] if white_is_zero else levels
+    values = np.stack([levels[row] for row in _colours(deep)])  # by rows: indices take 8 bytes each
+    return values if values.ndim == 3 else np.stack([values] * 3, axis=-1)
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """How Pillow reads the bytes of a picture that is not decoded yet."""
+    args = picture.tile[0].args if isinstance(picture, ImageFile.ImageFile) and picture.tile else ""
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return raw if isinstance(raw, str) else ""
+
+
+def _both_bytes(source: Source, high: Image.Image, raw: str) -> np.ndarray:
+    """The channels (H, W, C) uint16 of a picture of which `high` holds the high bytes."""
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with _opened(source) as picture:
+        assert isinstance(picture, ImageFile.ImageFile)
+        for number, tile in enumerate(picture.tile):
+            args = (LOW_BYTES[raw], *tile.args[1:]) if isinstance(tile.args, tuple) else LOW_BYTES[raw]
+            picture.tile[number] = tile._replace(args=args)
+        low = np.asarray(_loaded_upright(picture)).astype(np.uint16)
+    if raw == "LA;16B":
+        grey, alpha = low[..., 0] * 256 + low[..., 1], low[..., 2] * 256 + low[..., 3]
+        return np.stack([grey, grey, grey, alpha], axis=-1)
+    return np.asarray(high).astype(np.uint16) * 256 + low
 
 
 def _orientation(picture: Image.Image) -> int:
-    return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in UPRIGHT else 1
 
 
 def _name(source: Source) -> str:
@@ -105,18 +264,41 @@ _filters = threading.Lock()  # Python's warning filters are one list for all thr
 @contextlib.contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The picture before it is decoded; what Pillow raises on a bad file becomes an InputError."""
-    try:
+    with _faults(source):
         if isinstance(source, Image.Image):
             yield source
             return
         with _filters, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is the caller's
-            picture = Image.open(source)
+            picture = Image.open(source, formats=FORMATS)
         with picture:
             yield picture
+
+
+@contextlib.contextmanager
+def _faults(source: Source) -> Iterator[None]:
+    """What Pillow raises on a bad file, as an InputError."""
+    try:
+        yield
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        unidentified = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture" if unidentified else getattr(error, "strerror", None) or str(error).split("\n")[0]
+    except UnidentifiedImageError:
+        raise InputError(f"{_name(source)}: {_no_picture(source)}.") from None
+    except PILLOWS_FAULTS as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(f"{_name(source)}: cannot be read ({reason}); replace the file.") from error
+
+
+def _no_picture(source: Source) -> str:
+    """What a file is that Pillow does not know."""
+    if isinstance(source, str | os.PathLike):
+        path = pathlib.Path(source)
+        with open(path, "rb") as file:
+            begins = file.read(12)
+        if begins[4:8] == b"ftyp" and begins[8:] in HEIC_BRANDS:
+            return f"is a HEIC picture, {CONVERT}"
+        if (what := unread(path)) is not None:
+            return f"is {what}, {CONVERT}"
+        if not begins:
+            return "cannot be read (the file is empty); replace the file"
+    return "cannot be read (not a picture); replace the file"

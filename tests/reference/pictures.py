@@ -1,5 +1,8 @@
 """Small pictures, files of them with EXIF data, and what every refusal must look like."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +28,30 @@ def save(path, array, **options):
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
     image.save(path, **options)
     return path
+
+
+def raw_png(path, size, bits, colour_type, rows, orientation=1):
+    """A PNG file of the bytes of its rows: Pillow writes neither 16 bits of colour nor 2 or 4 of grey."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0),
+        b"eXIf": exif(orientation).tobytes().removeprefix(b"Exif\0\0"),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows)),
+        b"IEND": b"",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items()))
+    return path
+
+
+def deep_png(path, array, orientation=1):
+    """A PNG file of 16 bits a channel, (H, W, C): grey and alpha, colours, or colours and alpha."""
+    height, width, channels = array.shape
+    rows = [row.astype(">u2").tobytes() for row in array]
+    return raw_png(path, (width, height), 16, {2: 4, 3: 2, 4: 6}[channels], rows, orientation)
 
 
 def turned(array, orientation):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from stablesam_jax.data import label_file
 from stablesam_jax.errors import InputError
-from tests.reference.pictures import disc, exif, refusal, save
+from tests.reference.pictures import deep_png, disc, exif, raw_png, refusal, save
 
 
 @pytest.mark.parametrize("value", [1, 7, 127, 255])
@@ -39,19 +39,102 @@ def test_a_palette_counts_by_its_indices(tmp_path):
     assert np.array_equal(masks, np.stack([label == 1, label == 2]))
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "gif", "webp"])
+def test_any_lossless_file_holds_a_mask(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", disc().astype(np.uint8) * 255, lossless=True)
+    assert np.array_equal(label_file.read_masks(path, (40, 60))[0], disc()[None])
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png"])
+def test_a_file_of_several_masks_is_refused(tmp_path, suffix):
+    other = Image.fromarray(disc(radius=5).astype(np.uint8))
+    path = save(tmp_path / f"a.{suffix}", disc().astype(np.uint8), save_all=True, append_images=[other])
+    assert "the mask has 2 frames or pages; store one" in refusal(label_file.read_masks, path, (40, 60))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bits_of_grey_in_colours_are_numbers(tmp_path, channels):
+    label = disc().astype(np.uint16) * 300 + disc(radius=5)
+    opaque = [np.full_like(label, 65535)] if channels != 3 else []
+    path = deep_png(tmp_path / "a.png", np.stack([label] * (channels - len(opaque)) + opaque, axis=-1))
+    masks, numbers = label_file.read_masks(path, (40, 60))
+    assert numbers == (300, 301)
+    assert np.array_equal(masks[1], disc(radius=5))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_a_grey_mask_in_a_colour_file_is_a_mask(tmp_path, mode):
     path = save(tmp_path / "a.png", Image.fromarray(disc().astype(np.uint8) * 255).convert(mode))
     assert np.array_equal(label_file.read_masks(path, (40, 60))[0], disc()[None])
 
 
-@pytest.mark.parametrize("value", [1, 300, 65535])
-def test_sixteen_bits_hold_one_object_or_small_numbers(tmp_path, value):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("value", [1, 300, 26001, 65535])
+def test_one_value_of_sixteen_bits_is_one_object(tmp_path, value, suffix):
     label = disc().astype(np.uint16) * value
-    assert np.array_equal(label_file.read_masks(save(tmp_path / "a.png", label), (40, 60))[0], disc()[None])
-    label[0, 0] = 1
-    if value > 255:
-        assert f"numbers up to {value}" in refusal(label_file.read_masks, save(tmp_path / "a.png", label), (40, 60))
+    masks, numbers = label_file.read_masks(save(tmp_path / f"a.{suffix}", label), (40, 60))
+    assert numbers == (value,)
+    assert np.array_equal(masks, disc()[None])
+
+
+def test_sixteen_bits_hold_more_objects_than_eight(tmp_path):
+    rows, columns = np.mgrid[:80, :120]
+    label = (1 + rows // 4 * 30 + columns // 4).astype(np.uint16)  # 20 x 30 squares of 4 pixels
+    masks, numbers = label_file.read_masks(save(tmp_path / "a.png", label), (80, 120))
+    assert numbers == tuple(range(1, 601))
+    assert np.array_equal(masks[254], label == 255)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_large_numbers_are_numbers(tmp_path, dtype):
+    label = disc().astype(dtype) * 26001 + disc(radius=5) * dtype(7000)
+    masks, numbers = label_file.read_masks(save(tmp_path / "a.tif", label), (40, 60))
+    assert numbers == (26001, 33001)
+    assert np.array_equal(masks, np.stack([label == 26001, label == 33001]))
+
+
+def test_65535_is_ignored_where_numbers_exceed_255(tmp_path):
+    label = np.zeros((15, 8), np.uint16)
+    label[:3], label[3:6], label[6:10], label[10:] = 255, 256, 1000, 65535
+    assert label_file.read_masks(save(tmp_path / "a.png", label), (15, 8))[1] == (255, 256, 1000)
+
+
+@pytest.mark.parametrize("number", [1, 7])
+@pytest.mark.parametrize("scale", [1, 257])
+def test_a_thin_object_in_a_border_that_is_ignored_is_one_object(tmp_path, number, scale):
+    label = np.zeros((180, 240), np.uint8 if scale == 1 else np.uint16)
+    label[20:160, 98:108] = 255 * scale
+    label[22:158, 102:104] = number * (1 if scale == 1 else 300)
+    masks, numbers = label_file.read_masks(save(tmp_path / "a.png", label), (180, 240))
+    assert numbers == (label[30, 102],)
+    assert np.array_equal(masks, (label == numbers[0])[None])
+
+
+def test_a_stray_pixel_does_not_turn_its_object_into_what_is_ignored(tmp_path):
+    label = disc().astype(np.uint8) * 255
+    label[20, 30] = 1
+    assert "has grey levels (1)" in refusal(label_file.read_masks, save(tmp_path / "a.png", label), (40, 60))
+
+
+def grey_png(path, bits, values):
+    """A row of grey values of fewer than 8 bits."""
+    row = int("".join(f"{value:0{bits}b}" for value in values), 2).to_bytes(len(values) * bits // 8)
+    return raw_png(path, (len(values), 1), bits, 0, [row])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_bits_hold_one_object_and_no_numbers_that_are_known(tmp_path, bits):
+    path = grey_png(tmp_path / "a.png", bits, [0, 3, 3, 0])
+    assert label_file.read_masks(path, (1, 4))[0].tolist() == [[[False, True, True, False]]]
+    grey_png(path, bits, [0, 1, 2, 3])
+    assert f"has {bits} bits a pixel, so that its numbers are not known" in refusal(label_file.read_masks, path, (1, 4))
+
+
+def test_masks_that_no_memory_holds_are_refused_before_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_file, "MOST_MASK_BYTES", 2 * 40 * 60 - 1)
+    label = disc().astype(np.uint8) + disc(radius=5)
+    message = refusal(label_file.read_masks, save(tmp_path / "a.png", label), (40, 60))
+    assert "holds 2 objects of a picture of 60 x 40 pixels" in message
 
 
 def test_a_mask_is_turned_as_its_own_exif_data_say(tmp_path):
@@ -69,6 +152,13 @@ def test_many_objects_are_objects(tmp_path):
     rows, columns = np.mgrid[:56, :72]
     label = (1 + rows // 4 * 18 + columns // 4).astype(np.uint8)  # 14 x 18 squares of 4 pixels
     assert len(label_file.read_masks(save(tmp_path / "a.png", label), (56, 72))[0]) == 252
+
+
+def test_soft_masks_of_sixteen_bits_are_refused(tmp_path):
+    soft = cv2.GaussianBlur(disc(400, 600, 150).astype(np.uint16) * 65535, (0, 0), 3)
+    message = refusal(label_file.read_masks, save(tmp_path / "a.png", soft), soft.shape)
+    assert "has grey levels" in message
+    assert "threshold it to 0 and 65535" in message
 
 
 SOFT = {

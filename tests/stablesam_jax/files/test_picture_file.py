@@ -1,16 +1,17 @@
 """Picture files: what is read is what a viewer shows; what cannot be trusted is refused in one line."""
 
+import struct
 import warnings
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from stablesam_jax.data import collage
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_picture
-from tests.reference.pictures import disc, exif, ramp, refusal, save, turned
+from stablesam_jax.files.picture_file import count_frames, read_header, read_picture, white_of
+from tests.reference.pictures import deep_png, disc, exif, ramp, refusal, save, turned
 
 PHOTOGRAPH = collage.ASSETS / "im" / "rocket.jpg"
 
@@ -56,6 +57,74 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path):
     picture = read_picture(save(tmp_path / "a.png", grey))
     assert picture[..., 0] == pytest.approx(grey / 257, abs=1)
     assert (picture == picture[..., :1]).all()
+
+
+# How a camera's values of fewer bits lie in a file of 16.
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("share", [1, 0.6])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_white_is_that_of_the_bits_that_the_values_need(tmp_path, bits, share, suffix):
+    white = 2**bits - 1
+    values = np.round(np.linspace(0, share * white, 24 * 36)).astype(np.uint16).reshape(24, 36)
+    picture = read_picture(save(tmp_path / f"a.{suffix}", values))
+    assert np.array_equal(picture, np.stack([values.astype(int) * 255 // white] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("white", [4095, 65535])
+def test_sixteen_bits_of_colour_keep_all_of_them(tmp_path, channels, white):
+    colours = ramp().astype(np.uint16) * (white // 255)
+    if channels == 2:
+        colours = colours[..., :1]
+    opaque = np.full((24, 36, 1), 65535, np.uint16)
+    array = colours if channels == 3 else np.concatenate([colours, opaque], axis=-1)
+    largest = 175 * (white // 255)
+    expected = np.broadcast_to(colours.astype(int) * 255 // white_of(largest), (24, 36, 3))
+    assert np.array_equal(read_picture(deep_png(tmp_path / "a.png", array)), expected)
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tiff_of_sixteen_bits_of_colour_keeps_all_of_them(tmp_path, compression, channels):
+    array = np.random.default_rng(0).integers(4096, size=(24, 36, channels)).astype(np.uint16)
+    order = [2, 1, 0, 3][:channels]
+    cv2.imwrite(str(tmp_path / "a.tif"), array[..., order], [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+    assert np.array_equal(read_picture(tmp_path / "a.tif"), array[..., :3].astype(int) * 255 // 4095)
+
+
+def test_a_file_that_says_how_large_its_values_may_be_is_believed(tmp_path):
+    values = np.linspace(0, 3000, 24 * 36).astype(np.uint16).reshape(24, 36)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[281] = 65535
+    assert read_picture(save(tmp_path / "a.tif", values, tiffinfo=tags)).max() == 3000 // 257
+
+
+def test_a_film_of_sixteen_bits_whose_zero_is_white_is_read_so(tmp_path):
+    values = np.linspace(0, 65535, 24 * 36).astype(np.uint16).reshape(24, 36)
+    path = save(tmp_path / "a.tif", values)
+    data = path.read_bytes()
+    black_is_zero = struct.pack("<HHIH", 262, 3, 1, 1)
+    assert data.count(black_is_zero) == 1
+    path.write_bytes(data.replace(black_is_zero, struct.pack("<HHIH", 262, 3, 1, 0)))
+    assert np.array_equal(read_picture(path)[..., 0], (65535 - values) // 257)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bits_are_turned_upright_too(tmp_path, orientation):
+    colours = np.ascontiguousarray(turned(ramp(), orientation)).astype(np.uint16) * 257
+    assert np.array_equal(read_picture(deep_png(tmp_path / "a.png", colours, orientation)), ramp())
+    grey = save(tmp_path / "a.tif", colours[..., 0], exif=exif(orientation))
+    assert np.array_equal(read_picture(grey)[..., 0], ramp()[..., 0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_a_header_tells_the_size_as_the_picture_is_read(tmp_path, orientation, suffix):
+    path = save(tmp_path / f"a.{suffix}", np.ascontiguousarray(turned(ramp(), orientation)), exif=exif(orientation))
+    header = read_header(path)
+    assert header.size == read_picture(path).shape[1::-1] == (36, 24)
+    assert header.stored_size == ((24, 36) if orientation >= 5 else (36, 24))
+    assert header.orientation == orientation
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -111,6 +180,39 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     assert refusal(read_picture, text).startswith(f"{text}: cannot be read (not a picture)")
     absent = tmp_path / "absent.jpg"
     assert refusal(read_picture, absent).startswith(f"{absent}: cannot be read (No such file or directory)")
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "a.jpg", "no_suffix"])
+def test_a_heic_picture_is_named_whatever_its_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert refusal(read_picture, path) == f"{path}: is a HEIC picture, which is not read; convert it to JPEG or PNG."
+
+
+def test_a_picture_of_a_kind_that_is_not_read_is_called_so(tmp_path):
+    (tmp_path / "a.NEF").write_bytes(b"anything")
+    assert "a.NEF: is a camera's raw picture, which is not read; convert" in refusal(read_picture, tmp_path / "a.NEF")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert "a.jpg: cannot be read (the file is empty)" in refusal(read_picture, tmp_path / "a.jpg")
+
+
+def test_no_program_is_run_for_a_picture(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert "cannot be read (not a picture)" in refusal(read_picture, path)
+
+
+def test_of_several_pages_the_first_is_read_and_all_are_counted(tmp_path):
+    other = Image.fromarray(np.zeros((24, 36, 3), np.uint8))
+    for suffix in ("tif", "png"):
+        path = save(tmp_path / f"a.{suffix}", ramp(), save_all=True, append_images=[other])
+        assert np.array_equal(read_picture(path), ramp())
+        assert count_frames(path) == 2
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr"])
+def test_other_colour_spaces_become_rgb(tmp_path, mode):
+    assert read_picture(save(tmp_path / "a.tif", Image.new(mode, (8, 6)))).shape == (6, 8, 3)
 
 
 def test_a_picture_too_large_to_be_one_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
