@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import time
-import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +80,7 @@ def cost_of(function: Callable[..., Any], *arguments: Any, axis_env: Any = None)
         arguments: arrays or `jax.ShapeDtypeStruct`s.
         axis_env: names and sizes of the axes that it takes means over.
     """
-    with unittest.mock.patch.object(jax, "default_backend", return_value="cpu"):
+    with jax.default_device(jax.devices("cpu")[0]):
         traced = jax.make_jaxpr(function, axis_env=axis_env)(*arguments)
     moved = sum(np.prod(aval.shape) * aval.dtype.itemsize for aval in (*traced.in_avals, *traced.out_avals))
     return Cost(flops=_flops(traced), bytes=float(moved))

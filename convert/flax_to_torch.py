@@ -20,10 +20,11 @@ from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called
-from stablesam_jax.config import LiteConfig, PluginConfig
+from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import new_path, whole_file
 from stablesam_jax.files.plugin_file import load_plugin
+from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.params import Params, count, flatten
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -95,7 +96,7 @@ def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
             f"{checkpoint}: has a plugin, which no official package knows. Give its base alone, and then the plugin "
             "file alone."
         )
-    if isinstance(sam.config.encoder, LiteConfig):
+    if encoder_of(sam.config).official is None:
         raise InputError(
             f"{checkpoint}: {sam.config.name} has an encoder that no official package has. Give a SAM with ViT or "
             "TinyViT."

@@ -17,10 +17,11 @@ from convert.rules import dropped, to_flax
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.commands import called
-from stablesam_jax.config import MODELS, LiteConfig, SamConfig, TinyViTConfig, ViTConfig
+from stablesam_jax.config import MODELS, SamConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.files.disk import new_path
+from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.params import count
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -75,7 +76,8 @@ def recognise(shapes_by_name: Shapes) -> SamConfig:
     hq = any(name.startswith(HQ_PARTS) for name in shapes_by_name)
     depths, width = _depths(shapes_by_name), _width(shapes_by_name)
     for config in MODELS.values():
-        if config.plugin is None and config.hq == hq and _fits(config.encoder, depths, width):
+        fits = encoder_of(config).recognise
+        if config.plugin is None and config.hq == hq and fits is not None and fits(config.encoder, depths, width):
             return _at_its_size(config, shapes_by_name)
     if not depths:
         raise InputError(f"This holds no image encoder of a SAM. {OURS}")
@@ -148,15 +150,6 @@ def _width(shapes_by_name: Shapes) -> int | None:
         case (_, width, 1, 1):
             return width
     return None
-
-
-def _fits(encoder: ViTConfig | TinyViTConfig | LiteConfig, depths: tuple[int, ...], width: int | None) -> bool:
-    match encoder:
-        case ViTConfig():
-            return depths == (encoder.depth,) and width in (None, encoder.width)
-        case TinyViTConfig():
-            return depths == encoder.depths and width in (None, encoder.widths[-1])
-    return False
 
 
 def _at_its_size(config: SamConfig, shapes_by_name: Shapes) -> SamConfig:

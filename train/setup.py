@@ -8,13 +8,14 @@ import math
 import jax
 
 from stablesam_jax import build, params
-from stablesam_jax.config import LiteConfig, SamConfig
+from stablesam_jax.config import SamConfig
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.feature_cache import FeatureCache
+from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.version import __version__
 from train.presets import TrainConfig
@@ -127,7 +128,7 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resti
         )
     if config.hq and config.objective == "pretrain":
         raise InputError("--objective pretrain is SAM's loss and does not reach HQ-SAM's parts; say --no-hq.")
-    neck_trains = isinstance(sam.config.encoder, LiteConfig) and "neck" in trained.get("image_encoder", {})
+    neck_trains = encoder_of(sam.config).in_two_steps and "neck" in trained.get("image_encoder", {})
     moving = trained.get("image_encoder", {}).keys() - ({"neck"} if neck_trains else set())
     if config.cache is not None and moving:
         raise InputError(

@@ -3,7 +3,6 @@
 The official registries know a few sizes at 1024 pixels; their classes take any.
 """
 
-import functools
 import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 
 from eval.parity import stand_ins
-from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
+from stablesam_jax.config import SamConfig
+from stablesam_jax.model.encoders import encoder_of
+from stablesam_jax.ops.layers import ENCODER_EPS
 
 stand_ins.provide()
 
@@ -54,7 +55,7 @@ def build(config: SamConfig) -> Official:
             mask_in_chans=16,
         ),
         mask_decoder=(
-            hq_modeling.MaskDecoderHQ(**decoder, vit_dim=_early_width(config))
+            hq_modeling.MaskDecoderHQ(**decoder, vit_dim=encoder_of(config).early_width(config.encoder))
             if config.hq
             else modeling.MaskDecoder(**decoder)
         ),
@@ -102,37 +103,17 @@ class TinyViT(hq_modeling.TinyViT):
 
 
 def _image_encoder(config: SamConfig) -> torch.nn.Module:
-    match config.encoder:
-        case TinyViTConfig() as tiny:
-            return TinyViT(
-                config.hq,
-                img_size=config.image_size,
-                num_classes=tiny.classes,
-                embed_dims=tiny.widths,
-                depths=tiny.depths,
-                num_heads=tiny.heads,
-                window_sizes=tiny.window_sizes,
-                drop_path_rate=0.0,
-            )
-        case ViTConfig() as vit:
-            return (hq_modeling if config.hq else modeling).ImageEncoderViT(
-                img_size=config.image_size,
-                patch_size=vit.patch_size,
-                embed_dim=vit.width,
-                depth=vit.depth,
-                num_heads=vit.heads,
-                out_chans=config.embedding_width,
-                norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-                use_rel_pos=True,
-                window_size=vit.window_size,
-                global_attn_indexes=vit.global_blocks,
-            )
-    raise TypeError(f"no official model has the encoder {type(config.encoder).__name__}")
-
-
-def _early_width(config: SamConfig) -> int:
-    encoder = config.encoder
-    return encoder.widths[2] if isinstance(encoder, TinyViTConfig) else encoder.width
+    official = encoder_of(config).official
+    if official is None:
+        raise TypeError(f"no official model has the encoder {type(config.encoder).__name__}")
+    name, sizes = official(config)
+    if name == TinyViT.__name__:
+        return TinyViT(config.hq, **sizes)
+    encoder = getattr(hq_modeling if config.hq else modeling, name)(**sizes)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = ENCODER_EPS  # as the official registry has it; the class would take PyTorch's 1e-5
+    return encoder
 
 
 # Deviation of a kernel times the root of its fan-in, where that is not 1. With these gains the residual streams stay

@@ -1,10 +1,8 @@
 """Both sides of the parity command: one picture and its prompts through our model, and through the official one."""
 
-import contextlib
 import dataclasses
 import functools
-import unittest.mock
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +14,8 @@ from convert.flax_to_torch import plugin_state
 from convert.rules import to_flax, to_torch
 from eval.parity import torch_sam
 from stablesam_jax.build import assemble, shapes
-from stablesam_jax.config import LiteConfig, SamConfig, ViTConfig
+from stablesam_jax.config import SamConfig, ViTConfig
+from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
@@ -60,7 +59,7 @@ def in_order(outputs: Iterable[str]) -> list[str]:
 
 
 class NoEncoder(torch.nn.Module):
-    """Stands where sam_nano has its encoder, which has no official twin."""
+    """Stands where the encoder has no official twin, as that of sam_nano."""
 
     def __init__(self, img_size: int):
         super().__init__()
@@ -70,14 +69,14 @@ class NoEncoder(torch.nn.Module):
 def official_parts(config: SamConfig) -> tuple[str, ...]:
     """The subtrees of our parameters that have an official twin."""
     decoding = ("prompt_encoder", "mask_decoder")
-    return decoding if isinstance(config.encoder, LiteConfig) else ("image_encoder", *decoding)
+    return decoding if encoder_of(config).official is None else ("image_encoder", *decoding)
 
 
 def build_official(config: SamConfig) -> torch_sam.Official:
-    """The official model of a configuration without its plugin; of sam_nano what `official_parts` names."""
-    if not isinstance(config.encoder, LiteConfig):
+    """The official model of a configuration without its plugin, or what `official_parts` names of it."""
+    if encoder_of(config).official is not None:
         return torch_sam.build(config)
-    early_width = 4 * config.encoder.stages[config.encoder.taps[1]].width
+    early_width = encoder_of(config).early_width(config.encoder)
     any_encoder = ViTConfig(width=early_width, depth=1, heads=1, global_blocks=(0,))
     official = torch_sam.build(dataclasses.replace(config, encoder=any_encoder))
     official.image_encoder = NoEncoder(config.image_size)
@@ -184,7 +183,7 @@ def run_official(
     """Runs the official model, one prompt at a time.
 
     Args:
-        official: from `load_official`; in float64 only within `float64_prompts`.
+        official: from `load_official`, or of `to_float64`.
         picture: (H, W, 3) uint8.
         prompts: N of them.
         ours: of `run_ours`, whose embedding and early features "decoder alone" starts from.
@@ -269,25 +268,27 @@ def to_float64(official: torch_sam.Official) -> torch_sam.Official:
     mean, deviation = official.pixel_mean, official.pixel_std
     official.double()
     official.pixel_mean, official.pixel_std = mean, deviation
+    official.prompt_encoder.pe_layer = _Float64Positions(official.prompt_encoder.pe_layer)
     return official
 
 
-@contextlib.contextmanager
-def float64_prompts() -> Iterator[None]:
-    """Within it the official prompt encoders, which cast coordinates to float32, can work in float64."""
-    with contextlib.ExitStack() as stack:
-        for package in (torch_sam.modeling, torch_sam.hq_modeling):
-            stack.enter_context(unittest.mock.patch.object(package.prompt_encoder, "torch", _DoubleTorch()))
-        yield
+class _Float64Positions(torch.nn.Module):
+    """The official positional encoding without its casts of coordinates to float32 (modeling/prompt_encoder.py)."""
 
+    def __init__(self, official: torch.nn.Module):
+        super().__init__()
+        self.official = official
 
-class _DoubleTorch:
-    """The module torch with float64 under the names of float32."""
+    def forward(self, size_hw: tuple[int, int]) -> torch.Tensor:
+        """-> (C, H, W) float64, of the centres of H x W cells."""
+        y, x = ((torch.arange(size, dtype=torch.float64) + 0.5) / size for size in size_hw)
+        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return self.official._pe_encoding(centres).permute(2, 0, 1)
 
-    float = float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+    def forward_with_coords(self, coords: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """(B, N, 2) pixels (x, y) -> (B, N, C) float64."""
+        height, width = image_size
+        return self.official._pe_encoding(coords.double() / torch.tensor([width, height]))
 
 
 def _to_map(features: np.ndarray) -> torch.Tensor:

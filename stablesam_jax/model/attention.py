@@ -150,7 +150,7 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
 def computes_on_cpu() -> bool:
     """Whether what is traced now is for a CPU: where JAX puts what is not placed, see `jax.default_device`."""
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 

@@ -31,21 +31,32 @@ class Masks:
 
 
 class MaskDecoder(nn.Module):
-    """Two-way transformer, upscaling, one hypernetwork for each mask token, IoU head; and HQ-SAM's branch."""
+    """Tokens, two-way transformer, upscaling, choice of the masks that are asked for; and HQ-SAM's branch."""
 
     width: int
     hq: bool = False
 
     def setup(self):
+        width = self.width
         if self.hq:
-            self.hq_branch = HQBranch(self.width)
+            self.hq_branch = HQBranch(width)
             nn.share_scope(self, self.hq_branch)
+            self.hq_token = self.hq_branch.token
+        self.iou_token = self.param("iou_token", nn.initializers.normal(1.0), (1, width))
+        self.mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width))
+        self.transformer = TwoWayTransformer(width)
+        self.output_upscaling = (
+            UpscaleBy2(width // 4, name="output_upscaling_0"),
+            LayerNorm(name="output_upscaling_1"),
+            UpscaleBy2(width // 8, name="output_upscaling_3"),
+        )
+        self.output_hypernetworks_mlps = [HeadMLP(width, width // 8) for _ in range(MASKS)]
+        self.iou_prediction_head = HeadMLP(width, MASKS)
 
     def picture_features(self, image_embeddings: jax.Array, early: jax.Array) -> jax.Array:
         """See `HQBranch`."""
         return self.hq_branch.picture_features(image_embeddings, early)
 
-    @nn.compact
     def __call__(
         self,
         image_embeddings: jax.Array,
@@ -77,58 +88,57 @@ class MaskDecoder(nn.Module):
         Returns:
             `Masks`. HQ-SAM has M = 1 unless all masks are asked for, which are SAM's alone then.
         """
-        batch, prompts, _, width = sparse_prompt_embeddings.shape
-        output_tokens = [
-            self.param("iou_token", nn.initializers.normal(1.0), (1, width)),
-            self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width)),
-        ]
-        if self.hq:
-            output_tokens.append(self.hq_branch.token)
-        output = jnp.concatenate(output_tokens).astype(sparse_prompt_embeddings.dtype)
-        output = jnp.broadcast_to(output[None, None], (batch, prompts, *output.shape))
-        tokens = jnp.concatenate([output, sparse_prompt_embeddings], axis=2)
-        valid = jnp.concatenate([jnp.ones(output.shape[:3], bool), sparse_valid], axis=2)
+        tokens, valid = self._tokens(sparse_prompt_embeddings, sparse_valid)
         keys = image_embeddings[:, None] + dense_prompt_embeddings
 
-        transformer = TwoWayTransformer(self.width, name="transformer")
-        upscaling = [
-            UpscaleBy2(width // 4, name="output_upscaling_0"),
-            LayerNorm(name="output_upscaling_1"),
-            UpscaleBy2(width // 8, name="output_upscaling_3"),
-        ]
-        chosen = _CHOSEN["all" if self.is_initializing() else masks]
-        hypernetworks = [HeadMLP(width, width // 8, name=f"output_hypernetworks_mlps_{index}") for index in chosen]
-        iou_head = HeadMLP(width, MASKS, name="iou_prediction_head")
-
-        def predict(
-            keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None
-        ) -> Masks:
-            tokens, features = transformer(keys, image_pe, tokens, valid, hooks)
-            first, norm, last = upscaling
-            upscaled = gelu(last(gelu(norm(first(features)))))
-            weights = jnp.stack(
-                [
-                    network(tokens[:, :, MASK_TOKENS.start + index])
-                    for index, network in zip(chosen, hypernetworks, strict=True)
-                ],
-                axis=2,
-            )
-            iou_predictions = iou_head(to_float32(tokens[:, :, 0]))[:, :, chosen.start : chosen.stop]
-            if not self.hq:
-                return Masks(mask_logits(weights, upscaled), iou_predictions)
-
-            assert hq_features is not None
-            hq_masks = self.hq_branch.logits(tokens[:, :, HQ_TOKEN], upscaled, hq_features)[:, :, None]
-            if masks == "all":
-                return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
-            if masks == "multi":
-                best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
-                iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
-                weights = jnp.take_along_axis(weights, best[..., None], axis=2)
-            if hq_token_only:
-                return Masks(hq_masks, iou_predictions)
-            return Masks(mask_logits(weights, upscaled) + hq_masks, iou_predictions)
+        def answer(keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None) -> Masks:
+            tokens, features = self.transformer(keys, image_pe, tokens, valid, hooks)
+            upscaled = self._upscale(features)
+            return self._choose(tokens, upscaled, hq_features, masks, hq_token_only)
 
         shown = any(map(self.is_mutable_collection, ("intermediates", "attention")))  # not from within a loop
-        answer = predict if at_once or shown or self.is_initializing() else one_by_one(predict)
+        if not (at_once or shown or self.is_initializing()):
+            answer = one_by_one(answer)
         return answer(keys, tokens, valid, *([hq_features[:, None]] if hq_features is not None else []))
+
+    def _tokens(self, sparse: jax.Array, sparse_valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Puts the decoder's own tokens before the prompt's: (B, N, K, C), (B, N, K) -> (B, N, T, C), (B, N, T)."""
+        own = [self.iou_token, self.mask_tokens, *([self.hq_token] if self.hq else [])]
+        output = jnp.concatenate(own).astype(sparse.dtype)
+        output = jnp.broadcast_to(output[None, None], (*sparse.shape[:2], *output.shape))
+        valid = jnp.concatenate([jnp.ones(output.shape[:3], bool), sparse_valid], axis=2)
+        return jnp.concatenate([output, sparse], axis=2), valid
+
+    def _upscale(self, features: jax.Array) -> jax.Array:
+        """(B, N, G, G, C) -> (B, N, G, G, 2, 2, 2, 2, C / 8), each cell's pixels beside it, see `pixels`."""
+        first, norm, last = self.output_upscaling
+        return gelu(last(gelu(norm(first(features)))))
+
+    def _choose(
+        self,
+        tokens: jax.Array,
+        upscaled: jax.Array,
+        hq_features: jax.Array | None,
+        masks: MaskChoice,
+        hq_token_only: bool,
+    ) -> Masks:
+        """Makes of the tokens, (B, N, T, C) from the transformer, the masks that are asked for and their IoU."""
+        chosen = _CHOSEN["all" if self.is_initializing() else masks]
+        weights = jnp.stack(
+            [self.output_hypernetworks_mlps[index](tokens[:, :, MASK_TOKENS.start + index]) for index in chosen], axis=2
+        )
+        iou_predictions = self.iou_prediction_head(to_float32(tokens[:, :, 0]))[:, :, chosen.start : chosen.stop]
+        if not self.hq:
+            return Masks(mask_logits(weights, upscaled), iou_predictions)
+
+        assert hq_features is not None
+        hq_masks = self.hq_branch.logits(tokens[:, :, HQ_TOKEN], upscaled, hq_features)[:, :, None]
+        if masks == "all":
+            return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
+        if masks == "multi":
+            best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
+            iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
+            weights = jnp.take_along_axis(weights, best[..., None], axis=2)
+        if hq_token_only:
+            return Masks(hq_masks, iou_predictions)
+        return Masks(mask_logits(weights, upscaled) + hq_masks, iou_predictions)

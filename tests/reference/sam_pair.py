@@ -51,13 +51,13 @@ class Pair:
 
 @contextlib.contextmanager
 def float64_pair(config: SamConfig = CONFIG) -> Iterator[Pair]:
-    """Within it, JAX computes in float64, and so does the official prompt encoder, which else casts to float32."""
+    """Within it, JAX computes in float64, and so does the official model."""
     official = torch_sam.build(config)
     torch_sam.randomise(official, seed=0)
     params = twins.convert(official.state_dict(), config)
-    with jax.enable_x64(True), twins.float64_prompts():
+    with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), params)
-        yield Pair(official.double().requires_grad_(False), params)
+        yield Pair(twins.to_float64(official).requires_grad_(False), params)
 
 
 def difference(ours: jax.Array, theirs: torch.Tensor) -> float:

@@ -15,8 +15,8 @@ class Encoder:
     """What the rest of the project knows of an encoder."""
 
     module: Callable[[Any, int], nn.Module]
-    """(its configuration, channels of the image embedding) -> module, from (B, S, S, 3) normalised pictures to the image
-    embedding (B, G, G, channels) and the early features (B, G, G, early width), which HQ-SAM reads."""
+    """(its configuration, channels of the image embedding) -> module, from (B, S, S, 3) normalised pictures to the
+    image embedding (B, G, G, channels) and the early features (B, G, G, early width), which HQ-SAM reads."""
     early_width: Callable[[Any], int]
     """Of its configuration."""
     official: Callable[[SamConfig], tuple[str, dict[str, Any]]] | None = None

@@ -97,7 +97,7 @@ def test_neck_is_equal(pair):
 
 def test_encoder_is_equal_for_two_pictures(pair):
     x = normal(2, 320, 320, 3)
-    encoder = ImageEncoderViT(CONFIG.encoder, GRID, CONFIG.embedding_width)
+    encoder = ImageEncoderViT(CONFIG.encoder, CONFIG.embedding_width)
     ours, _ = jax.jit(encoder.apply)({"params": pair.params["image_encoder"]}, x)
     theirs = pair.official.image_encoder(torch.from_numpy(x).permute(0, 3, 1, 2))
     assert difference(ours, theirs.permute(0, 2, 3, 1)) < TOLERANCE
