@@ -50,8 +50,8 @@ class Score:
     kind: str
     miou: float  # mean IoU with the true mask
     mbiou: float  # mean boundary IoU
-    msf: float  # stability (eq. 1)
-    alpha: float | None = None  # mean of the plugin's alpha_1 (eq. 5), where there is one
+    msf: float  # stability of the object's masks, see `metrics.stability`
+    alpha: float | None = None  # mean of the plugin's alpha_1, where there is one
 
 
 class Answers(NamedTuple):

@@ -191,9 +191,9 @@ def _plugin_shapes(config: SamConfig, plugin: PluginConfig) -> Params:
 
 @functools.cache
 def _drawing(config: SamConfig, *, without: SamConfig | None = None) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """Key -> leaves by path, but for those of a part. No picture is encoded: the compiler drops what is not returned.
+    """Compiles initialisation: key -> leaves by path, without those of `without`. XLA drops the forward pass.
 
-    It takes seconds to compile hundreds of generators; without LLVM's optimisation half as many.
+    Hundreds of random generators take seconds to compile; LLVM's optimisation, which is off here, doubles that.
     """
 
     own = {} if without is None else flatten(shapes(assemble(without)))

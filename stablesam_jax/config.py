@@ -40,7 +40,7 @@ class TinyViTConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (2, 4, 5, 10)  # that of the first stage is never used
     window_sizes: tuple[int, ...] = (7, 7, 14, 7)  # cells, likewise
-    classes: int = 1000  # of the ImageNet classifier that official files carry along; nothing reads it
+    classes: int = 1000  # of the ImageNet classifier in official files; nothing reads it
     patch_size: int = 16  # pixels per cell of the image embedding
 
     @property
@@ -102,7 +102,7 @@ class PluginConfig:
     """x* of deformable sampling: W x + b, as figure 3b draws it (the first convolution's output); x (1 + W x + b), as
     the words "feature amplitudes" may be read; or x itself, offsets only."""
     max_offset_cells: float = 8.0
-    """s_p of eq. 3, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 reach across. The
+    """s_p, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 reach across. The
     paper calls it pre-defined and gives no value."""
     groups: int = 1
     """Groups of channels with offsets of their own, as in deformable attention. The paper has one pair of offsets."""
@@ -111,22 +111,22 @@ class PluginConfig:
     padding: Literal["border", "zeros"] = "border"
     """What lies outside the map: the border's value, since the text keeps p + delta p within the map, or zero."""
     positions: Literal["grid", "resampled"] = "grid"
-    """Positional encoding of the keys: that of the original grid, added after mixing (eq. 4 names image features only),
-    or sampled and mixed as the features are. The paper does not say."""
+    """Positional encoding of the keys: that of the original grid, added after mixing, or sampled and mixed as the
+    features are. The paper names image features only."""
     router: bool = True
     """Whether there is a DRP; without one, the rows "+ DSP" of table 5, alpha is (1, 0)."""
     router_token: Literal["output", "mean"] = "output"
-    """t_o of eq. 5: the token of the single mask, also where several masks are asked for, or the mean of the four mask
+    """t_o: the token of the single mask, also where several masks are asked for, or the mean of the four mask
     tokens. On an HQ-SAM, which is trained on the HQ token's mask alone, "output" is the HQ token. The text names the
     output mask token, and nothing of HQ-SAM; one alpha serves all tokens of a prompt either way."""
     router_width: int = 32
     """Hidden units of the router; the paper gives none, this width gives its 0.08 M parameters."""
     start: Literal["identity", "perturbed"] = "identity"
-    """Identity: SAM's masks are unchanged before training. Perturbed: small random numbers in the last layers of DSP
+    """Identity: SAM's masks are unchanged before training. Perturbed: small random values in the last layers of DSP
     and DRP, so that every layer has a gradient from the first step. The paper does not say."""
     strength: float = 1.0
-    """Share of the way from SAM's features, 0, to the plugin's, 1. Not in the paper. Leave it at 1 in training; less of
-    it afterwards costs true boxes less and keeps most of the gain (results/plugin_placement.md)."""
+    """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
+    afterwards loses less with true boxes and keeps most of the gain (results/plugin_placement.md)."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 

@@ -1,4 +1,4 @@
-"""Accuracy and stability of masks: IoU, boundary IoU, the paper's mSF (eq. 1), and the IoU of classes.
+"""Accuracy and stability of masks: IoU, boundary IoU, the paper's mSF, and the IoU of classes.
 
 On the host, in numpy. Masks are (H, W) bool at the picture's own size; results are fractions, as Python floats. Means
 go over prompts, then pictures, then data sets, each unweighted (sec. 3.2), and are the caller's.
@@ -51,7 +51,9 @@ def boundary_iou(predicted: np.ndarray, target: np.ndarray, *, dilation_ratio: f
 
 
 def stability(masks: Iterable[np.ndarray]) -> float:
-    """How much the masks of one object, one per prompt, agree with each other: mSF of one object (eq. 1).
+    """How much the masks of one object, one per prompt, agree with each other: mSF of one object.
+
+    Implements eq. 1 (sec. 3.1).
 
     The mean over the masks of |mask| / |union of all|, which is their IoU with the union. The true mask plays no part.
 
@@ -59,8 +61,8 @@ def stability(masks: Iterable[np.ndarray]) -> float:
         masks: B masks, (H, W) bool, B >= 1. Consumed one at a time: only the union is kept.
 
     Returns:
-        In [1/B, 1]; 1 if all are equal. 0 if all are empty, where eq. 1 says nothing: a model that never answers must
-        not pass for a stable one.
+        In [1/B, 1]; 1 if all are equal. 0 if all are empty, which the paper does not define: a model that never
+        answers must not pass for a stable one.
 
     Raises:
         ValueError: no masks.

@@ -1,4 +1,4 @@
-"""Parameter trees: paths, counts, patterns, and the split into what trains and what rests."""
+"""Parameter trees: paths, counts, patterns, and the split into trained and frozen."""
 
 import hashlib
 import re

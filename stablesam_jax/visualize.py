@@ -231,7 +231,7 @@ def offsets_figure(
 
 
 def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:
-    """The masks of several prompts for one object, their union, and how far they fill it: mSF (eq. 1).
+    """The masks of several prompts for one object, their union, and how far they fill it: mSF.
 
     Args:
         picture: (H, W, 3) uint8.

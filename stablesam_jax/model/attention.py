@@ -1,7 +1,7 @@
-"""Self-attention over a map with relative positions, in the form that suits a device: all equal but for rounding.
+"""Self-attention over a map with decomposed relative positions, one form per kind of device; equal up to rounding.
 
-Source: Attention in segment_anything/modeling/image_encoder.py. A key's logit is (q k) / sqrt(D), plus the products of
-the query, unscaled, with what the tables hold for the distance in rows and for that in columns.
+Source: Attention in segment_anything/modeling/image_encoder.py. The logit of query q at cell (r, c) and key k at cell
+(r', c') is q . k / sqrt(D) + q . rel_pos_h[r - r'] + q . rel_pos_w[c - c'].
 """
 
 import flax.linen as nn
@@ -12,16 +12,16 @@ import numpy as np
 from stablesam_jax.ops.layers import dense, softmax
 from stablesam_jax.ops.numerics import einsum, to_float32
 
-QUERIES = 512  # of a head that are asked at a time, on a CPU
-LOGITS = 4096**2  # of a head that are made at a time, elsewhere: those of a whole map at 1,024 px
-FLASH_WIDTH, FLASH_MULTIPLE = 256, 8  # most channels of a head that cuDNN takes, and what divides their number
+QUERIES = 512  # queries of a head that are processed at a time on a CPU
+LOGITS = 4096**2  # logits of a head in memory at a time on an accelerator: those of a whole map at 1,024 px
+FLASH_WIDTH, FLASH_MULTIPLE = 256, 8  # cuDNN takes heads of at most 256 channels, in multiples of 8
 
 
 def places(height: int, width: int) -> np.ndarray:
-    """Row and column of every cell as one-hot vectors.
+    """Row and column of every cell as one-hot vectors, to append to the keys.
 
-    Multiplied with what a query makes of each row and each column, they give the sum of both: relative positions come
-    with the product of queries and keys, and logits are not read again to add them.
+    With (q . rel_pos_h, q . rel_pos_w) for all rows and columns appended to the queries, one matmul of queries and keys
+    gives logits that contain the relative positions.
 
     Args:
         height: cells of the map.
@@ -36,13 +36,15 @@ def places(height: int, width: int) -> np.ndarray:
 
 
 class QKV(nn.Module):
-    """Parameters of the map to queries, keys and values, apart for each head.
+    """Kernel and bias of the projection to queries, keys and values, split by head.
 
-    Three products for each head take less than moving the heads of one product apart.
+    Three matmuls per head take less time than one matmul whose output is transposed to heads.
     """
 
     heads: int
-    heads_outermost: bool = False  # of the official channels: the ViT's are blocks q, k, v with the heads inside
+    heads_outermost: bool = (
+        False  # order of the official channels: False (q, k, v; head), as the ViT; True (head; q, k, v)
+    )
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +59,7 @@ class QKV(nn.Module):
 
 
 def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Self-attention, one head and a few rows of queries at a time, so that logits stay in a processor's cache.
+    """Self-attention on a CPU: one head and a few rows of queries at a time, so that logits stay in its cache.
 
     Args:
         x: (B, H, W, C).
@@ -73,7 +75,7 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
     head_width = kernel.shape[-1]
     step = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= QUERIES))
     rows = rows.reshape(height // step, step, height, head_width)
-    folds = height + width < head_width  # in windows; over the whole map the product would be three times as long
+    folds = height + width < head_width  # in windows; over a whole map H + W would triple the width of the matmul
 
     def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
         kernels, biases = head
@@ -84,14 +86,14 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
             k, v = (keys.reshape(batch, height * width, -1) for keys in (k, v))
 
         def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
-            q, rows = queries  # (B, step, W, D), unscaled, as relative positions see it; (step, H, D)
+            q, rows = queries  # (B, step, W, D), not yet divided by sqrt(D); (step, H, D)
             by_row = einsum("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
             by_column = einsum("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
             q = (q * head_width**-0.5).reshape(batch, -1, head_width)
             if folds:
                 logits = einsum("bqd,bkd->bqk", jnp.concatenate([to_float32(q), by_row, by_column], axis=-1), k)
             else:
-                # Keys keep their two axes: joined, XLA adds the positions number by number.
+                # Keys keep two axes: with one, XLA adds the positions element by element instead of by broadcast.
                 logits = einsum("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
             keys = tuple(range(2, logits.ndim))
             weights = jnp.exp(logits - logits.max(axis=keys, keepdims=True))
@@ -108,10 +110,11 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
 
 def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The same for accelerators: all heads and queries at once; arguments and result as of `attend_by_head`.
+    """Self-attention on an accelerator: all heads and queries at once; arguments and result as of `attend_by_head`.
 
-    By cuDNN's flash attention, where it can, to which relative positions come folded into queries and keys, see
-    `places`: no logit is ever in memory. Else the logits of one whole map, or of as many windows as have as many.
+    Uses cuDNN's flash attention where that is possible, with the relative positions folded into queries and keys (see
+    `places`), so that logits are never in memory. Elsewhere it holds the logits of one whole map, or of as many windows
+    as together have as many logits.
     """
     batch, height, width, _ = x.shape
     heads, _, _, head_width = kernel.shape
@@ -127,13 +130,13 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
         of_keys = jnp.broadcast_to(places(height, width)[None, :, :, None], (*k.shape[:-1], height + width))
         q = jnp.concatenate([q, by_row.astype(q.dtype), by_column.astype(q.dtype)], axis=-1)
         k = jnp.concatenate([k, of_keys.astype(k.dtype)], axis=-1)
-        # Values must be as wide as keys there: what is behind them is zero, and cut off again.
+        # cuDNN wants values as wide as keys: pad with zeros, and cut them off the result.
         padded = -(-q.shape[-1] // FLASH_MULTIPLE) * FLASH_MULTIPLE
         q, k, v = (
             jnp.pad(part, [(0, 0)] * 4 + [(0, padded - part.shape[-1])]).reshape(batch, -1, heads, padded)
             for part in (q, k, v)
         )
-        with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes dtypes
+        with jax.numpy_dtype_promotion("standard"):  # dot_product_attention itself mixes dtypes
             attended = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")
         return attended[..., :head_width].reshape(batch, height, width, heads, head_width)
 
@@ -155,9 +158,9 @@ def computes_on_cpu() -> bool:
 
 
 def flash_takes(dtype: np.dtype, channels: int) -> bool:
-    """Whether cuDNN's flash attention is used: in half precision, on Hopper and later, which take up to 256 channels.
+    """Whether cuDNN's flash attention is used: in half precision on Hopper and later, for heads of up to 256 channels.
 
-    GPUs before take 128, enough for windows but not for a whole map; it is not tried there.
+    Earlier GPUs take heads of up to 128 channels, which is too few for a whole map with positions folded in.
     """
     device = jax.devices()[0]
     hopper = "NVIDIA" in device.device_kind and float(device.compute_capability) >= 9

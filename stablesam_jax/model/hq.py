@@ -1,7 +1,7 @@
 """What HQ-SAM adds to the mask decoder (arXiv 2306.01567; segment_anything_hq/modeling/mask_decoder_hq.py).
 
-A fifth mask token makes a mask of its own, from SAM's upscaled features plus features of the picture in which the image
-embedding and an early layer of the encoder are fused.
+A fifth mask token predicts its own mask from SAM's upscaled features plus features of the picture, which fuse the image
+embedding with the output of an early encoder layer.
 """
 
 from collections.abc import Sequence
@@ -53,9 +53,9 @@ class HQBranch(nn.Module):
 
 
 class WeightedConv(nn.Module):
-    """A convolution of 3 x 3 whose outputs are only wanted summed up with weights: a convolution to a single channel.
+    """A 3 x 3 convolution whose output channels are summed with weights w: conv(x, K) . w = conv(x, K . w).
 
-    conv(x, K) w = conv(x, K w), exactly, with one product for each of the taps: 9 channels in place of 9 C.
+    The right side is exact and has one output channel: one matmul to 9 taps in place of 9 C channels.
     """
 
     width: int

@@ -16,11 +16,11 @@ from stablesam_jax.model.transformer import Hooks
 
 @flax.struct.dataclass
 class ImageEmbedding:
-    """What is known of B pictures before anyone prompts, in the compute dtype."""
+    """Features of B pictures that do not depend on prompts, in the compute dtype."""
 
     features: jax.Array  # (B, G, G, C), SAM's image embedding
     early: jax.Array | None = None  # (B, G, G, any) an early layer of the encoder, for HQ-SAM
-    hq_features: jax.Array | None = None  # (B, 4G, 4G, C / 8), both fused: takes the place of `early`
+    hq_features: jax.Array | None = None  # (B, 4G, 4G, C / 8), both fused; then `early` is None
 
 
 class Sam(nn.Module):
@@ -59,9 +59,9 @@ class Sam(nn.Module):
         return self._embedding(*self.image_encoder.finish(backbone_features))
 
     def fuse(self, embedding: ImageEmbedding) -> ImageEmbedding:
-        """Puts HQ-SAM's features of the picture in the place of the early ones; others come back as they are.
+        """Replaces the early features by HQ-SAM's features of the picture; without early features returns its input.
 
-        `decode` does it where it has not been done: once for a picture that is prompted again and again is cheaper.
+        `decode` calls it where it has not been called. For a picture with many prompts it is cheaper to call it once.
         """
         if embedding.early is None:
             return embedding
@@ -77,7 +77,7 @@ class Sam(nn.Module):
         hq_token_only: bool = False,
         at_once: bool = False,
     ) -> Masks:
-        """Answers prompts.
+        """Predicts masks for prompts.
 
         Args:
             embedding: of B pictures, from `encode` or `fuse`.

@@ -1,7 +1,7 @@
 """The two-way transformer (segment_anything/modeling/transformer.py).
 
-Tokens and image features attend to each other. Leading axes are (B, N); image features that are the same for all
-prompts have N = 1 and are broadcast by the products, never repeated.
+Tokens and image features attend to each other. Leading axes are (B, N). Image features that all prompts share have
+N = 1 and are broadcast, never repeated.
 
 A hook `resample(keys, key_pe, tokens) -> (keys, key_pe)` may replace the image side of each of the three token-to-image
 attentions: that is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
@@ -28,7 +28,9 @@ NO_HOOKS: Hooks = (None, None, None)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an inner width D of its own: CAttn(t, x) = softmax(Q(t) K(x)^T) V(x) (eq. 2).
+    """Multi-head attention with an inner width D of its own: CAttn(t, x) = softmax(Q(t) K(x)^T) V(x).
+
+    Implements eq. 2 (sec. 4.2).
 
     Between a few tokens t and thousands of cells x only tokens are projected, which is exact: for every head
 
@@ -121,7 +123,7 @@ def _heads(x: jax.Array) -> jax.Array:
 
 
 def _einsum_float32(subscripts: str, tokens: jax.Array, parameters: jax.Array) -> jax.Array:
-    """A product of tokens with parameters, of float32 at least: XLA on the CPU lacks some of these in bfloat16."""
+    """An einsum of tokens and parameters, both float32 at least: XLA on the CPU lacks some of these in bfloat16."""
     return einsum(subscripts, to_float32(tokens), to_float32(parameters))
 
 
@@ -205,7 +207,7 @@ class TwoWayTransformer(nn.Module):
     def __call__(
         self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array, tokens_valid: jax.Array, hooks: Hooks = NO_HOOKS
     ) -> tuple[jax.Array, jax.Array]:
-        """Lets tokens and image talk.
+        """Runs both blocks and the final attention.
 
         Args:
             keys: (B, 1 or N, G, G, C) image embedding plus dense prompt embedding.

@@ -12,15 +12,15 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding:
     """Convolves every channel with its own k x k kernel, with zeros around the map.
 
     XLA on the CPU runs a grouped convolution 20 to 50 times slower than these k * k multiply-adds, which it fuses
-    into one pass over the map. JAX's own gradient of them is the same sum as here, but on the CPU its k * k fused
-    reductions take three to five times as long. The price is that forward-mode differentiation (jvp) is not defined.
+    into one pass over the map. The gradient that JAX derives is the same sum, but XLA fuses its k * k reductions into
+    a loop that takes three to five times as long on the CPU. Forward-mode differentiation (jvp) is not defined.
 
     Args:
         x: (..., H, W, C) features.
         kernel: (k, k, C), k odd.
         stride: step between outputs in cells, along both axes.
-        padding: zeros on every side, as PyTorch has it; by default "SAME" as TensorFlow and Flax define it, which is
-            not symmetric where a stride is at work: ceil(size / stride) outputs.
+        padding: zeros on every side, as in PyTorch; by default "SAME" as in TensorFlow and Flax: ceil(size / stride)
+            outputs, and with a stride one more zero at the end than at the beginning.
 
     Returns:
         (..., H', W', C), the sum over the kernel of shifted x times weight.
@@ -35,7 +35,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Without zeros around the map: where the kernel lies on it as a whole."""
+    """The convolution without padding: (..., H, W, C) -> (..., (H - k) // stride + 1, ..., C)."""
     k = kernel.shape[0]
     rows, columns = (size - k + 1 for size in x.shape[-3:-1])
 
@@ -65,10 +65,10 @@ def _backward(stride, saved, gradient):
         products = to_float32(window[..., ::stride, ::stride, :]) * to_float32(gradient)
         return products.sum(axis=tuple(range(x.ndim - 1)))
 
-    # One tap after the other: XLA on the CPU vectorises a single reduction, not 25 that it has fused.
+    # One tap at a time: XLA on the CPU vectorises a single reduction, but not 25 fused ones.
     taps = jax.lax.map(kernel_gradient, jnp.arange(k * k))
 
-    # The transpose: gradients, with zeros between them where a stride is at work, meet the kernel turned around.
+    # The transposed convolution: gradients, spread by the stride with zeros between them, and the flipped kernel.
     spread = [(k - 1, size - span, stride - 1) for size, span in zip(x.shape[-3:-1], spans, strict=True)]
     none = (0, 0, 0)
     turned = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [none] * len(batch) + spread + [none])

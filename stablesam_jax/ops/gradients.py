@@ -1,6 +1,6 @@
-"""Operations whose gradient XLA on the CPU makes slowly, with it written out: equal but for rounding.
+"""Operations with hand-written gradients, where those that JAX derives are slow on the CPU; equal up to rounding.
 
-The price is that forward-mode differentiation (jvp) of them is not defined.
+Forward-mode differentiation (jvp) of them is not defined.
 """
 
 import functools
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
-PATCHES = 512  # cells whose patches are laid out at a time: with 288 numbers each 0.6 MB, which stay in the cache
+PATCHES = 512  # cells whose patches are in memory at a time: 0.6 MB at 288 values each, which fit the L2 cache
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Normalises the last axis, then scales and moves each of its channels.
+    """Normalises the last axis, then applies a scale and a bias per channel.
 
-    The variance is computed in two passes: residual streams of ViTs hold channels with large common offsets,
-    where E[x^2] - E[x]^2 loses up to four digits.
+    The variance is computed in two passes: residual streams of ViTs have channels with a large common offset, where
+    E[x^2] - E[x]^2 loses up to four digits.
 
-    The gradient goes over the rows of a matrix: over arrays of more axes it takes two to five times as long.
+    The backward pass works on a matrix (rows, C): on arrays with more axes XLA takes two to five times as long.
 
     Args:
         x: (..., C).
@@ -36,7 +36,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 def _normed(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """(..., C) -> the same with mean 0 and variance 1, in float32 at least, and what it was multiplied by (..., 1)."""
+    """(..., C) -> the same with mean 0 and variance 1, float32 or wider, and the factor 1 / deviation (..., 1)."""
     values = to_float32(x)
     centred = values - values.mean(axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
@@ -65,8 +65,8 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolves with zeros around the map, as PyTorch has it.
 
-    The gradient of the kernel, where no stride is at work, is a sum of products with patches of the map on a CPU: a
-    half to a fourth of the time.
+    On a CPU, with stride 1, the gradient of the kernel is a matmul of patches of the map with the gradient of the
+    outputs, which takes a half to a fourth of the time of XLA's transposed convolution.
 
     Args:
         x: (B, H, W, C).
@@ -96,7 +96,7 @@ def _convolve_backward(stride, padding, saved, gradient):
     def of_both(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, padding), x, kernel)[1](gradient)
 
-    of_x, of_kernel = of_both(x, kernel, gradient)  # what is not asked for is not computed
+    of_x, of_kernel = of_both(x, kernel, gradient)  # XLA drops the half that is not used
     if stride == 1:
         by_patches = functools.partial(_kernel_gradient, padding=padding)
         of_kernel = jax.lax.platform_dependent(
@@ -130,9 +130,10 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 @jax.custom_vjp
 def sum_of_taps(maps: jax.Array) -> jax.Array:
-    """What a convolution of 3 x 3 sums up, from a map for each of its taps: (..., H, W, 3, 3) -> (..., H, W).
+    """Sums nine maps, one per tap of a 3 x 3 convolution, each shifted by its tap: (..., H, W, 3, 3) -> (..., H, W).
 
-    Zeros are around the map. The gradient is nine shifted copies, in place of the sum of nine maps with one each.
+    The maps are padded with zeros. The gradient is nine shifted copies; the one that JAX derives adds nine maps of
+    zeros with one copy each.
     """
     *leading, height, width, _, _ = maps.shape
     padded = jnp.pad(maps, [(0, 0)] * len(leading) + [(1, 1)] * 2 + [(0, 0)] * 2)

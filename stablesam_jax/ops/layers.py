@@ -1,7 +1,7 @@
 """Layers that several parts of SAM share (segment_anything/modeling/common.py).
 
-Every layer computes in the dtype of its input, whatever that of its parameters. What loses too much in bfloat16 is
-computed in float32 and returned in the dtype of the input: statistics of norms, softmax, sums of logits.
+Every layer computes in the dtype of its input; parameters are cast to it. Statistics of norms, softmax and sums of
+logits are computed in float32 at least and returned in the dtype of the input.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ DECODER_EPS = 1e-5  # LayerNorms of the two-way transformer and of TinyViT (PyTo
 
 
 def softmax(logits: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Over the last axis, in float32 at least; in bfloat16 the weights of 4,096 keys would sum to 1.004."""
+    """Over the last axis, in float32 at least: in bfloat16 the weights of 4,096 keys sum to 1.004."""
     return nn.softmax(to_float32(logits), axis=-1).astype(dtype)
 
 
@@ -31,7 +31,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """`dense` with parameters of its own."""
+    """x @ kernel + bias; computes in the dtype of x."""
 
     width: int
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
@@ -42,13 +42,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def parameters(self, input_width: int) -> tuple[jax.Array, jax.Array]:
-        """-> (input_width, width) kernel, (width,) bias, for who multiplies by them in another order."""
+        """-> (input_width, width) kernel and (width,) bias, for matmuls in another order."""
         kernel = self.param("kernel", self.kernel_init, (input_width, self.width))
         return kernel, self.param("bias", nn.initializers.zeros, (self.width,))
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with parameters of its own; also serves as SAM's LayerNorm2d, since features are channels-last."""
+    """Normalises the last axis; also SAM's LayerNorm2d, since features are channels-last."""
 
     eps: float = ENCODER_EPS
 
@@ -62,7 +62,7 @@ class LayerNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """`depthwise_conv` with parameters of its own: a k x k convolution of every channel by itself, k odd."""
+    """A k x k convolution of every channel by itself, k odd; see `depthwise_conv`."""
 
     kernel_size: int
     stride: int = 1
@@ -108,17 +108,17 @@ class HeadMLP(nn.Module):
 
 
 class UpscaleBy2(nn.Module):
-    """PyTorch's ConvTranspose2d with kernel 2 and stride 2: outputs do not overlap, so it is a product per cell.
+    """PyTorch's ConvTranspose2d with kernel 2 and stride 2: its outputs do not overlap, so it is one matmul per cell.
 
-    The four pixels of a cell stay with it; `pixels` puts them in their place. What follows mostly works on pixels by
-    themselves, and moving them takes longer than making them.
+    The 2 x 2 pixels of a cell stay in axes of their own, since the next layers work on single pixels and transposing
+    takes longer than the matmul. `pixels` transposes them at the end.
     """
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., C) -> (..., 2, 2, width), of each cell's pixels row and column."""
+        """(..., C) -> (..., 2, 2, width): row and column of a pixel in its cell, channels."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         cells = einsum("...c,ijco->...ijo", x, kernel.astype(x.dtype)).astype(x.dtype)
@@ -126,7 +126,7 @@ class UpscaleBy2(nn.Module):
 
 
 def pixels(cells: jax.Array) -> jax.Array:
-    """Two `UpscaleBy2` of a map put in place: (..., H, W, 2, 2, 2, 2, C) -> (..., 4H, 4W, C)."""
+    """Transposes the output of two `UpscaleBy2` to a map: (..., H, W, 2, 2, 2, 2, C) -> (..., 4H, 4W, C)."""
     *leading, height, width, _, _, _, _, channels = cells.shape
     split = cells.reshape(-1, height, width, 2, 2, 2, 2, channels)
     return split.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(*leading, 4 * height, 4 * width, channels)
@@ -148,7 +148,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, channels, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
         if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
-            # XLA on the CPU takes half as long for a product, and a third for its gradient.
+            # XLA on the CPU takes half as long for a matmul as for a convolution, and a third for its gradient.
             maps = einsum("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
         else:
             maps = convolve(x.reshape(-1, height, columns, channels), kernel, self.stride, self.padding)
@@ -159,7 +159,7 @@ class Conv(nn.Module):
 
 
 def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
-    """Masks as products of a hypernetwork's weights with upscaled features, summed in float32 at least.
+    """Masks: the dot product of each mask's weights, from its hypernetwork, with the upscaled features of each pixel.
 
     Args:
         weights: (B, N, M, C).
@@ -173,10 +173,10 @@ def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of (B, N, ...) arrays, done for one prompt after the other on the CPU; elsewhere for all at once.
+    """Runs a function of (B, N, ...) arrays for one prompt after the other on a CPU, for all at once elsewhere.
 
-    The maps of one prompt stay in the processor's cache from one layer to the next, and memory does not grow with the
-    number of prompts: half the time of 20 at once. A gradient takes up to twice as long so.
+    One prompt's features stay in the CPU's cache from layer to layer, and memory does not grow with the number of
+    prompts: 20 prompts take half the time of 20 at once. Gradients take up to twice as long this way.
 
     Args:
         function: of arrays (B, N, ...), some of them (B, 1, ...) where all prompts of a picture share them, to a tree

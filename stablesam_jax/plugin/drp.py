@@ -10,7 +10,7 @@ from stablesam_jax.plugin.common import last_kernel
 
 
 class Router(nn.Module):
-    """Mixing weights from the output mask token (eq. 5): softmax(MLP(t_o)) * s.
+    """Mixing weights from the output mask token: softmax(MLP(t_o)) * s. Implements eq. 5 (sec. 4.3).
 
     The MLP is Linear -> LayerNorm -> GELU -> Linear(2). Its last layer starts at zero, or near it, and s at one, hence
     both weights at one half.
@@ -22,7 +22,7 @@ class Router(nn.Module):
     def __call__(self, mask_token: jax.Array) -> jax.Array:
         """
         Args:
-            mask_token: (..., C), t_o of eq. 5, in the compute dtype; `config.router_token` names the readings.
+            mask_token: (..., C), t_o, in the compute dtype; `config.router_token` names the readings.
 
         Returns:
             (..., 2), alpha_1 of the deformable and alpha_2 of the original features, float32 or wider. Their sum is

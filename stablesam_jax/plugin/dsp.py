@@ -15,7 +15,9 @@ REFERENCE_GRID = 64
 
 
 class OffsetNetwork(nn.Module):
-    """Offsets and amplitudes of the image features (eq. 3 and figure 3b).
+    """Offsets and amplitudes of the image features (figure 3b).
+
+    Implements eq. 3 (sec. 4.2).
 
     Conv 1x1 -> [depthwise conv -> LayerNorm -> GELU] -> Conv 1x1 -> tanh. At the start amplitudes are the features
     themselves and offsets are zero, or near it. A 1x1 convolution is a Dense layer over the last axis.
@@ -27,12 +29,12 @@ class OffsetNetwork(nn.Module):
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """
         Args:
-            features: (..., H, W, C), x of eq. 3, in the compute dtype.
+            features: (..., H, W, C), x, in the compute dtype.
 
         Returns:
-            amplitudes: (..., H, W, C), x* of eq. 4, in the compute dtype. Figure 3b draws x* as the output of the
+            amplitudes: (..., H, W, C), x*, in the compute dtype. Figure 3b draws x* as the output of the
                 first convolution; the text calls it "updated features". `config.amplitude` names the readings.
-            offsets: (..., H, W, groups, 2), delta p of eq. 3, (x, y) in cells, float32 or wider, each within
+            offsets: (..., H, W, groups, 2), delta p, (x, y) in cells, float32 or wider, each within
                 max_offset_cells * (W, H) / 64.
         """
         *_, height, width, channels = features.shape
@@ -76,7 +78,7 @@ def sampling_positions(offsets: jax.Array, padding: Padding) -> jax.Array:
 
 
 def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Padding) -> jax.Array:
-    """x* read at p + delta p for every cell p (eq. 4).
+    """x* read at p + delta p for every cell p. Implements eq. 4 (sec. 4.2).
 
     Args:
         amplitudes: (..., H, W, C); neighbouring channels form a group.

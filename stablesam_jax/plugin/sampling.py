@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
 Padding = Literal["border", "zeros"]
-LANES = 16  # of a sum over channels: a processor adds that many numbers at once, but not in an order of one by one
+LANES = 16  # partial sums over channels, so that the compiler may use SIMD: it must not reorder one running sum
 
 
 def bilinear_sample(features: jax.Array, positions: jax.Array, *, padding: Padding = "border") -> jax.Array:
@@ -35,7 +35,7 @@ def bilinear_sample(features: jax.Array, positions: jax.Array, *, padding: Paddi
         (..., P, C) or (..., H', W', C), in the dtype of features. Weights and sums have the dtype of positions:
         float32 positions interpolate features in bfloat16 with full precision.
 
-    Implements the sampling of sec. 4.2 (eq. 4); "border" keeps p + delta p in {(0, 0), ..., (H - 1, W - 1)}.
+    The sampling of sec. 4.2; "border" keeps p + delta p in {(0, 0), ..., (H - 1, W - 1)}.
     """
     *leading, height, width, channels = features.shape
     inner = positions.shape[len(leading) : -1]

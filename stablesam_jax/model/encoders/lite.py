@@ -80,7 +80,7 @@ def early_width(config: LiteConfig) -> int:
 
 
 class ImageEncoderLite(nn.Module):
-    """Pictures to image embedding, in two steps that can be taken apart."""
+    """Pictures to image embedding: `backbone`, then `finish` (the neck), which may be called apart."""
 
     config: LiteConfig
     output_width: int

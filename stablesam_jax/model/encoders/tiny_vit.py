@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.param("mean", nn.initializers.zeros, channels)
         var = self.param("var", nn.initializers.ones, channels)
-        self.param("num_batches_tracked", nn.initializers.zeros, ())  # only for the way back, as the classifier below
+        self.param("num_batches_tracked", nn.initializers.zeros, ())  # nothing reads it, see `Unread`
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPS)
         values = to_float32(x)
         return (values * broadcast_channels(factor, values) + broadcast_channels(bias - mean * factor, values)).astype(
@@ -92,7 +92,7 @@ class ConvBlock(nn.Module):
 
 
 class Merging(nn.Module):
-    """Leads from one stage to the next."""
+    """Downsamples to the next stage (PatchMerging in tiny_vit_sam.py)."""
 
     width: int
     stride: int
@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks and, but for the last stage, what leads to the next: `next_width` channels at `stride`."""
+    """Blocks, then a `Merging` to the width and stride of the next stage; the last stage has none."""
 
     config: TinyViTConfig
     index: int
@@ -195,7 +195,7 @@ class Stage(nn.Module):
 
 
 class Unread(nn.Module):
-    """Parameters that only the way back to PyTorch needs: leaf -> shape."""
+    """Parameters that nothing reads, kept to convert back to PyTorch: leaf -> shape."""
 
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -252,7 +252,7 @@ class ImageEncoderTinyViT(nn.Module):
         early = Stage(config, 1, name="layers_1")(x)
         x = Stage(config, 2, name="layers_2")(early)
         x = Stage(config, 3, name="layers_3")(x)
-        # Official files carry the classifier of TinyViT, and the official package loads nothing less (strict=True).
+        # Official files hold the classifier of TinyViT, and the official package loads strictly.
         last = config.widths[-1]
         Unread({"scale": (last,), "bias": (last,)}, name="norm_head")()
         Unread({"kernel": (last, config.classes), "bias": (config.classes,)}, name="head")()
