@@ -1,0 +1,56 @@
+"""One process at a time writes to a folder."""
+
+import contextlib
+import datetime
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+import filelock
+
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import PathLike
+
+
+@contextlib.contextmanager
+def owned(folder: PathLike) -> Iterator[None]:
+    """Holds a folder, which need not exist, until the end of the context or of the process.
+
+    The lock is a file `.NAME.lock` beside the folder, which names its owner. The operating system releases it when the
+    process ends, also by kill -9, so that no lock is ever stale. At the end the file is removed, and so are parent
+    folders that were made for it and are empty.
+
+    Raises:
+        InputError: another process holds the folder; names that process. Or the lock cannot be made.
+    """
+    folder = pathlib.Path(folder).resolve()
+    path = folder.with_name(f".{folder.name}.lock")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise InputError(
+            f"{folder}: in use by {_owner(path)}. Wait for its end, or give another folder; nothing was changed."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be used ({error.strerror}); give a place that you may write to.") from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%F %T}")
+        yield
+    finally:
+        # Removed while it is held: who waits for it looks whether its file is still there.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def _owner(path: pathlib.Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text().strip() or "another process"
+    return "another process"
