@@ -21,16 +21,22 @@ from stablesam_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from stablesam_jax.build import load_model
+    from stablesam_jax.files.compilation_cache import keep_compiled_programs
     from stablesam_jax.predict.mask_generator import MaskGenerator
+    from stablesam_jax.predict.picture import Picture
     from stablesam_jax.predict.predictor import Predictor
+    from stablesam_jax.predict.slots import Slots
 
-__all__ = ["MaskGenerator", "Predictor", "load_model"]
+__all__ = ["MaskGenerator", "Picture", "Predictor", "Slots", "keep_compiled_programs", "load_model"]
 
 # Found when first asked for: JAX, Flax and Orbax take seconds to import, and every module of the package comes through
 # here, those that a worker process or a --help needs without them too.
 _HOMES = {
     "MaskGenerator": "stablesam_jax.predict.mask_generator",
+    "Picture": "stablesam_jax.predict.picture",
     "Predictor": "stablesam_jax.predict.predictor",
+    "Slots": "stablesam_jax.predict.slots",
+    "keep_compiled_programs": "stablesam_jax.files.compilation_cache",
     "load_model": "stablesam_jax.build",
 }
 

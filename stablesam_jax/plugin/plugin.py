@@ -10,9 +10,11 @@ from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
 
+SETTINGS = "settings"  # collection of what may change from call to call without another program
+
 
 class Plugin(nn.Module):
-    """Replaces the image side of a token-to-image attention (eq. 6); 81,829 parameters in all by default.
+    """Replaces the image side of a token-to-image attention; 81,829 parameters in all by default.
 
     Its parameters are the top-level subtree `plugin`. Called before several attentions, it is one plugin with one set
     of parameters. With `start="identity"` it is the identity at the start, to the bit wherever a matrix product with
@@ -24,6 +26,8 @@ class Plugin(nn.Module):
         offsets, positions: (B, N, H, W, 2), delta p and p + delta p, (x, y) in cells, one entry per call and group.
         factors: (B, N, H, W, 1 or C), one entry per call; of spatial attention instead of offsets.
     Weights of the attention that follows: see `model.transformer.attend_to_image`.
+
+    A variable `strength` of the collection `SETTINGS`, where it is given, takes the place of that of the configuration.
     """
 
     config: PluginConfig
@@ -42,9 +46,9 @@ class Plugin(nn.Module):
             self.drp = Router(self.config)
 
     def __call__(self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
+        """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p.
 
-        With a strength below 1 that mixture is mixed with x_p once more.
+        Implements eq. 6 (sec. 4.3). With a strength below 1 that mixture is mixed with x_p once more.
 
         Args:
             keys: (B, N, H, W, C), x, the image side of the attention without its positional encoding. N may be 1 where
@@ -62,14 +66,16 @@ class Plugin(nn.Module):
         _check(keys.shape, tokens.shape, self.config.embedding_width)
         alpha = self._alpha(tokens)
         self.sow("intermediates", "alpha", alpha)
-        strength = self.config.strength
-        rest = jnp.array([0, 1 - strength], alpha.dtype)  # of the features as they were
+        strength = jnp.asarray(self.get_variable(SETTINGS, "strength", self.config.strength), alpha.dtype)
+        rest = jnp.stack([jnp.zeros_like(strength), 1 - strength])  # of the features as they were
         shares = strength * alpha + broadcast_channels(rest, alpha)
         shares = shares if self.config.router else shares[:, :1]  # the same for all prompts
         weights = shares.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
 
+        always_full = self.config.strength == 1 and not self.has_variable(SETTINGS, "strength")
+
         def mix(resampled: jax.Array, original: jax.Array) -> jax.Array:
-            if not self.config.router and strength == 1:
+            if not self.config.router and always_full:
                 return resampled
             return weights[..., 0] * resampled + weights[..., 1] * original
 

@@ -15,7 +15,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.ops.numerics import to_float32
-from stablesam_jax.params import Params
+from stablesam_jax.predict import compiled
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.preprocess import in_model_frame, resized_size
@@ -41,8 +41,8 @@ class Explanation:
 
     prompts: tuple[Prompt, ...]  # in pixels of the picture
     cells: np.ndarray  # (h, w, 2) float32, centres: where SAM reads the features
-    positions: np.ndarray  # (N, h, w, 2) float32, p + delta p of eq. 4: where the plugin reads in place of each cell
-    # (N, 2) float32, eq. 5, before `PluginConfig.strength`: share of the features read there and of the cell's own.
+    positions: np.ndarray  # (N, h, w, 2) float32, p + delta p: where the plugin reads in place of each cell
+    # (N, 2) float32, alpha before `PluginConfig.strength`: share of the features read there and of the cell's own.
     alpha: np.ndarray
     before: np.ndarray  # (N, h, w) float32, attention of the same tokens had the plugin not stood before it
     after: np.ndarray  # (N, h, w) float32, attention as it was
@@ -86,10 +86,11 @@ def explain(
     picture = predictor._chosen(picture, image_index)
     prompts, _ = predictor._prompts(picture, point_coords, point_labels, box, mask_input)
     if prompts:
-        look = _looking(sam, group)
+        look = compiled.of_decoder(sam, _looking)
         in_frame = [in_model_frame(prompt, picture.original_size, sam.config.image_size) for prompt in prompts]
         answers = predictor.slots.answer(lambda batch: look(predictor._params, picture.embedding, batch), in_frame)
         seen = answers[attention]
+        seen = seen._replace(positions=seen.positions[:, group])
     else:
         grid = sam.config.grid_size, sam.config.grid_size
         seen = _Seen(*(np.zeros((0, *shape), np.float32) for shape in ((*grid, 2), (2,), grid, grid)))
@@ -111,26 +112,26 @@ def explain(
 class _Seen(NamedTuple):
     """What the model shows of N prompts on one picture, on all G x G cells."""
 
-    positions: jax.Array | np.ndarray  # (N, G, G, 2), (x, y) in cells
+    positions: jax.Array | np.ndarray  # (N, groups, G, G, 2), (x, y) in cells; of one group (N, G, G, 2)
     alpha: jax.Array | np.ndarray  # (N, 2)
     before: jax.Array | np.ndarray  # (N, G, G)
     after: jax.Array | np.ndarray  # (N, G, G)
 
 
-@functools.cache
-def _looking(sam: Sam, group: int) -> Callable[[Params, ImageEmbedding, Prompts], dict[int, _Seen]]:
-    """(parameters, image embedding of one picture, prompts) -> attention -> what it shows. No mask is computed."""
+@functools.lru_cache(compiled.KEPT)
+def _looking(sam: Sam) -> Callable[[compiled.Variables, ImageEmbedding, Prompts], dict[int, _Seen]]:
+    """(variables, image embedding of one picture, prompts) -> attention -> what it shows. No mask is computed."""
     plugin = sam.config.plugin
     cells = _cells(sam.config.grid_size)
 
-    def look(params: Params, embedding: ImageEmbedding, prompts: Prompts) -> dict[int, _Seen]:
+    def look(variables: compiled.Variables, embedding: ImageEmbedding, prompts: Prompts) -> dict[int, _Seen]:
         collections = ["intermediates", "attention"]
-        _, state = sam.apply({"params": params}, embedding, prompts, method="decode", mutable=collections)
+        _, state = sam.apply(variables, embedding, prompts, method="decode", mutable=collections)
         shown = state["intermediates"]["plugin"]  # an entry for each call, of positions for each call and group
-        unmoved = [cells[None]] * plugin.groups * len(plugin.attentions)  # by spatial attention
-        positions = shown.get("positions", unmoved)[group :: plugin.groups]
+        unmoved = [cells[None, None]] * plugin.groups * len(plugin.attentions)  # by spatial attention
+        positions = iter(shown.get("positions", unmoved))
         seen = {}
-        for attention, read, alpha in zip(sorted(plugin.attentions), positions, shown["alpha"], strict=True):
+        for attention, alpha in zip(sorted(plugin.attentions), shown["alpha"], strict=True):
             weights = functools.reduce(
                 operator.getitem, ATTENTIONS[attention], state["attention"]["mask_decoder"]["transformer"]
             )
@@ -138,7 +139,8 @@ def _looking(sam: Sam, group: int) -> Callable[[Params, ImageEmbedding, Prompts]
                 to_float32(x[0][0, :, :, sam.config.output_token]).mean(axis=1)
                 for x in (weights["before"], weights["after"])
             )
-            seen[attention] = _Seen(jnp.broadcast_to(read[0], (len(after), *cells.shape)), alpha[0], before, after)
+            read = jnp.stack([next(positions)[0] for _ in range(plugin.groups)], axis=1)
+            seen[attention] = _Seen(jnp.broadcast_to(read, (len(after), *read.shape[1:])), alpha[0], before, after)
         return seen
 
     return jax.jit(look)

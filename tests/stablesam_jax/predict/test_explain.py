@@ -4,9 +4,11 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import stablesam_jax.predict.explain as module
 from stablesam_jax import Predictor, build
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
@@ -112,6 +114,47 @@ def test_more_prompts_than_a_slot_holds_are_explained_as_alone():
     assert len(found.alpha) == 27
     np.testing.assert_allclose(found.after[25], alone.after[0], atol=1e-6)
     np.testing.assert_allclose(found.alpha[25], alone.alpha[0], atol=1e-6)
+
+
+def test_fifty_random_calls_compile_once_for_a_slot(monkeypatch):
+    ours = predictor(groups=2)
+    traced, seen = [], set()
+
+    @jax.jit
+    def look(variables, embedding, prompts):
+        traced.append(prompts.labels.shape)
+        count = prompts.labels.shape[1]
+        shown = module._Seen(*(jnp.zeros((count, *shape)) for shape in ((2, 4, 4, 2), (2,), (4, 4), (4, 4))))
+        return dict.fromkeys((0, 2), shown)
+
+    monkeypatch.setattr(module, "_looking", lambda sam: look)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        count, points, with_mask, group = rng.integers((1, 1, 0, 0), (24, 8, 2, 2))
+        arguments = {"mask_input": np.zeros((count, 1, 16, 16))} if with_mask else {}
+        found = explain(
+            ours,
+            rng.uniform(0, 60, (count, points, 2)),
+            np.ones((count, points)),
+            attention=rng.choice([0, 2]),
+            group=group,
+            **arguments,
+        )
+        assert found.positions.shape == (count, 4, 4, 2)
+        slot = next(slot for slot in (1, 2, 4, 8, 16, 24) if slot >= count)
+        seen.add((slot, 4 if points < 4 else 8, with_mask))
+    assert 10 < len(seen) == len(traced)
+
+
+def test_an_explanation_is_of_the_strength_that_the_model_has():
+    ours = predictor()
+    weak = dataclasses.replace(ours.sam.config.plugin, strength=0.1)
+    weak = Predictor(build.assemble(dataclasses.replace(ours.sam.config, plugin=weak)), ours.params)
+    weak.set_image(SQUARE)
+    full, little = (explain(each, box=BOXES, attention=0) for each in (ours, weak))
+    np.testing.assert_array_equal(full.alpha, little.alpha)
+    np.testing.assert_array_equal(full.before, little.before)
+    assert 0 < np.abs(little.after - little.before).max() < np.abs(full.after - full.before).max() / 2
 
 
 def test_cells_of_the_padding_are_left_out_and_the_others_lie_in_the_picture():

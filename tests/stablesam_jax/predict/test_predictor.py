@@ -25,9 +25,11 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import read_picture
 from stablesam_jax.metrics import stability
 from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.model.sam import Sam
 from stablesam_jax.predict import compiled, predictor
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.postprocess import upscale_masks
+from stablesam_jax.predict.slots import Slots
 from tests.reference import small
 from tests.reference.pictures import exif, turned
 from tests.reference.sam_pair import CONFIG
@@ -462,16 +464,15 @@ def stub(monkeypatch):
         side = sam.config.mask_size
 
         def decode(params, embedding, prompts):
-            decoder.tokens = prompts.labels.shape
+            decoder.traced.append(prompts.labels.shape)
             edge = prompts.coords[:, :, 0, 0, None, None, None] * (side / sam.config.image_size)
             columns = jnp.arange(0.5, side).reshape(1, 1, 1, 1, side)
             logits = jnp.broadcast_to(edge - columns, (*edge.shape[:2], count, side, side))
             return Masks(logits, logits.mean((-1, -2)))
 
-        decoder.programs.append(jax.jit(decode))
-        return decoder.programs[-1]
+        return jax.jit(decode)
 
-    decoder.programs = []
+    decoder.traced = []
     monkeypatch.setattr(compiled, "decoder", decoder)
     ours = Predictor(sam, params)
     embedding = predictor.ImageEmbedding(jnp.ones((1, 4, 4, 256)))
@@ -503,7 +504,7 @@ def test_a_thousand_random_calls_compile_once_for_a_slot(stub):
         prompts = next(slot for slot in (1, 2, 4, 8, 16, 24) if slot >= count)
         seen.add((prompts, 4 if tokens <= 4 else 8 if tokens <= 8 else 16, with_mask, multi))
     assert len(seen) > 60  # of 6 numbers of prompts, 3 of tokens, with and without mask, one mask or three
-    assert sum(program._cache_size() for program in decoder.programs) == len(seen)
+    assert len(decoder.traced) == len(seen)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 24, 25, 60])
@@ -515,14 +516,85 @@ def test_every_prompt_gets_its_own_answer_however_many_there_are(stub, count):
     np.testing.assert_allclose(masks.mean((1, 2, 3)) * 64, x, atol=2)
 
 
-def test_the_model_is_compiled_once_for_all_its_predictors(ours):
-    box = in_pixels([0.1, 0.2, 0.5, 0.9], PICTURES["wide"])
-    ours.predict(box=box)
-    before = compiled.encoder(ours.sam)._cache_size(), compiled.decoder(ours.sam, "multi")._cache_size()
-    twin = Predictor(build.assemble(CONFIG), ours.params)
-    twin.set_image(PICTURES["tall"])
-    twin.predict(box=[3, 4, 50, 60])
-    assert (compiled.encoder(twin.sam)._cache_size(), compiled.decoder(twin.sam, "multi")._cache_size()) == before
+@pytest.fixture
+def traced(monkeypatch):
+    """The methods of Sam that have been traced to make programs, with the shape of the prompts."""
+    seen = []
+    encode, decode = Sam.encode, Sam.decode
+
+    def note_encode(sam, pictures):
+        seen.append(("encode", len(pictures)))
+        return encode(sam, pictures)
+
+    def note_decode(sam, embedding, prompts, **options):
+        seen.append(("decode", options.get("masks"), *prompts.labels.shape[1:], prompts.masks is not None))
+        return decode(sam, embedding, prompts, **options)
+
+    monkeypatch.setattr(Sam, "encode", note_encode)
+    monkeypatch.setattr(Sam, "decode", note_decode)
+    for cache in (compiled._encoder, compiled._decoder):
+        cache.cache_clear()
+    with small.quick_compilation():
+        yield seen
+    for cache in (compiled._encoder, compiled._decoder):
+        cache.cache_clear()
+
+
+def test_the_model_is_compiled_once_for_all_its_predictors(traced):
+    for sam, params in (small.nano(), (build.assemble(small.CONFIG), jax.tree.map(np.copy, small.nano()[1]))):
+        one = Predictor(sam, params)
+        one.set_image(SQUARES[0])
+        answers(one)
+    assert traced == [("encode", 1), ("decode", "single", 1, 4, False)]
+
+
+def test_the_encoder_does_not_depend_on_the_plugin_nor_a_program_on_its_strength(traced):
+    sam, params = small.system(hq=False, plugin=PluginConfig(start="perturbed"))
+    found = []
+    for strength in (0, 0.3, 1):
+        plugin = dataclasses.replace(sam.config.plugin, strength=strength)
+        ours = Predictor(build.assemble(dataclasses.replace(sam.config, plugin=plugin)), params)
+        ours.set_image(SQUARES[0])
+        found.append(answers(ours)[2])
+    assert traced == [("encode", 1), ("decode", "single", 1, 4, False)]
+    assert close(found[0], answers(ours.without_plugin())[2])
+    assert not close(found[0], found[1])
+    assert not close(found[1], found[2])
+    assert [kind for kind, *_ in traced] == ["encode", "decode", "decode"]
+
+
+def test_what_is_warmed_up_is_not_compiled_again(traced):
+    ours = Predictor(*small.nano())
+    ours.warm_up([(30, 40)], most_prompts=2)
+    assert not ours.is_image_set
+    before = list(traced)
+    assert sorted(before) == sorted(
+        [("encode", 1), *(("decode", masks, count, 4, False) for masks in ("single", "multi") for count in (1, 2))]
+    )
+    for arguments in ({"box": BOX}, {"box": [BOX, BOX]}, {"point_coords": [[3, 4]], "point_labels": [1]}):
+        ours.set_image(SQUARES[0][:30, :40])
+        ours.predict(**arguments)
+        ours.predict(**arguments, multimask_output=False)
+    assert traced == before
+
+
+def test_one_slot_has_one_program_for_each_choice_of_masks(traced):
+    ours = Predictor(*small.nano(), slots=Slots((3,), 8))
+    ours.warm_up()
+    ours.set_image(SQUARES[0])
+    found = answers(ours)
+    for arguments in ({"box": [BOX] * 5}, {"point_coords": [[3, 4]] * 6, "point_labels": [1] * 6}):
+        ours.predict(**arguments)
+    assert traced == [("encode", 1), ("decode", "single", 3, 8, False), ("decode", "multi", 3, 8, False)]
+    assert close(found[2], nano()[1][0][2])
+
+
+def test_programs_that_are_not_used_for_long_are_forgotten():
+    for level in range(40):
+        sam = build.assemble(dataclasses.replace(small.CONFIG, pixel_mean=(level, 0, 0)))
+        compiled.encoder(sam)
+        compiled.decoder(sam)
+    assert compiled._encoder.cache_info().currsize == compiled._decoder.cache_info().currsize == compiled.KEPT < 40
 
 
 # stability
@@ -542,8 +614,7 @@ def test_the_stable_mask_is_that_of_the_users_own_prompt(ours):
 def test_stability_is_that_of_the_masks_of_slightly_moved_prompts_in_one_batch(stub):
     ours, decoder = stub
     answer = ours.predict_stable(point_coords=[[32, 20]], point_labels=[1], jitters=20, seed=3)
-    assert decoder.tokens == (1, 24, 4)
-    assert [program._cache_size() for program in decoder.programs] == [1]
+    assert decoder.traced == [(1, 24, 4)]
     # The masks are half-planes with edges near x = 32: shares of the widest.
     rng = np.random.default_rng(3)
     edges = [32, *(32 + 64 * np.clip(0.01 * rng.standard_normal((20, 1, 2)), -20 / 1024, 20 / 1024)[:, 0, 0])]
@@ -607,7 +678,6 @@ def test_what_cannot_be_moved_is_refused(stub, arguments, words):
 def test_a_saved_embedding_is_prompted_as_its_picture(ours, tmp_path):
     box = in_pixels([0.2, 0.1, 0.71, 0.88], PICTURES["wide"])
     expected = ours.predict(box=box)
-    programs = compiled.decoder(ours.sam, "multi")._cache_size()
     ours.save_embedding(tmp_path / "wide.safetensors")
 
     other = Predictor(ours.sam, ours.params)
@@ -616,7 +686,6 @@ def test_a_saved_embedding_is_prompted_as_its_picture(ours, tmp_path):
     assert other.original_size == ours.original_size
     for mine, yours in zip(other.predict(box=box), expected, strict=True):
         np.testing.assert_array_equal(mine, yours)
-    assert compiled.decoder(ours.sam, "multi")._cache_size() == programs
 
 
 def test_an_embedding_of_other_weights_leaves_no_picture_set(ours, tmp_path):
