@@ -14,21 +14,25 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import tyro
 
 from stablesam_jax.commands import called
-from stablesam_jax.data import built, coco
+from stablesam_jax.data import built
 from stablesam_jax.data.class_maps import ClassMapFiles
-from stablesam_jax.data.coco import CocoPictures
-from stablesam_jax.data.datasets import NAMES, Reader, official_count, open_dataset
-from stablesam_jax.data.readers import PairsFolder, Refused, folder_name
-from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.data.datasets import NAMES, official_count
+from stablesam_jax.data.findings import Findings, cannot_be_read
+from stablesam_jax.data.forms import FORMS
+from stablesam_jax.data.readers import Reader, on_all_cores
+from stablesam_jax.data.sources import open_readers
+from stablesam_jax.errors import InputError, exit_on_input_error, shown
 from stablesam_jax.files.disk import sync, writing
 
+AUTO = "auto"
+OWN = tuple(form.name for form in FORMS if form.name != "built")
 REFUSED_FILE = "refused.txt"
 AT_ONCE = 32  # pictures that are read while as many are written
 SHARD = 2000  # records in a file
@@ -40,79 +44,120 @@ class Options:
     """Builds ArrayRecord files, which training and evaluation take as --data-dir."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """pairs (im/ and gt/), coco (images/ and annotations.json), or an official data set, as hqseg-44k or mess/cwfid."""
+    """auto, which recognises a folder by its content; a form (pairs, coco, labelme, sa-1b, yolo, beside, splits), where
+    it is to be that one; or an official data set, as hqseg-44k or mess/cwfid."""
     source: pathlib.Path
-    """Folder of the pairs or the COCO files; of an official data set, the one that its paths lie below."""
+    """Folder of the pictures and masks, or a COCO json; of an official data set, the one that its paths lie below."""
     data_dir: pathlib.Path
     """Folder to build in: the data set gets a folder of its own there."""
 
 
-def open_parts(name: str, source: pathlib.Path, refused: Refused) -> tuple[str, list[Reader | PairsFolder]]:
-    """The name of the data set that is built and its readers; what they cannot use goes to `refused`.
+def open_source(name: str, source: pathlib.Path, findings: Findings) -> tuple[str, Sequence[Reader]]:
+    """The name of the data set that is built and its readers; what they cannot use goes to `findings`.
 
     Raises:
         InputError: an unknown name, or a source that is not of its form.
     """
-    own = folder_name(source)
-    if name == "pairs":
-        return own, [PairsFolder(source, refused)]
-    if name == "coco":
-        return own, [CocoPictures(own, source / coco.PICTURES, source / coco.ANNOTATIONS, refused)]
+    if name not in (AUTO, *OWN, *NAMES):
+        known = ", ".join((AUTO, *OWN, *NAMES))
+        raise InputError(f"{name}: no data set of this name; known are {known}.")
     if name in NAMES:
-        return name, [*open_dataset(name, source, refused)]
-    raise InputError(f"{name}: no data set of this name; known are pairs, coco, {', '.join(NAMES)}.")
+        title, readers = open_readers(f"{name}:{source}", findings)
+    else:
+        title, readers = open_readers(source, findings, form=None if name == AUTO else name)
+    if isinstance(readers[0], built.BuiltPictures | built.BuiltClassMaps):
+        raise InputError(f"{source}: is built already; give it to training as it is.")
+    return title, readers
 
 
 def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
     """Builds one data set and prints what was read and what was refused.
 
     Args:
-        name: `pairs`, `coco` or one of `datasets.NAMES`.
+        name: `AUTO`, one of `OWN` or one of `datasets.NAMES`.
         source: where the data are.
         data_dir: gets the built folder; it appears there whole or not at all.
 
     Returns:
-        the built folder. Where it is already, it is kept as it is.
+        the built folder. Where it is already, of the same pictures and masks, it is kept as it is.
 
     Raises:
         InputError: the source is not of its form, nothing of it can be used, what is there was built of other data, or
             the disk objects.
     """
-    refused: Refused = {}
-    title, parts = open_parts(name, source, refused)
+    findings: Findings = []
+    title, readers = open_source(name, source, findings)
     # Of a folder of one's own its place, which another of the same name has not; not in words, for who gets the files.
-    origin = name if name in NAMES else hashlib.sha256(str(source.resolve()).encode()).hexdigest()
+    origin = name if name in NAMES else hashlib.sha256(os.fsencode(source.resolve())).hexdigest()
+    facts = {"origin": origin, "sources": digest(source, readers)}
     target = data_dir / re.sub(r"\W+", "_", title).lower()  # tfds finds names that are Python's
     with writing(target), _alone(target) as work:
         if target.exists():
-            if not built.is_built(target):
-                raise InputError(f"{target}: exists and is no built data set; remove it or give another --data-dir.")
-            if built.origin(target) not in (None, origin):
-                raise InputError(f"{target}: was built of other data; remove it or give another --data-dir.")
+            _check_same(target, facts)
             print(f"kept: {target} (remove it to build anew)")
             return target
         made = work / target.name
-        written = _write(made, title, parts, refused, origin)
-        lines = [f"{name}: {reason}" for name, reason in sorted(refused.items())]
-        (made / REFUSED_FILE).write_text("".join(f"{line}\n" for line in lines))
+        written = _write(made, title, readers, findings, facts)
+        left_out = [finding for finding in findings if finding.severity == "fault" or finding.kind == "no object"]
+        lines = sorted(f"{finding.picture}: {finding.line}" for finding in left_out)
+        (made / REFUSED_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for path in (*made.rglob("*"), made):
             sync(path)
         made.rename(target)
         sync(data_dir)
     released = f" of {count:,} in the release" if (count := official_count(name)) else ""
+    for finding in findings:
+        if finding not in left_out:
+            print(f"hint: {finding.line}")
     for line in lines:
         print(f"refused: {line}")
     print(f"written: {target}, {written:,} pictures{released}; refused: {len(lines):,} ({target / REFUSED_FILE})")
     return target
 
 
+def digest(source: pathlib.Path, readers: Sequence[Reader]) -> str:
+    """SHA-256 over the names and contents of all files of a source, wherever it is."""
+    files = sorted({file for reader in readers for file in reader.files()})
+    sha = hashlib.sha256()
+    for file, content in zip(files, on_all_cores(_file_digest, files), strict=True):
+        sha.update(os.fsencode(os.path.relpath(file, source)) + b"\0" + content)
+    return sha.hexdigest()
+
+
+def _file_digest(file: pathlib.Path) -> bytes:
+    """SHA-256 of a file; of one that cannot be read, nothing."""
+    try:
+        if not file.is_file():  # a pipe, say, which would be waited for
+            return b""
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
+    except OSError:
+        return b""
+
+
+def _check_same(target: pathlib.Path, facts: Mapping[str, str]) -> None:
+    """Raises an InputError where what is there was not built of the same data."""
+    if not built.is_built(target):
+        raise InputError(f"{target}: exists and is no built data set; remove it or give another --data-dir.")
+    before = built.facts(target)
+    told = "sources" if "sources" in before else "origin"  # of the version that did not know the former
+    if before.get(told, facts[told]) != facts[told]:
+        same_place = before.get("origin") == facts["origin"]
+        what = "before its pictures, masks or annotations changed" if same_place else "of other data"
+        raise InputError(f"{target}: was built {what}; remove it to build anew, or give another --data-dir.")
+
+
 def _write(
-    folder: pathlib.Path, title: str, parts: Sequence[Reader | PairsFolder], refused: Refused, origin: str
+    folder: pathlib.Path,
+    title: str,
+    readers: Sequence[Reader],
+    findings: Findings,
+    facts: Mapping[str, str],
 ) -> int:
     """Writes the records below `folder`; how many."""
     import tensorflow_datasets as tfds
 
-    kind = built.CLASSES if isinstance(parts[0], ClassMapFiles) else built.OBJECTS
+    kind = built.CLASSES if isinstance(readers[0], ClassMapFiles) else built.OBJECTS
     names: list[str] = []
 
     class Info(tfds.core.DatasetInfo):
@@ -128,16 +173,16 @@ def _write(
         VERSION = tfds.core.Version(built.VERSION)
 
         def _info(self) -> tfds.core.DatasetInfo:
-            metadata = tfds.core.MetadataDict(kind=kind, name=title, names=names, origin=origin)
-            if isinstance(parts[0], ClassMapFiles):
-                metadata |= {"classes": parts[0].classes, "background": parts[0].background}
+            metadata = tfds.core.MetadataDict(kind=kind, name=title, names=names, **facts)
+            if isinstance(readers[0], ClassMapFiles):
+                metadata |= {"classes": readers[0].classes, "background": readers[0].background}
             return Info(builder=self, features=built.features(kind), metadata=metadata, disable_shuffling=True)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, Any]]]:
             return {built.SPLIT: self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[str, Any]]:
-            for record in _records(parts, refused):
+            for record in _records(readers, findings):
                 names.append(record["name"])
                 yield record["name"], record
 
@@ -155,32 +200,36 @@ def _write(
 
     Builder(data_dir=folder.parent, file_format="array_record").download_and_prepare()
     if not names:
-        raise InputError(f"{title}: none of its pictures can be used: " + "; ".join(list(refused.values())[:3]))
+        reasons = (
+            "; ".join(finding.line.rstrip(".") for finding in findings[:3]) or "it holds no picture with an object"
+        )
+        raise InputError(f"{title}: none of its pictures can be used: {reasons}.")
     return len(names)
 
 
-def _records(parts: Sequence[Reader | PairsFolder], refused: Refused) -> Iterator[dict[str, Any]]:
-    """The records of all pictures that can be used, in order; the others go to `refused`."""
-    total, done = sum(map(len, parts)), 0
+def _records(readers: Sequence[Reader], findings: Findings) -> Iterator[dict[str, Any]]:
+    """The records of all pictures that can be used, in order; `findings` gets why others cannot, and hints."""
+    total, done = sum(map(len, readers)), 0
     with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
-        for part in parts:
-            for start in range(0, len(part), AT_ONCE):
-                indices = range(start, min(start + AT_ONCE, len(part)))
-                for index, record in zip(indices, pool.map(functools.partial(_record, part), indices), strict=True):
-                    if isinstance(record, InputError):
-                        refused[part.names[index]] = str(record)
-                    else:
+        for reader in readers:
+            for start in range(0, len(reader), AT_ONCE):
+                indices = range(start, min(start + AT_ONCE, len(reader)))
+                for record, found in pool.map(functools.partial(_record, reader), indices):
+                    findings += found
+                    if record is not None:
                         yield record
                     done += 1
                     if done % REPORT == 0 or done == total:
                         print(f"read: {done:,} of {total:,} pictures", flush=True)
 
 
-def _record(part: Reader | PairsFolder, index: int) -> dict[str, Any] | InputError:
+def _record(reader: Reader, index: int) -> tuple[dict[str, Any] | None, Findings]:
+    name, file, label = reader.names[index], reader.picture_file(index), reader.label_file(index)
     try:
-        return built.encode(part[index], part.picture_file(index))
+        return built.encode(reader[index], file), reader.look(index)
     except InputError as error:
-        return error
+        kind, where = ("mask", label) if str(error).startswith(shown(label)) else ("picture", file)
+        return None, [cannot_be_read(kind, reader.name, name, where, error)]
 
 
 def _chunks(items: Iterator[Any]) -> Iterator[list[Any]]:
@@ -221,8 +270,8 @@ def _alone(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog=called("build"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=arguments, prog=called("build"))
         build(options.name, options.source, options.data_dir)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with folders of pictures and masks, told before anyone trains on them.
+"""What is wrong with pictures and their masks, told before anyone trains on them.
 
 python -m convert.check_data my_pictures --against test_pictures
 
@@ -7,12 +7,11 @@ Exit status 0: nothing but hints. 1: faults. 2: bad input.
 
 import collections
 import dataclasses
+import functools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import rich.progress
@@ -21,8 +20,11 @@ from rich.console import Console
 from rich.text import Text
 
 from stablesam_jax.commands import called
-from stablesam_jax.data.doctor import KINDS, Examined, Finding, Folder, compare, examine, find_folders
-from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.data.doctor import Examined, compare, examine, look
+from stablesam_jax.data.findings import KINDS, Finding, Findings
+from stablesam_jax.data.readers import on_all_cores
+from stablesam_jax.data.sources import Found, find
+from stablesam_jax.errors import InputError, exit_on_input_error, shown
 from stablesam_jax.files.disk import check_writable, write_text
 
 SHOWN_HINTS = 10  # of a kind, in a terminal
@@ -30,82 +32,91 @@ SHOWN_HINTS = 10  # of a kind, in a terminal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Names every fault of folders of pictures and masks."""
+    """Names every fault of pictures and their masks."""
 
-    folders: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
-    """Folders with im/ and gt/, with NAME.jpg beside its mask NAME.png, or that hold such folders."""
-    against: Annotated[tuple[pathlib.Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
-    """Folders whose pictures must not be among the others: what is tested on, say. Their masks are not checked."""
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...]")]
+    """What training takes as --data-dir, in any form; or folders that hold such folders."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA [DATA ...]")] = ()
+    """Data whose pictures must not be among the others: what is tested on, say. Their masks are not checked."""
     json: pathlib.Path | None = None
     """File to write everything to."""
 
 
-def check(folders: Sequence[Folder], against: Sequence[Folder]) -> list[Finding]:
+def check(sources: Sequence[Found], against: Sequence[Found]) -> Findings:
     """Reads every picture and mask and compares all pictures.
 
     Args:
-        folders: to be checked.
+        sources: to be checked.
         against: whose pictures must not be among them; their masks are not read.
 
     Returns:
-        all findings, by kind, then by file.
+        all that is found in the files.
     """
-    pairs = [pair for folder in folders if folder.labelled for pair in folder.pairs]
-    others = [dataclasses.replace(pair, mask=None) for folder in against for pair in folder.pairs if pair.picture]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        examined = list(_progress(threads.map(examine, pairs), len(pairs), "checking"))
-        compared = list(_progress(threads.map(examine, others), len(others), "reading --against"))
-    findings = [finding for folder in folders for finding in folder.findings]
+    findings: Findings = []
+    for reader in (reader for source in sources for reader in source.readers):
+        headers: Findings = []
+        reader.check(headers)
+        findings += [finding for finding in headers if finding.severity == "hint"]  # faults are found when all is read
+    pictures = [
+        functools.partial(examine, reader, index)
+        for source in sources
+        for reader in source.readers
+        for index in range(len(reader))
+    ]
+    others = [functools.partial(look, file, read) for source in against for file, read in source.pictures]
+    examined = _run_all(pictures, "checking")
+    compared = _run_all(others, "reading --against")
     findings += [finding for one in (*examined, *compared) for finding in one.findings]
-    findings += compare(examined, compared)
-    order = list(KINDS)
-    return sorted(findings, key=lambda finding: (order.index(finding.kind), finding.file))
+    return [*findings, *compare(examined, compared)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = tyro.cli(Options, args=arguments, prog=called("check"))
     with exit_on_input_error():
-        if not options.folders:
-            raise InputError("no folder is given; give one that holds im/ (pictures) and gt/ (masks).")
+        options = tyro.cli(Options, args=arguments, prog=called("check"))
+        if not options.data:
+            raise InputError("no data are given; give a folder that holds im/ (pictures) and gt/ (masks), say.")
         if options.json is not None:
             check_writable(options.json, "--json")
-        folders, against = _find(options.folders), _find(options.against)
-        if not any(folder.labelled for folder in folders):
+        findings: Findings = []
+        sources, against = _find(options.data, findings), _find(options.against, [])
+        if not any(source.readers for source in sources):
             raise InputError(
-                f"{options.folders[0]}: holds pictures, but no masks where they are looked for; "
+                f"{options.data[0]}: holds pictures, but no masks where they are looked for; "
                 "pictures go to im/NAME.jpg, their masks to gt/NAME.png."
             )
-        places = {folder.path.resolve() for folder in against}
-        for folder in folders:
-            if folder.path.resolve() in places:
-                raise InputError(f"{folder.path}: is to be checked against itself; leave it out of --against.")
-    findings = check(folders, against)
-    facts = describe(folders, against, findings)
-    if options.json is not None:
-        write_text(options.json, json.dumps(facts, indent=1) + "\n")
-    show(findings)
-    print(summary(facts))
-    return 1 if facts["faults"] else 0
+        places = {source.path for source in against}
+        for source in sources:
+            if source.path in places:
+                raise InputError(f"{source.path}: is to be checked against itself; leave it out of --against.")
+        findings += check(sources, against)
+        order = list(KINDS)
+        findings.sort(key=lambda finding: (order.index(finding.kind), finding.file))
+        facts = describe(sources, against, findings)
+        if options.json is not None:
+            write_text(options.json, json.dumps(facts, indent=1) + "\n")
+        show(findings)
+        print(summary(facts))
+        return 1 if facts["faults"] else 0
 
 
-def describe(folders: Sequence[Folder], against: Sequence[Folder], findings: Sequence[Finding]) -> dict[str, Any]:
+def describe(sources: Sequence[Found], against: Sequence[Found], findings: Sequence[Finding]) -> dict[str, Any]:
     """Everything, as JSON holds it."""
     counts: dict[str, dict[str, int]] = {"fault": {}, "hint": {}}
     for kind, number in collections.Counter(finding.kind for finding in findings).items():
-        counts[KINDS[kind][0]][kind] = number
+        counts[KINDS[kind].severity][kind] = number
     return {
-        "folders": {str(folder.path): len(folder.pairs) for folder in folders if folder.labelled},
-        "against": {str(folder.path): len(folder.pairs) for folder in against},
+        "folders": {shown(one.path): sum(map(len, one.readers)) for one in sources if one.readers},
+        "against": {shown(one.path): len(one.pictures) for one in against},
         "faults": counts["fault"],
         "hints": counts["hint"],
         "findings": [
             {
                 "severity": finding.severity,
                 "kind": finding.kind,
-                "file": str(finding.file),
-                "text": finding.text,
-                "other": None if finding.other is None else str(finding.other),
+                "file": shown(finding.file),
+                "text": shown(finding.text),
+                "other": None if finding.other is None else shown(finding.other),
             }
             for finding in findings
         ],
@@ -115,7 +126,7 @@ def describe(folders: Sequence[Folder], against: Sequence[Folder], findings: Seq
 def summary(facts: dict[str, Any]) -> str:
     """One line of counts."""
     checked, against = facts["folders"], facts["against"]
-    text = f"{_plural(sum(checked.values()), 'pair')} in {_plural(len(checked), 'folder')} checked"
+    text = f"{_plural(sum(checked.values()), 'picture')} in {_plural(len(checked), 'folder')} checked"
     if against:
         text += f" against {_plural(sum(against.values()), 'picture')} in {_plural(len(against), 'folder')}"
     for word in ("fault", "hint"):
@@ -131,32 +142,40 @@ def show(findings: Sequence[Finding]) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         for finding in findings:
-            print(f"{finding.severity}: {finding.file}: {finding.text}")
+            print(f"{finding.severity}: {finding.line}")
         return
-    for kind, (severity, title) in KINDS.items():
+    for kind, (severity, title, _) in KINDS.items():
         of_kind = [finding for finding in findings if finding.kind == kind]
         if not of_kind:
             continue
         console.print(
             Text(f"{severity}, {title}: {len(of_kind)}", "bold red" if severity == "fault" else "bold yellow")
         )
-        shown = of_kind if severity == "fault" else of_kind[:SHOWN_HINTS]
-        for finding in shown:
-            console.print(Text.assemble("  ", (str(finding.file), "cyan"), f": {finding.text}"))
-        if len(shown) < len(of_kind):
-            console.print(f"  and {len(of_kind) - len(shown)} more, which --json FILE holds")
+        listed = of_kind if severity == "fault" else of_kind[:SHOWN_HINTS]
+        for finding in listed:
+            console.print(Text.assemble("  ", (shown(finding.file), "cyan"), f": {shown(finding.text)}"))
+        if len(listed) < len(of_kind):
+            console.print(f"  and {len(of_kind) - len(listed)} more, which --json FILE holds")
 
 
-def _find(roots: Iterable[pathlib.Path]) -> list[Folder]:
-    """The folders below all roots, each once."""
-    return list({folder.path.resolve(): folder for root in roots for folder in find_folders(root)}.values())
+def _find(specs: Iterable[str], findings: Findings) -> list[Found]:
+    """All sources, each once."""
+    found: dict[pathlib.Path, Found] = {}
+    of_all: Findings = []
+    for spec in specs:
+        for source in find(spec, of_all):
+            found.setdefault(source.path, source)
+    findings += dict.fromkeys(of_all)
+    return list(found.values())
 
 
-def _progress(results: Iterable[Examined], total: int, title: str) -> Iterable[Examined]:
-    """The same results, with a bar on standard error where that is a terminal."""
+def _run_all(examinations: Sequence[functools.partial[Examined]], title: str) -> list[Examined]:
+    """The results, with a bar on standard error where that is a terminal."""
     console = Console(stderr=True)
+    total = len(examinations)
     hidden = total == 0 or not console.is_terminal
-    return rich.progress.track(results, title, total, console=console, transient=True, disable=hidden)
+    results = on_all_cores(lambda examination: examination(), examinations)
+    return list(rich.progress.track(results, title, total, console=console, transient=True, disable=hidden))
 
 
 def _plural(number: int, word: str) -> str:

@@ -16,7 +16,9 @@ from PIL import Image
 
 from stablesam_jax.commands import called
 from stablesam_jax.data.class_maps import ClassMap
-from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.data.findings import Findings
+from stablesam_jax.data.label_file import SizeHW
+from stablesam_jax.data.readers import LabelledPicture, Objects, Reader
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import read_picture
 
@@ -55,12 +57,12 @@ def is_built(folder: pathlib.Path) -> bool:
     return (_versioned(folder) / "dataset_info.json").is_file()
 
 
-def origin(folder: pathlib.Path) -> str | None:
-    """What says which data a built data set is of; None where it cannot be read or is older than this mark."""
+def facts(folder: pathlib.Path) -> dict[str, Any]:
+    """What was said of a data set when it was built; empty where it cannot be read."""
     try:
-        return json.loads((_versioned(folder) / "metadata.json").read_bytes()).get("origin")
-    except (OSError, ValueError):
-        return None
+        return dict(json.loads((_versioned(folder) / "metadata.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
@@ -94,23 +96,40 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
         ) from None
 
 
-class _Records:
+class _Records(Reader):
     """What both kinds share."""
+
+    own_labels = False
 
     def __init__(self, folder: pathlib.Path, records: Any, metadata: dict[str, Any]):
         self.folder, self.records = folder, records
         self.name: str = metadata["name"]
         self.names: list[str] = metadata["names"]
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def picture_file(self, index: int) -> pathlib.Path:
+        """The folder and the name of the record."""
+        return self.folder / self.names[index]
 
-    def _decoded(self, index: int, decode: Callable[[dict[str, Any], np.ndarray], Any]) -> Any:
+    def label_file(self, index: int) -> pathlib.Path:
+        """The folder and the name of the record."""
+        return self.folder / self.names[index]
+
+    def files(self) -> Iterable[pathlib.Path]:
+        """All files of the folder."""
+        return sorted(file for file in self.folder.iterdir() if file.is_file())
+
+    def look(self, index: int) -> Findings:
+        """All was looked at when it was built."""
+        return []
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture alone, (H, W, 3) uint8 RGB."""
+        return self._decoded(index, _picture)
+
+    def _decoded(self, index: int, decode: Callable[[dict[str, Any]], Any]) -> Any:
         name = self.names[index]
         try:
-            record = self.records[range(len(self))[index]]  # tfds knows no negative index
-            picture = read_picture(io.BytesIO(record["picture"]))
-            return decode(record, picture)
+            return decode(self.records[range(len(self))[index]])  # tfds knows no negative index
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise InputError(f"{self.folder}: the record of {name} is damaged ({reason}); build it anew.") from None
@@ -120,16 +139,12 @@ class BuiltPictures(_Records):
     """Labelled pictures from ArrayRecord files, in the order of their source."""
 
     def __getitem__(self, index: int) -> LabelledPicture:
-        return self._decoded(
-            index,
-            lambda record, picture: LabelledPicture(
-                self.names[index],
-                picture,
-                np.concatenate([_masks(_read_png(layer)) for layer in record["masks"]]),
-                tuple(map(int, record["numbers"])),
-                tuple(text.decode() for text in record["categories"]),
-            ),
-        )
+        picture, objects = self._decoded(index, lambda record: (_picture(record), _objects(record)))
+        return LabelledPicture(self.names[index], picture, objects.masks, objects.numbers, objects.categories)
+
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The objects of a picture."""
+        return self._decoded(index, _objects)
 
 
 class BuiltClassMaps(_Records):
@@ -141,9 +156,11 @@ class BuiltClassMaps(_Records):
         self.background: int | None = metadata["background"]
 
     def __getitem__(self, index: int) -> ClassMap:
-        return self._decoded(
-            index, lambda record, picture: ClassMap(self.names[index], picture, _read_png(record["label"]))
-        )
+        return ClassMap(self.names[index], *self._decoded(index, lambda record: (_picture(record), _classes(record))))
+
+    def label(self, index: int, size_hw: SizeHW | None) -> np.ndarray:
+        """The class of each pixel, (H, W) uint8."""
+        return self._decoded(index, _classes)
 
 
 def _versioned(folder: pathlib.Path) -> pathlib.Path:
@@ -173,6 +190,22 @@ def _numbered(masks: np.ndarray) -> np.ndarray:
 def _masks(label: np.ndarray) -> np.ndarray:
     """The objects of a layer, (M, H, W) bool."""
     return label[None] == np.arange(1, int(label.max()) + 1)[:, None, None]
+
+
+def _picture(record: dict[str, Any]) -> np.ndarray:
+    return read_picture(io.BytesIO(record["picture"]))
+
+
+def _objects(record: dict[str, Any]) -> Objects:
+    return Objects(
+        np.concatenate([_masks(_read_png(layer)) for layer in record["masks"]]),
+        tuple(map(int, record["numbers"])),
+        tuple(text.decode() for text in record["categories"]),
+    )
+
+
+def _classes(record: dict[str, Any]) -> np.ndarray:
+    return _read_png(record["label"])
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -12,10 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from stablesam_jax.data.label_file import IGNORE, read_classes
-from stablesam_jax.data.readers import PICTURE_SUFFIXES, LabelledFiles, Refused, folder_name, list_files
+from stablesam_jax.data.findings import Findings
+from stablesam_jax.data.label_file import IGNORE, SizeHW, read_classes
+from stablesam_jax.data.readers import LabelledFiles, folder_name, list_files
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_picture
+from stablesam_jax.files.picture_file import SUFFIXES
 
 CLASSES_FILE = "classes.json"
 
@@ -56,7 +57,7 @@ class ClassMapFiles(LabelledFiles):
         classes: int,
         background: int | None,
         more_pictures: bool = False,
-        refused: Refused | None = None,
+        findings: Findings,
     ):
         """Lists the files without reading them.
 
@@ -69,10 +70,10 @@ class ClassMapFiles(LabelledFiles):
             classes: how many there are.
             background: number of one, or None.
             more_pictures: the folder holds pictures of other sets too; the class maps tell which are meant.
-            refused: gets pictures and class maps without a twin; None: a picture without a class map is an error.
+            findings: gets pictures and class maps without a twin.
 
         Raises:
-            InputError: a folder is missing or holds no picture, or pictures have no class map.
+            InputError: a folder is missing or holds no picture.
         """
         self.classes, self.background = classes, background
         pictures, labels = list_files(pictures_in, picture_suffixes), list_files(labels_in, {label_suffix})
@@ -80,17 +81,23 @@ class ClassMapFiles(LabelledFiles):
             pictures = {stem: path for stem, path in pictures.items() if stem in labels}
         if not pictures:
             raise InputError(f"{pictures_in}: holds no picture NAME{' or NAME'.join(sorted(picture_suffixes))}.")
-        super().__init__(name, pictures, labels, labels_in=labels_in, refused=refused)
+        super().__init__(name, pictures, labels, labels_in=labels_in, findings=findings)
 
     def __getitem__(self, index: int) -> ClassMap:
-        picture_path, label_path = self.pairs[index]
-        picture = read_picture(picture_path)
-        label = read_classes(label_path, picture.shape[:2], classes=self.classes)
-        return ClassMap(self.names[index], picture, label)
+        picture = self.picture(index)
+        return ClassMap(self.names[index], picture, self.label(index, picture.shape[:2]))
+
+    def label(self, index: int, size_hw: SizeHW | None) -> np.ndarray:
+        """The class of each pixel, (H, W) uint8."""
+        return read_classes(self.label_file(index), size_hw, classes=self.classes)
 
 
-def open_folder(folder: pathlib.Path) -> ClassMapFiles:
+def open_folder(folder: pathlib.Path, findings: Findings) -> ClassMapFiles:
     """The class maps of a folder with `im/`, `gt/` and `classes.json`.
+
+    Args:
+        folder: holds them.
+        findings: gets pictures and class maps without a twin.
 
     Raises:
         InputError: one of the three is missing, or the file names no classes.
@@ -112,8 +119,9 @@ def open_folder(folder: pathlib.Path) -> ClassMapFiles:
         folder_name(folder),
         folder / "im",
         folder / "gt",
-        picture_suffixes=PICTURE_SUFFIXES,
+        picture_suffixes=SUFFIXES,
         label_suffix=".png",
         classes=len(numbers),
         background=background,
+        findings=findings,
     )

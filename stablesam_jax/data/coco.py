@@ -1,103 +1,138 @@
 """Object masks from a COCO json: polygons and both kinds of run lengths, decoded as pycocotools decodes them.
 
-Crowds are not objects, and neither is an annotation that covers no pixel.
+Crowds are not objects, and neither is an annotation that covers no pixel or has no mask: what is left out is counted.
 """
 
+import array
+import collections
+import contextlib
 import copy
 import dataclasses
-import json
+import functools
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
 
-from stablesam_jax.data.readers import LabelledPicture, Refused, settle
+from stablesam_jax.data import outlines
+from stablesam_jax.data.findings import Finding, Findings, left_out
+from stablesam_jax.data.json_file import COCO, kind_of, read_json
+from stablesam_jax.data.label_file import OtherSizeError, SizeHW
+from stablesam_jax.data.picture_index import PictureIndex, clean_path
+from stablesam_jax.data.readers import Objects, Reader, list_files
 from stablesam_jax.data.rle import CompressedRunLengths
-from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import MAX_PIXELS, read_header, read_picture
+from stablesam_jax.errors import InputError, shown
+from stablesam_jax.files.picture_file import MAX_PIXELS, SUFFIXES, Header, read_header, read_picture
 
-PICTURES, ANNOTATIONS = "images", "annotations.json"  # of a folder of one's own
-SLACK = 1.0  # pixels that a box or polygon may reach outside its picture: annotation tools round
+PICTURES, ANNOTATIONS = "images", "annotations"  # folders; the latter is a json's name too
+SLACK = 1.0  # pixels that a box may reach outside its picture: annotation tools round
+Id = Any  # a whole number or a name, as tools have them for pictures and categories
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Annotation:
     """An object as the file has it."""
 
-    annotation_id: int
-    image_id: int
-    category_id: int
+    annotation_id: int  # another for each object of a picture
+    image_id: Id
+    category_id: Id  # None: the file has none
     bbox_xywh: tuple[float, float, float, float]  # pixels
     area: float  # pixels, as the file says: decides whether an object is small
     iscrowd: bool
     run_lengths: CompressedRunLengths
 
+    @property
+    def pixels(self) -> int:
+        """How many it covers."""
+        return outlines.area(self.run_lengths)
+
     def mask(self) -> np.ndarray:
         """The mask, (H, W) bool."""
-        return mask_api.decode(self.run_lengths).astype(bool)
+        return outlines.mask(self.run_lengths)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Image:
     name: str
-    path: pathlib.Path
+    file: str  # a path takes three times the memory
     size: tuple[int, int]  # W, H
 
 
-class CocoPictures:
+def jsons(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The COCO jsons of a folder or of its `annotations/`; not those of a single picture that lies beside."""
+    stems = list_files(folder, SUFFIXES)
+    found = [file for stem, files in list_files(folder, {".json"}).items() if stem not in stems for file in files]
+    if (folder / ANNOTATIONS).is_dir():
+        found += [file for files in list_files(folder / ANNOTATIONS, {".json"}).values() for file in files]
+    return [file for file in found if kind_of(file) == COCO]
+
+
+def root_of(annotations: pathlib.Path) -> pathlib.Path:
+    """The folder of a data set whose json is here or in `annotations/`."""
+    return annotations.parent.parent if annotations.parent.name == ANNOTATIONS else annotations.parent
+
+
+class CocoPictures(Reader):
     """The pictures of a COCO json that have objects, in the order of the file."""
 
-    def __init__(self, name: str, pictures_in: pathlib.Path, annotations: pathlib.Path, refused: Refused | None = None):
-        """Reads the json; no picture is opened.
+    own_labels = False
+
+    def __init__(self, name: str, pictures_in: pathlib.Path, annotations: pathlib.Path, findings: Findings):
+        """Reads the json; no picture is opened but those whose size it does not say.
 
         Args:
             name: of the set; begins the names of its pictures.
-            pictures_in: folder of the pictures.
+            pictures_in: folder that the pictures are in, or below.
             annotations: the json.
-            refused: gets the pictures and annotations that cannot be used, also those without any pixel; None: the
-                former are an error, the latter are passed over.
+            findings: gets the pictures and annotations that cannot be used, the pictures without an object, and how
+                many annotations are left out.
 
         Raises:
-            InputError: the json cannot be read or has no objects; or, all in one line, pictures that are missing and
-                annotations that are wrong.
+            InputError: the json cannot be read, or is no COCO json.
         """
         self.name, self.annotations_file = name, annotations
         content = _read(annotations)
-        faults: Refused = {}
-        passed_over: Refused = {}
-        self.categories: dict[int, str] = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        images = self._images(content["images"], pictures_in, faults)
-        unusable = {entry["id"] for entry in content["images"] if isinstance(entry.get("id"), int)} - images.keys()
-        by_image: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
-        known: set[int] = set()
-        for entry in content["annotations"]:
-            label = f"{name}, annotation {entry.get('id')}"
+        self.categories = _categories(content.get("categories"))
+        images, unusable = self._images(content.pop("images"), pictures_in, findings)
+        by_image: dict[Id, list[Annotation]] = {image_id: [] for image_id in images}
+        passed_over: collections.Counter[str] = collections.Counter()
+        crowds = 0
+        entries = content.pop("annotations")
+        entries.reverse()
+        while entries:  # each is forgotten as soon as it is read: there may be a million
+            entry = entries.pop()
             try:
-                image_id = _whole(entry, "image_id")
+                image_id = _id(entry, "image_id")
                 if image_id in unusable:
                     continue  # that is named already
-                annotation = self._annotation(entry, images.get(image_id), known)
+                if image_id not in images:
+                    raise ValueError(f"is of picture {image_id}, which is not listed")
+                if (reason := _without_mask(entry)) is not None:
+                    passed_over[reason] += 1
+                    continue
+                annotation = _annotation(entry, image_id, images[image_id].size, len(by_image[image_id]) + 1)
             except (KeyError, ValueError) as error:
-                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-                faults[label] = f"{annotations}: annotation {entry.get('id')} {reason}; mend or remove it."
+                label = f"annotation {entry.get('id')}"
+                text = f"{label} {_reason(error)}; mend or remove it."
+                findings.append(Finding("mask", name, shown(f"{name}, {label}"), annotations, text))
                 continue
             by_image[image_id].append(annotation)
-            if not mask_api.area(annotation.run_lengths):
-                passed_over[label] = f"{annotations}: annotation {annotation.annotation_id} covers no pixel."
-        # A picture that a fault has emptied is named by that fault.
-        with_objects = [image_id for image_id, found in by_image.items() if _objects(found)]
-        for image_id in images.keys() - set(with_objects):
-            passed_over.setdefault(images[image_id].name, f"{images[image_id].path}: has no object.")
-        settle(faults, refused)
-        if refused is not None:
-            settle(passed_over, refused)
-        if not with_objects:
-            raise InputError(f"{annotations}: holds no picture with an object.")
+            crowds += annotation.iscrowd
+            passed_over["masks without a pixel"] += not annotation.iscrowd and not annotation.pixels
+        for image_id, found in by_image.items():
+            if len({one.annotation_id for one in found}) < len(found):
+                numbered = enumerate(found, start=1)
+                by_image[image_id] = [dataclasses.replace(one, annotation_id=number) for number, one in numbered]
+        findings += left_out(name, annotations, passed_over)
+        if crowds:
+            findings.append(Finding("crowds", name, name, annotations, f"holds {crowds} crowds; they are left out."))
         self._images_by_id, self._annotations_by_id = images, by_image
-        self._list(with_objects)
+        self._list(image_id for image_id, found in by_image.items() if _objects(found))
+        for image_id in images.keys() - set(self.image_ids):
+            image, text = images[image_id], "has no object; it is left out."
+            findings.append(Finding("no object", name, image.name, pathlib.Path(image.file), text))
 
     def with_empty_pictures(self) -> "CocoPictures":
         """The same with the pictures that have no object: evaluation counts what a detector finds there."""
@@ -105,15 +140,12 @@ class CocoPictures:
         every._list(self._images_by_id)
         return every
 
-    def _list(self, image_ids: Iterable[int]) -> None:
+    def _list(self, image_ids: Iterable[Id]) -> None:
         self.image_ids = list(image_ids)
         self._listed = [self._images_by_id[image_id] for image_id in self.image_ids]
         self.names = [image.name for image in self._listed]
         # With crowds, as evaluation has them.
         self.annotations = [tuple(self._annotations_by_id[image_id]) for image_id in self.image_ids]
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def objects(self, index: int) -> list[Annotation]:
         """The objects of a picture, in the order of its masks."""
@@ -121,179 +153,230 @@ class CocoPictures:
 
     def picture_file(self, index: int) -> pathlib.Path:
         """Where the picture is."""
-        return self._listed[index].path
+        return pathlib.Path(self._listed[index].file)
+
+    def label_file(self, index: int) -> pathlib.Path:
+        """The json."""
+        return self.annotations_file
+
+    def files(self) -> Iterable[pathlib.Path]:
+        """The json and all pictures."""
+        yield self.annotations_file
+        yield from (pathlib.Path(image.file) for image in self._images_by_id.values())
+
+    def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
+        """All pictures, those without an object too."""
+        files = (pathlib.Path(image.file) for image in self._images_by_id.values())
+        return [(file, functools.partial(read_picture, file)) for file in files]
 
     def size_hw(self, index: int) -> tuple[int, int]:
         """Height and width of the picture, as the json says."""
         width, height = self._listed[index].size
         return height, width
 
-    def picture(self, index: int) -> np.ndarray:
-        """The picture alone, (H, W, 3) uint8 RGB."""
-        image = self._listed[index]
-        picture = read_picture(image.path)
-        if picture.shape[1::-1] != image.size:
-            raise InputError(self._wrong_size(image, picture.shape[1::-1]) + ".")
-        return picture
+    def label_header(self, index: int) -> Header:
+        """The size of the picture, as the json says."""
+        return Header(self._listed[index].size)
 
-    def __getitem__(self, index: int) -> LabelledPicture:
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The objects of a picture."""
+        said = self.size_hw(index)
+        if size_hw is not None and size_hw != said:
+            raise OtherSizeError(
+                f"{self.picture_file(index)}: is {size_hw[1]} x {size_hw[0]} pixels, and {said[1]} x {said[0]} in "
+                f"{self.annotations_file}; make them equal."
+            )
         objects = self.objects(index)
-        masks = np.zeros((*self.size_hw(index), 0), np.uint8)
-        if objects:
-            masks = mask_api.decode([entry.run_lengths for entry in objects])  # (H, W, M)
-        return LabelledPicture(
-            self.names[index],
-            self.picture(index),
-            np.ascontiguousarray(np.moveaxis(masks, -1, 0)).astype(bool),
-            tuple(entry.annotation_id for entry in objects),
-            tuple(self.categories[entry.category_id] for entry in objects),
+        categories = tuple(self.categories.get(one.category_id, "") for one in objects)
+        return Objects(
+            outlines.masks(self.picture_file(index), [one.run_lengths for one in objects], said),
+            tuple(one.annotation_id for one in objects),
+            categories if any(categories) else (),
         )
 
-    def check(self) -> None:
-        """Opens every picture as far as its header.
+    def check_for_detection(self, findings: Findings) -> None:
+        """Looks for what average precision needs beyond masks: categories, and whole numbers as ids.
 
-        Raises:
-            InputError: one line with the files that are no pictures, and those of another size than the json says.
+        Args:
+            findings: gets one for each annotation or picture that lacks it.
         """
-        faults = {}
-        for image in self._listed:
-            try:
-                size = read_header(image.path).size
-            except InputError as error:
-                faults[image.name] = str(error)
-                continue
-            if size != image.size:
-                faults[image.name] = self._wrong_size(image, size)
-        settle(faults, None)
+        for image_id, annotations in self._annotations_by_id.items():
+            about = (self.name, self._images_by_id[image_id].name, self.annotations_file)
+            if not isinstance(image_id, int):
+                text = f"picture {image_id} has no whole number as id; number the pictures."
+                findings.append(Finding("mask", *about, text))
+            for one in annotations:
+                if one.category_id not in self.categories or not isinstance(one.category_id, int):
+                    label = f"annotation {one.annotation_id} of picture {image_id}"
+                    text = f"{label} is of category {one.category_id}, which is not listed by a number; mend it."
+                    findings.append(Finding("mask", *about, text))
 
-    def _wrong_size(self, image: _Image, size: tuple[int, int]) -> str:
-        says = f"{self.annotations_file} says {image.size[0]} x {image.size[1]}"
-        return f"{image.path}: the picture is {size[0]} x {size[1]} pixels, {says} (make them equal)"
-
-    def _images(self, entries: list[dict[str, Any]], folder: pathlib.Path, faults: Refused) -> dict[int, _Image]:
-        """The usable pictures by id."""
-        images: dict[int, _Image] = {}
-        names: set[str] = set()
+    def _images(
+        self, entries: list[dict[str, Any]], folder: pathlib.Path, findings: Findings
+    ) -> tuple[dict[Id, _Image], set[Id]]:
+        """The usable pictures by id, and the ids of the others."""
+        subset = self.annotations_file.stem.removeprefix("instances_")  # as COCO and CVAT name a json and its folder
+        bases = (folder / PICTURES / subset, folder / subset, folder / PICTURES, self.annotations_file.parent)
+        index = PictureIndex(folder, bases)
+        images: dict[Id, _Image] = {}
+        unusable: set[Id] = set()
+        files: set[str] = set()
         for entry in entries:
-            file = entry.get("file_name")
-            label = f"{self.name}/{file}"
+            said = entry.get("file_name")
             try:
-                if not isinstance(file, str) or pathlib.PurePath(file).is_absolute() or ".." in file.split("/"):
-                    raise ValueError("has a file_name that is no path below the folder of pictures")
-                width, height, image_id = (_whole(entry, key) for key in ("width", "height", "id"))
-                if not 0 < width * height <= MAX_PIXELS or width < 0:
-                    raise ValueError(f"has {width} x {height} pixels")
-                image = _Image(f"{self.name}/{pathlib.PurePath(file).with_suffix('')}", folder / file, (width, height))
-                if image_id in images or image.name in names:
-                    raise ValueError("is listed twice, by its id or its name")
-                if not image.path.is_file():
-                    raise ValueError(f"is missing in {folder}")
+                image_id = _id(entry, "id")
+                if image_id in images or image_id in unusable:
+                    raise ValueError(f"has the id {image_id}, which another has")
+                unusable.add(image_id)
+                if not isinstance(said, str) or not clean_path(said):
+                    raise ValueError("has no file_name")
+                file = str(index.find(said))
+                if file in files:
+                    raise ValueError("is listed twice")
+                images[image_id] = _Image(clean_path(said), file, _size(entry, file))
             except (KeyError, ValueError) as error:
-                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-                faults[label] = f"{self.annotations_file}: picture {file} {reason}; mend or remove it."
+                name = shown(f"{self.name}/{clean_path(str(said))}")
+                text = f"picture {said} {_reason(error)}; mend or remove it."
+                findings.append(Finding("picture", self.name, name, self.annotations_file, text))
                 continue
-            images[image_id] = image
-            names.add(image.name)
-        return images
-
-    def _annotation(self, entry: Mapping[str, Any], image: _Image | None, known: set[int]) -> Annotation:
-        """An annotation, checked.
-
-        Raises:
-            KeyError, ValueError: what is wrong with it.
-        """
-        annotation_id, category_id = _whole(entry, "id"), _whole(entry, "category_id")
-        if image is None:
-            raise ValueError(f"is of picture {entry['image_id']}, which is not listed")
-        if annotation_id in known:
-            raise ValueError("has an id that another has")
-        known.add(annotation_id)
-        if category_id not in self.categories:
-            raise ValueError(f"is of category {category_id}, which is not listed")
-        run_lengths = _run_lengths(entry["segmentation"], image.size)
-        box = entry.get("bbox")
-        if box is None:
-            box = mask_api.toBbox(run_lengths).tolist()
-        if not _numbers(box) or len(box) != 4 or min(box[2:]) < 0:
-            raise ValueError(f"has the box {box}, which is not x, y, width, height")
-        x, y, width, height = map(float, box)
-        _check_inside("box", [x, x + width], [y, y + height], image.size)
-        area = entry.get("area")
-        return Annotation(
-            annotation_id=annotation_id,
-            image_id=entry["image_id"],
-            category_id=category_id,
-            bbox_xywh=(x, y, width, height),
-            area=float(mask_api.area(run_lengths) if area is None else area),
-            iscrowd=bool(entry.get("iscrowd", 0)),
-            run_lengths=run_lengths,
-        )
+            unusable.remove(image_id)
+            files.add(file)
+        # Names end before the suffix unless that alone tells two pictures apart.
+        stems = [pathlib.PurePosixPath(image.name).with_suffix("") for image in images.values()]
+        names = stems if len(set(stems)) == len(stems) else [image.name for image in images.values()]
+        return {
+            image_id: dataclasses.replace(image, name=f"{self.name}/{shown(str(name))}")
+            for (image_id, image), name in zip(images.items(), names, strict=True)
+        }, unusable
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """The json, with the three lists of dictionaries that it must have."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON, or cut short ({error}); copy or export it again.") from None
-    lists = ("images", "annotations", "categories")
+    """The json, with the two lists of dictionaries that it must have."""
+    content = read_json(path, _compact)
+    lists = ("images", "annotations")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and all(isinstance(entry, dict) for entry in content[key]) for key in lists
     ):
-        raise InputError(f"{path}: is no COCO json, which holds the lists {', '.join(lists)}.")
-    if not all(isinstance(entry.get("id"), int) and "name" in entry for entry in content["categories"]):
-        raise InputError(f"{path}: a category lacks a number as id, or a name; add them.")
+        raise InputError(f"{path}: is no COCO json, which holds the lists {' and '.join(lists)}.")
     return content
 
 
-def _objects(annotations: tuple[Annotation, ...] | list[Annotation]) -> list[Annotation]:
-    return [entry for entry in annotations if not entry.iscrowd and mask_api.area(entry.run_lengths)]
+def _compact(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose polygons take 8 bytes a number, a quarter of what Python takes for its own."""
+    polygons = entry.get("segmentation")
+    if isinstance(polygons, list) and all(isinstance(polygon, list) for polygon in polygons):
+        with contextlib.suppress(TypeError, OverflowError):  # what is no number is told later
+            entry["segmentation"] = [array.array("d", polygon) for polygon in polygons]
+    return entry
 
 
-def _run_lengths(segmentation: Any, size: tuple[int, int]) -> CompressedRunLengths:
-    """The mask as compressed run lengths, whatever form it has."""
-    width, height = size
-    if isinstance(segmentation, list):
-        if not segmentation:
-            raise ValueError("has no segmentation; a box alone is no mask")
-        for polygon in segmentation:
-            if not _numbers(polygon) or len(polygon) % 2:
-                raise ValueError("has a polygon that is not x, y, x, y, ...")
-            if len(polygon) < 6:
-                raise ValueError(f"has a polygon of {len(polygon) // 2} points, fewer than 3")
-            _check_inside("polygon", polygon[::2], polygon[1::2], size)
-    elif not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-        said = segmentation.get("size") if isinstance(segmentation, dict) else None
-        raise ValueError(f"has run lengths for a size of {said}, not [{height}, {width}]")
-    elif isinstance(counts := segmentation.get("counts"), list):
-        if not _numbers(counts) or min(counts, default=-1) < 0 or sum(counts) != width * height:
-            raise ValueError("has run lengths that do not fill its picture")
-    elif not isinstance(counts, str):
-        raise ValueError("has no run lengths")
+def _categories(entries: Any) -> dict[Id, str]:
+    """The name of each category by its id; training needs none."""
+    if isinstance(entries, dict):  # some write the names by id
+        return {int(key) if str(key).isdecimal() else key: str(name) for key, name in entries.items()}
+    found: dict[Id, str] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, str):
+            found[entry] = entry
+        elif isinstance(entry, dict):
+            with contextlib.suppress(KeyError, ValueError):
+                key = _id(entry, "id")
+                found[key] = str(entry.get("name", key))
+    return found
+
+
+def _objects(annotations: Sequence[Annotation]) -> list[Annotation]:
+    return [entry for entry in annotations if not entry.iscrowd and entry.pixels]
+
+
+def _without_mask(entry: Mapping[str, Any]) -> str | None:
+    """What an annotation is that has no mask."""
+    segmentation = entry.get("segmentation")
+    if segmentation and not (isinstance(segmentation, list) and not any(map(_holds_something, segmentation))):
+        return None
+    if entry.get("keypoints"):
+        return "keypoints without a mask"
+    return "rectangles without a mask" if entry.get("bbox") else "annotations without a mask"
+
+
+def _holds_something(part: Any) -> bool:
+    return len(part) > 0 if isinstance(part, list | array.array) else True
+
+
+def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], place: int) -> Annotation:
+    """An annotation, checked. What it lacks beside its mask is measured, or is its place in the picture.
+
+    Raises:
+        ValueError: what is wrong with its mask.
+    """
     try:
-        run_lengths = mask_api.segmToRle(segmentation, width, height)
-        if isinstance(segmentation, dict):
-            mask_api.decode(run_lengths)  # the library checks their sum only here
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"has a broken mask ({str(error).splitlines()[0].rstrip('.')})") from None
-    return run_lengths
-
-
-def _check_inside(what: str, columns: list[float], rows: list[float], size: tuple[int, int]) -> None:
-    width, height = size
-    if min(*columns, *rows) < -SLACK or max(columns) > width + SLACK or max(rows) > height + SLACK:
-        raise ValueError(f"has a {what} that reaches outside its picture of {width} x {height} pixels")
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool) for value in values
+        lengths = outlines.run_lengths(entry["segmentation"], size)
+    except ValueError as error:
+        raise ValueError(f"has {error}") from None
+    number, area = _id_or(entry, "id", place), entry.get("area") if _is_number(entry.get("area")) else None
+    return Annotation(
+        annotation_id=number if isinstance(number, int) else place,
+        image_id=image_id,
+        category_id=_id_or(entry, "category_id", None),
+        bbox_xywh=_box(entry.get("bbox"), size) or outlines.box_xywh(lengths),
+        area=float(outlines.area(lengths) if area is None else area),
+        iscrowd=bool(entry.get("iscrowd", 0)),
+        run_lengths=lengths,
     )
 
 
-def _whole(entry: Mapping[str, Any], key: str) -> int:
-    if not isinstance(value := entry[key], int):
-        raise ValueError(f"has {value!r} as {key}, not a whole number")
+def _id(entry: Mapping[str, Any], key: str) -> Id:
+    """A number or a name; `12.0` and `"12"`, as some programs write it, are 12.
+
+    Raises:
+        KeyError, ValueError: there is none, or it is something else.
+    """
+    value = entry[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise ValueError(f"has {value!r} as {key}, neither a number nor a name")
     return value
+
+
+def _id_or(entry: Mapping[str, Any], key: str, otherwise: Any) -> Any:
+    try:
+        return _id(entry, key)
+    except (KeyError, ValueError):
+        return otherwise
+
+
+def _size(entry: Mapping[str, Any], file: str) -> tuple[int, int]:
+    """W, H of a picture as it is said, or as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    width, height = entry.get("width"), entry.get("height")
+    if width is None or height is None:
+        return read_header(file).size
+    if not (_is_number(width) and _is_number(height)) or width != int(width) or height != int(height):
+        raise ValueError(f"has {width!r} x {height!r} pixels")
+    width, height = int(width), int(height)
+    if min(width, height) < 1 or width * height > MAX_PIXELS:
+        raise ValueError(f"has {width} x {height} pixels")
+    return width, height
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """X, y, width, height of a box; None where it is no box of its picture."""
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        return None
+    left, top, width, height = map(float, value)
+    inside = left + width <= size[0] + SLACK and top + height <= size[1] + SLACK
+    return (left, top, width, height) if min(left, top) >= -SLACK and min(width, height) >= 0 and inside else None
+
+
+def _reason(error: KeyError | ValueError) -> str:
+    return f"lacks {error}" if isinstance(error, KeyError) else str(error)

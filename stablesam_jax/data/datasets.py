@@ -9,7 +9,8 @@ import pathlib
 
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.coco import CocoPictures
-from stablesam_jax.data.readers import Refused, SoftPairs
+from stablesam_jax.data.findings import Findings
+from stablesam_jax.data.readers import SoftPairs
 from stablesam_jax.errors import InputError
 
 
@@ -186,25 +187,25 @@ NAMES = (*JOINED, *ONE_OBJECT, *INSTANCES, *MESS)
 Reader = SoftPairs | CocoPictures | ClassMapFiles
 
 
-def open_dataset(name: str, root: pathlib.Path, refused: Refused | None = None) -> list[Reader]:
+def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Reader]:
     """The readers of a data set, one for each of its parts.
 
     Args:
         name: one of `NAMES`.
         root: folder that its official paths lie below.
-        refused: gets what cannot be used, by name; None: that is an error.
+        findings: gets what cannot be used.
 
     Raises:
-        InputError: an unknown name, missing folders, or what the readers refuse.
+        InputError: an unknown name, or missing folders.
     """
     if name in JOINED:
-        return [part for member in JOINED[name] for part in open_dataset(member, root, refused)]
+        return [part for member in JOINED[name] for part in open_dataset(member, root, findings)]
     if name in ONE_OBJECT:
         one = ONE_OBJECT[name]
-        return [SoftPairs(name, root / one.pictures, root / one.masks, refused)]
+        return [SoftPairs(name, root / one.pictures, root / one.masks, findings)]
     if name in INSTANCES:
         row = INSTANCES[name]
-        return [CocoPictures(name, root / row.pictures, root / row.annotations, refused)]
+        return [CocoPictures(name, root / row.pictures, root / row.annotations, findings)]
     if name in MESS:
         maps = MESS[name]
         return [
@@ -217,7 +218,7 @@ def open_dataset(name: str, root: pathlib.Path, refused: Refused | None = None) 
                 classes=maps.classes,
                 background=maps.background,
                 more_pictures=maps.more_pictures,
-                refused=refused,
+                findings=findings,
             )
         ]
     raise InputError(f"{name}: no data set of this name; known are {', '.join(NAMES)}.")

@@ -1,42 +1,24 @@
 """What is wrong with folders of pictures and masks: every fault of every file, where a reader stops at the first.
 
-A fault spoils training or evaluation; a hint is worth a look, and often right as it is.
+What a reader refuses is a bad mask; the rules here name those that can be read and are odd, mostly by measured bounds.
 """
 
 import collections
 import dataclasses
 import functools
 import hashlib
-import itertools
-import os
 import pathlib
-from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import cv2
 import numpy as np
 
 from stablesam_jax.data import near_duplicates
-from stablesam_jax.data.label_file import other_size, read_masks
-from stablesam_jax.data.readers import MASK_SUFFIXES, PICTURE_SUFFIXES, Pictures, by_stem
+from stablesam_jax.data.findings import Finding, Findings, cannot_be_read
+from stablesam_jax.data.label_file import OtherSizeError
+from stablesam_jax.data.readers import Objects, Pictures, Reader, on_all_cores
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_header, read_picture
-
-KINDS = {  # of findings, in the order in which they are shown -> (severity, title)
-    "not checked": ("hint", "pictures in no known layout"),
-    "pieces": ("hint", "several large pieces under one number"),
-    "equal masks": ("hint", "masks equal to that of another picture"),
-    "picture": ("fault", "pictures that cannot be read"),
-    "mask": ("fault", "masks that cannot be used"),
-    "suffix": ("fault", "files that differ in suffix alone"),
-    "no mask": ("fault", "pictures without a mask"),
-    "no picture": ("fault", "masks without a picture"),
-    "size": ("fault", "masks of another size than their picture"),
-    "whole": ("fault", "masks that cover the whole picture"),
-    "inverted": ("fault", "masks that seem to be inverted"),
-    "duplicate": ("fault", "pictures that are there twice"),
-    "twin": ("fault", "pictures that are in --against too"),
-}
+from stablesam_jax.files.picture_file import DEPTHS, count_frames, read_header, read_stored
 
 # Measured on the 11,566 objects of 32 real sets: the largest covers 94.8 % of its picture; the one that covers most of
 # the picture's edge (a table) covers 88.4 % of it. So neither rule has a false alarm there. Of the same masks inverted,
@@ -49,112 +31,96 @@ PIECE = 0.5  # of the largest piece
 LARGE = 0.01  # of the picture
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something wrong with one file."""
-
-    kind: str  # of KINDS
-    file: pathlib.Path
-    text: str  # one line: what is wrong, and what to do
-    other: pathlib.Path | None = None  # the file that it is equal to
-
-    @property
-    def severity(self) -> str:
-        """ "fault" or "hint"."""
-        return KINDS[self.kind][0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """The files of one picture; either may be missing."""
-
-    picture: pathlib.Path | None
-    mask: pathlib.Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """The files of one folder."""
-
-    path: pathlib.Path
-    labelled: bool  # whether its layout says which mask belongs to which picture
-    pairs: list[Pair]
-    findings: list[Finding]  # that the names alone tell
-
-
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """What is kept of a pair once it has been read."""
+    """What is kept of a picture once it has been read."""
 
-    pair: Pair
-    findings: list[Finding]
-    thumbnail: np.ndarray | None  # (32, 36) uint8, None where there is no picture to be read
-    masks: bytes | None  # a digest of all masks, None where there are none
+    source: str
+    name: str
+    picture: pathlib.Path
+    label: pathlib.Path | None  # what is named where its masks are odd
+    findings: Findings
+    thumbnail: np.ndarray | None  # (32, 36) uint8, None where the picture cannot be read
+    masks: bytes | None = None  # a digest of all masks, None where there are none
 
 
-def unusable(source: Pictures) -> dict[int, str]:
-    """Reads every picture and its masks, on all cores.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A picture that was read with its masks, or why that failed."""
 
-    Returns:
-        number of each picture that cannot be used -> why, in one line.
+    digest: str | None = None  # SHA-256 of pixels and masks: the same in whatever form they are stored
+    fault: str | None = None  # in one line
+
+
+def read_all(source: Pictures, indices: Sequence[int] | None = None) -> list[Reading]:
+    """Reads pictures with their masks, on all cores, one per core in memory at a time.
+
+    Args:
+        source: of pictures.
+        indices: which; all unless given.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # decoding releases Python's lock
-        reasons = threads.map(functools.partial(_reason, source), range(len(source)))
-        return {index: reason for index, reason in enumerate(reasons) if reason is not None}
+    places = range(len(source)) if indices is None else indices
+    return list(on_all_cores(functools.partial(_read, source), places))
 
 
-def _reason(source: Pictures, index: int) -> str | None:
+def _read(source: Pictures, index: int) -> Reading:
     try:
-        source[index]
+        labelled = source[index]
     except InputError as error:
-        return str(error)
-    return None
+        return Reading(fault=str(error))
+    sha = hashlib.sha256(repr((labelled.picture.shape, labelled.masks.shape)).encode())
+    sha.update(np.ascontiguousarray(labelled.picture).data)
+    sha.update(np.packbits(labelled.masks).data)
+    return Reading(digest=sha.hexdigest())
 
 
-def find_folders(root: pathlib.Path) -> list[Folder]:
-    """Every folder of pictures at or below `root`, in the order of their paths.
-
-    Known layouts are "pairs" (`im/` and `gt/`) and that of HQ-SAM's cascade_psp: `NAME.jpg` beside its mask `NAME.png`.
-
-    Raises:
-        InputError: no such folder, one that cannot be listed, or no picture.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give one that holds im/ (pictures) and gt/ (masks).")
+def examine(reader: Reader, index: int) -> Examined:
+    """Reads one picture and its masks whole."""
+    file, name = reader.picture_file(index), reader.names[index]
+    findings: Findings = []
+    picture = label = None
     try:
-        found = list(_folders(root, frozenset()))
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); check its rights.") from None
-    if not any(folder.pairs for folder in found):
-        raise InputError(f"{root}: holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-    return found
-
-
-def examine(pair: Pair) -> Examined:
-    """Reads one picture and its mask whole."""
-    findings = []
-    picture = masks = mask_hw = None
-    if pair.picture is not None:
-        try:
-            picture = read_picture(pair.picture)
-        except InputError as error:
-            findings.append(_refusal("picture", pair.picture, error))
-    if pair.mask is not None:
-        try:
-            mask_hw = read_header(pair.mask).size[::-1]
-            masks, _ = read_masks(pair.mask, mask_hw)
-        except InputError as error:
-            findings.append(_refusal("mask", pair.mask, error))
-        if picture is not None and mask_hw is not None and mask_hw != picture.shape[:2]:
-            findings.append(Finding(kind="size", file=pair.mask, text=other_size(mask_hw, picture.shape[:2])))
-        if masks is not None:
-            findings += [Finding(kind=kind, file=pair.mask, text=text) for kind, text in remarks(masks)]
+        picture = reader.picture(index)
+        findings += [Finding(kind, reader.name, name, file, text) for kind, text in oddities(file)]
+    except InputError as error:
+        findings.append(cannot_be_read("picture", reader.name, name, file, error))
+    where = reader.label_file(index) if reader.own_labels else file
+    try:
+        label = reader.label(index, None if picture is None else picture.shape[:2])
+    except OtherSizeError as error:
+        findings.append(cannot_be_read("size", reader.name, name, where, error))
+    except InputError as error:
+        findings.append(cannot_be_read("mask", reader.name, name, where, error))
+    masks = label.masks if isinstance(label, Objects) else None
+    if masks is not None:
+        findings += [Finding(kind, reader.name, name, where, text) for kind, text in remarks(masks)]
     return Examined(
-        pair,
+        reader.name,
+        name,
+        file,
+        where,
         findings,
         None if picture is None else near_duplicates.thumbnail(picture),
         None if masks is None else hashlib.sha256(np.packbits(masks).tobytes() + repr(masks.shape).encode()).digest(),
     )
+
+
+def look(file: pathlib.Path, read: Callable[[], np.ndarray]) -> Examined:
+    """Reads a picture alone."""
+    try:
+        return Examined("", "", file, None, [], near_duplicates.thumbnail(read()))
+    except InputError as error:
+        return Examined("", "", file, None, [cannot_be_read("picture", "", "", file, error)], None)
+
+
+def oddities(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """What is odd about how a picture is stored, as (kind, text); nothing of one that is no file of its own."""
+    if not file.is_file():
+        return
+    if (frames := count_frames(file)) > 1:
+        yield "frames", f"holds {frames} frames or pages; the first is the picture."
+    if read_header(file).deep and (bits := read_stored(file).white.bit_length()) < DEPTHS[-1]:
+        yield "bits", f"has values of {bits} bits in a file of 16; white is {2**bits - 1}."
 
 
 def remarks(masks: np.ndarray) -> Iterator[tuple[str, str]]:
@@ -191,106 +157,45 @@ def large_pieces(mask: np.ndarray) -> int:
 
 def compare(examined: Sequence[Examined], against: Sequence[Examined]) -> Iterator[Finding]:
     """Pictures that are there twice, or in `against` too, and masks that equal another's. Names each file once."""
-    pictures, thumbnails = _pictures(examined)
+    read, thumbnails = _pictures(examined)
     others, other_thumbnails = _pictures(against)
     duplicates, leaks = set(), set()
     for earlier, later, mirrored in near_duplicates.within(thumbnails):
         if later not in duplicates:
             duplicates.add(later)
-            yield Finding(
-                kind="duplicate",
-                file=pictures[later],
-                text=f"shows the same as {pictures[earlier]}{_mirrored(mirrored)}; keep one, all objects in its mask.",
-                other=pictures[earlier],
-            )
+            text = f"shows the same as {read[earlier].picture}{_mirrored(mirrored)}; keep one, all objects in its mask."
+            yield _equal("duplicate", read[later], read[earlier], text)
     for index, other, mirrored in near_duplicates.between(thumbnails, other_thumbnails):
         if index not in leaks:
             leaks.add(index)
-            yield Finding(
-                kind="twin",
-                file=pictures[index],
-                text=f"shows the same as {others[other]}{_mirrored(mirrored)}; remove one, lest training see the test.",
-                other=others[other],
-            )
-    yield from _equal_masks(examined, {pictures[later] for later in duplicates})
+            what = f"shows the same as {others[other].picture}{_mirrored(mirrored)}"
+            text = f"{what}; remove one, lest training see the test."
+            yield _equal("twin", read[index], others[other], text)
+    yield from _equal_masks(examined, {read[later].picture for later in duplicates})
 
 
-def _folders(path: pathlib.Path, above: frozenset[pathlib.Path]) -> Iterator[Folder]:
-    """`above` are the real paths of the folders that led here: a link may lead back."""
-    if (path / "im").is_dir() and (path / "gt").is_dir():
-        masks = by_stem(path / "gt", PICTURE_SUFFIXES)
-        yield _labelled(path, by_stem(path / "im", PICTURE_SUFFIXES), masks)
-        return
-    files = by_stem(path, PICTURE_SUFFIXES)
-    masks = {stem: kept for stem, paths in files.items() if (kept := [file for file in paths if _is_mask(file)])}
-    pictures = {stem: kept for stem, paths in files.items() if (kept := [file for file in paths if not _is_mask(file)])}
-    if masks.keys() & pictures.keys():
-        yield _labelled(path, pictures, masks)
-    elif files:
-        text = f"holds {len(files)} pictures, but no im/ with gt/ and no masks beside them; not checked."
-        pairs = [Pair(file) for paths in files.values() for file in paths]
-        yield Folder(path, False, pairs, [Finding(kind="not checked", file=path, text=text)])
-    above |= {path.resolve()}
-    for child in sorted(path.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and child.resolve() not in above:
-            yield from _folders(child, above)
+def _equal(kind: str, one: Examined, other: Examined, text: str) -> Finding:
+    return Finding(kind, one.source, one.name, one.picture, text, other.picture)
 
 
-def _labelled(
-    path: pathlib.Path, pictures: dict[str, list[pathlib.Path]], masks: dict[str, list[pathlib.Path]]
-) -> Folder:
-    pairs, findings = [], []
-    for stem in sorted(pictures.keys() | masks.keys()):
-        of_stem = pictures.get(stem, [])
-        usable = [file for file in masks.get(stem, []) if _is_mask(file)]
-        for files in (of_stem, usable):
-            if len(files) > 1:
-                text = f"{' and '.join(file.name for file in files)} differ in suffix alone; remove all but one."
-                findings.append(Finding(kind="suffix", file=files[0], text=text))
-        if not usable and stem in masks:
-            text = "is no PNG file, as masks must be; store 0 and 255, or a number per object, as PNG."
-            findings.append(Finding(kind="mask", file=masks[stem][0], text=text))
-        elif not usable:
-            text = f"has no mask; add {stem}.png, or remove the picture."
-            findings += [Finding(kind="no mask", file=file, text=text) for file in of_stem]
-        if not of_stem:
-            text = "has no picture; add it, or remove the mask."
-            findings += [Finding(kind="no picture", file=file, text=text) for file in masks[stem]]
-        pairs += [Pair(*files) for files in itertools.zip_longest(of_stem, usable)]
-    return Folder(path, True, pairs, findings)
-
-
-def _is_mask(file: pathlib.Path) -> bool:
-    return file.suffix.lower() in MASK_SUFFIXES
-
-
-def _refusal(kind: str, file: pathlib.Path, error: InputError) -> Finding:
-    return Finding(kind=kind, file=file, text=str(error).removeprefix(f"{file}: "))
-
-
-def _pictures(examined: Sequence[Examined]) -> tuple[list[pathlib.Path], np.ndarray]:
+def _pictures(examined: Sequence[Examined]) -> tuple[list[Examined], np.ndarray]:
     """The pictures that could be read, and their thumbnails (N, 32, 36)."""
-    read = [(one.pair.picture, one.thumbnail) for one in examined if one.pair.picture and one.thumbnail is not None]
-    thumbnails = np.array([thumbnail for _, thumbnail in read], np.uint8).reshape(
-        -1, near_duplicates.ROWS, near_duplicates.COLUMNS
-    )
-    return [picture for picture, _ in read], thumbnails
+    read = [one for one in examined if one.thumbnail is not None]
+    thumbnails = np.array([one.thumbnail for one in read], np.uint8)
+    return read, thumbnails.reshape(-1, near_duplicates.ROWS, near_duplicates.COLUMNS)
 
 
 def _mirrored(mirrored: bool) -> str:
     return ", mirrored" if mirrored else ""
 
 
-def _equal_masks(examined: Sequence[Examined], duplicates: Container[pathlib.Path | None]) -> Iterator[Finding]:
+def _equal_masks(examined: Sequence[Examined], duplicates: Container[pathlib.Path]) -> Iterator[Finding]:
     groups = collections.defaultdict(list)
     for one in examined:
-        if one.pair.mask and one.masks is not None and one.pair.picture not in duplicates:
-            groups[one.masks].append(one.pair.mask)
+        if one.masks is not None and one.picture not in duplicates:
+            groups[one.masks].append(one)
     for first, *rest in groups.values():
-        for mask in rest:
-            yield Finding(
-                kind="equal masks",
-                file=mask,
-                text=f"equals {first}, pixel by pixel; make sure that it belongs to its picture.",
-                other=first,
-            )
+        for one in rest:
+            assert one.label is not None
+            text = f"equals {first.label}, pixel by pixel; make sure that it belongs to its picture."
+            yield Finding("equal masks", one.source, one.name, one.label, text, first.label)

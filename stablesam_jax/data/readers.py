@@ -1,27 +1,41 @@
 """Pictures with object masks, from folders that hold a file of each: what every source of pictures looks like.
 
-The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size. A mask holds 0 for the
-background and one other number for one object (255, say), or one number per object (1 to 254; 255 is then "ignore").
-Picture and mask are each turned upright as their own EXIF data say.
+The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size, in folders within or not. A
+mask holds 0 for the background and one other number for one object (255, say), or one number per object (255 is then
+"ignore"). Picture and mask are each turned upright as their own EXIF data say.
 """
 
+import abc
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from stablesam_jax.data.label_file import read_masks, read_soft_mask
-from stablesam_jax.errors import InputError
-from stablesam_jax.files.picture_file import read_header, read_picture
+from stablesam_jax.data.findings import Finding, Findings, cannot_be_read, refuse, tell
+from stablesam_jax.data.label_file import SizeHW, read_masks, read_soft_mask
+from stablesam_jax.errors import InputError, shown
+from stablesam_jax.files.picture_file import CONVERT, SIDEWAYS, SUFFIXES, Header, read_header, read_picture, unread
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-MASK_SUFFIXES = frozenset({".png"})
-MOST_FAULTS = 5  # named in one message
+MASK_SUFFIXES = frozenset({".bmp", ".gif", ".pbm", ".pgm", ".png", ".tif", ".tiff"})  # of formats that lose nothing
+IM, GT = "im", "gt"  # of a folder of pairs
 
-Refused = dict[str, str]  # picture or object -> why it is left out
+Listing = Mapping[str, Sequence[pathlib.Path]]  # what is before the suffix -> files
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """The objects of a picture."""
+
+    masks: np.ndarray  # (M, H, W) bool, none empty
+    numbers: tuple[int, ...] = ()  # M, what the source calls each object: number in the mask, or annotation id
+    categories: tuple[str, ...] = ()  # M, what each object is, where the source tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +44,9 @@ class LabelledPicture:
 
     name: str  # identifies the picture: prompts of an evaluation are drawn from it
     picture: np.ndarray  # (H, W, 3) uint8 RGB
-    masks: np.ndarray  # (M, H, W) bool, none empty
-    numbers: tuple[int, ...] = ()  # M, what the source calls each object: number in the mask, or annotation id
-    categories: tuple[str, ...] = ()  # M, what each object is, where the source tells
+    masks: np.ndarray  # as in `Objects`
+    numbers: tuple[int, ...] = ()
+    categories: tuple[str, ...] = ()
 
 
 class Pictures(Protocol):
@@ -45,181 +59,328 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> LabelledPicture: ...
 
 
-def list_files(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, pathlib.Path]:
+class Reader(abc.ABC):
+    """A source whose pictures and labels can be read each on its own."""
+
+    name: str  # of the set; begins the names of its pictures
+    names: list[str]
+    own_labels = True  # each picture has a label file of its own
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        picture = self.picture(index)
+        objects = self.label(index, picture.shape[:2])
+        return LabelledPicture(self.names[index], picture, objects.masks, objects.numbers, objects.categories)
+
+    @abc.abstractmethod
+    def picture_file(self, index: int) -> pathlib.Path:
+        """Where the picture is."""
+
+    @abc.abstractmethod
+    def label_file(self, index: int) -> pathlib.Path:
+        """Where it is said what is on it."""
+
+    @abc.abstractmethod
+    def files(self) -> Iterable[pathlib.Path]:
+        """All files that the source depends on, those that cannot be used too."""
+
+    @abc.abstractmethod
+    def label(self, index: int, size_hw: SizeHW | None) -> Any:
+        """What is on the picture.
+
+        Args:
+            index: of the picture.
+            size_hw: its size; None, where it is not known: whatever the label says.
+
+        Raises:
+            InputError: the label cannot be used.
+        """
+
+    def label_header(self, index: int) -> Header | None:
+        """The size that the label says and how it was turned; None where it says neither.
+
+        Raises:
+            InputError: the label cannot be read.
+        """
+        return None
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture alone, (H, W, 3) uint8 RGB."""
+        return read_picture(self.picture_file(index))
+
+    def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
+        """All pictures by their file, those without an object too, with what reads them."""
+        return [(self.picture_file(index), functools.partial(self.picture, index)) for index in range(len(self))]
+
+    def check(self, findings: Findings) -> None:
+        """Adds what `look` finds of every picture, on all cores."""
+        for found in on_all_cores(self.look, range(len(self))):
+            findings += found
+
+    def look(self, index: int) -> Findings:
+        """What the headers of a picture and its label show: files that cannot be read, labels of another size than
+        their picture, and those that may have been drawn on it before it was turned.
+        """
+        name, picture_file, label_file = self.names[index], self.picture_file(index), self.label_file(index)
+        found: Findings = []
+        picture = label = None
+        try:
+            picture = read_header(picture_file)
+        except InputError as error:
+            found.append(cannot_be_read("picture", self.name, name, picture_file, error))
+        try:
+            label = self.label_header(index)
+        except InputError as error:
+            found.append(cannot_be_read("mask", self.name, name, label_file, error))
+        if picture is not None and label is not None:
+            found += disagreements(picture_file, picture, label_file, label, source=self.name, picture_name=name)
+        return found
+
+
+def disagreements(
+    file: pathlib.Path, picture: Header, label_file: pathlib.Path, label: Header, *, source: str, picture_name: str
+) -> Iterator[Finding]:
+    """What shows that a label was drawn on another picture than the one that is read, or on it before it was turned."""
+    if label.size != picture.size:
+        turn = f", {_times(picture.stored_size)} before its EXIF data turn it" if picture.orientation != 1 else ""
+        drawn = picture.orientation != 1 and label.size == picture.stored_size
+        what = "the label was drawn without them: remove the orientation" if drawn else "make them equal"
+        text = f"is {_times(picture.size)} pixels{turn}, and {_times(label.size)} in {label_file}; {what}."
+        yield Finding("size", source, picture_name, file, text)
+    elif picture.orientation != label.orientation:
+        width, height = picture.size
+        if (picture.orientation in SIDEWAYS) == (label.orientation in SIDEWAYS) or width == height:
+            of_picture, of_label = (
+                header.orientation if header.orientation != 1 else "none" for header in (picture, label)
+            )
+            text = (
+                f"has the EXIF orientation {of_picture}, {label_file} {of_label}; make sure that the label was drawn "
+                "on the picture as it is shown upright."
+            )
+            yield Finding("turned", source, picture_name, file, text)
+
+
+def on_all_cores(function: Callable[[Any], Result], items: Iterable[Any]) -> Iterator[Result]:
+    """The results in order; what reads files leaves Python's lock most of the time."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        yield from threads.map(function, items)
+
+
+def list_files(folder: pathlib.Path, suffixes: Collection[str], *, within: bool = False) -> Listing:
     """The visible files of a folder that end in one of the suffixes, by what is before it, ordered by full name.
 
+    Args:
+        folder: where.
+        suffixes: in lower or upper case.
+        within: of the folders in it too.
+
     Raises:
-        InputError: no such folder, or two files that differ in their suffix alone.
+        InputError: no such folder, or one that cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
-    found = by_stem(folder, suffixes)
-    for paths in found.values():
-        if len(paths) > 1:
-            raise InputError(f"{folder}: {paths[0].name} and {paths[1].name} differ in suffix alone; remove one.")
-    return {stem: path for stem, (path,) in found.items()}
-
-
-def by_stem(folder: pathlib.Path, suffixes: Collection[str]) -> dict[str, list[pathlib.Path]]:
-    """The files of `list_files`, where several may differ in their suffix alone."""
+    endings = [suffix.lower() for suffix in suffixes]
     found: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
-        if suffix is not None and not path.name.startswith(".") and not path.is_dir():
-            found.setdefault(path.name[: -len(suffix)], []).append(path)
+    for path in sorted(_files(folder, within=within, above=frozenset())):
+        suffix = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
+        if suffix is not None:
+            found.setdefault(path.relative_to(folder).as_posix()[: -len(suffix)], []).append(path)
     return found
 
 
-def settle(faults: Mapping[str, str], refused: Refused | None) -> None:
-    """Raises one error for all faults, or adds them to what is refused where that is gathered.
+def _files(folder: pathlib.Path, *, within: bool, above: frozenset[str]) -> Iterator[pathlib.Path]:
+    """`above` are the real paths of the folders that led here: a link may lead back."""
+    above |= {os.path.realpath(folder)}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    yield pathlib.Path(entry.path)
+                elif within and os.path.realpath(entry.path) not in above:
+                    yield from _files(pathlib.Path(entry.path), within=within, above=above)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: cannot be listed ({error.strerror}); check its rights."
+        ) from None
 
-    Raises:
-        InputError: one line with the first few reasons.
-    """
-    if refused is not None:
-        refused.update(faults)
-    elif faults:
-        reasons = [reason.rstrip(".") for reason in faults.values()]
-        more = f"; and {len(reasons) - MOST_FAULTS} more" if len(reasons) > MOST_FAULTS else ""
-        raise InputError("; ".join(reasons[:MOST_FAULTS]) + more + ".")
+
+def twins(pictures: Collection[str], labels: Collection[str]) -> dict[str, str]:
+    """Stem of a picture -> that of its label: the same, or the same in another Unicode form, as other systems write."""
+    forms: dict[str, list[str]] = {}
+    for stem in labels:
+        forms.setdefault(unicodedata.normalize("NFC", stem), []).append(stem)
+    pairs = {stem: stem for stem in pictures if stem in labels}
+    for stem in pictures:
+        same = forms.get(unicodedata.normalize("NFC", stem), [])
+        if stem not in pairs and len(same) == 1 and same[0] not in pictures:
+            pairs[stem] = same[0]
+    return pairs
 
 
-class LabelledFiles:
+def unread_pictures(name: str, folder: pathlib.Path, *, within: bool = False) -> Iterator[Finding]:
+    """The pictures of a folder that are of no kind that is read."""
+    for path in sorted(_files(folder, within=within, above=frozenset())):
+        if (what := unread(path)) is not None:
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            text = f"is {what}, {CONVERT}."
+            yield Finding("picture", name, f"{name}/{shown(stem)}", path, text)
+
+
+class LabelledFiles(Reader):
     """Pictures and label files of the same size and name, in the order of their names; the base of what reads them."""
 
-    def __init__(
-        self,
-        name: str,
-        pictures: Mapping[str, pathlib.Path],
-        labels: Mapping[str, pathlib.Path],
-        *,
-        labels_in: pathlib.Path,
-        refused: Refused | None,
-    ):
+    def __init__(self, name: str, pictures: Listing, labels: Listing, *, labels_in: pathlib.Path, findings: Findings):
         """Pairs the files without reading them.
 
         Args:
             name: of the set; begins the names of its pictures.
-            pictures: file by stem.
-            labels: file by stem.
+            pictures: files by stem.
+            labels: files by stem.
             labels_in: folder of the labels, for messages.
-            refused: gets what has no twin; None: a picture without a label is an error.
-
-        Raises:
-            InputError: pictures without a label.
+            findings: gets what has no twin, or several.
         """
-        self.name = name
-        orphans = {stem: path for stem, path in pictures.items() if stem not in labels}
-        if refused is not None:
-            for stem, path in orphans.items():
-                refused[f"{name}/{stem}"] = f"{path}: has no mask in {labels_in}; add it or remove the picture."
-            for stem in labels.keys() - pictures.keys():
-                refused[f"{name}/{stem}"] = f"{labels[stem]}: the mask has no picture; add it or remove the mask."
-        elif orphans:
-            shown = ", ".join(path.name for path in list(orphans.values())[:5]) + (", ..." if len(orphans) > 5 else "")
-            raise InputError(
-                f"{labels_in}: {len(orphans)} of {len(pictures)} pictures have no mask here ({shown}); "
-                "add them or remove the pictures."
-            )
-        stems = [stem for stem in pictures if stem in labels]
-        self.names = [f"{name}/{stem}" for stem in stems]
-        self.pairs = [(pictures[stem], labels[stem]) for stem in stems]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+        self.name, self.pictures, self.labels = name, pictures, labels
+        self.names: list[str] = []
+        self.pairs: list[tuple[pathlib.Path, pathlib.Path]] = []
+        twin = twins(pictures, labels)
+        for stem, files in pictures.items():
+            of_picture = labels.get(twin.get(stem, ""), [])
+            usable = [file for file in of_picture if _holds_masks(file)]
+            picture = f"{name}/{shown(stem)}"
+            for several in (files, usable):
+                if len(several) > 1:
+                    text = f"{' and '.join(file.name for file in several)} differ in suffix alone; remove all but one."
+                    findings.append(Finding("suffix", name, picture, several[0], text))
+            if not of_picture:
+                text = f"has no mask in {labels_in}; add it or remove the picture."
+                findings += [Finding("no mask", name, picture, file, text) for file in files]
+            elif not usable:
+                text = "is of a format that may blur a mask; store 0 and 255, or a number per object, as PNG."
+                findings.append(Finding("mask", name, picture, of_picture[0], text))
+            elif len(files) == len(usable) == 1:
+                self.names.append(picture)
+                self.pairs.append((files[0], usable[0]))
+        for stem in sorted(labels.keys() - twin.values()):
+            text = "the mask has no picture; add it or remove the mask."
+            findings += [Finding("no picture", name, f"{name}/{shown(stem)}", file, text) for file in labels[stem]]
 
     def picture_file(self, index: int) -> pathlib.Path:
         """Where the picture is."""
         return self.pairs[index][0]
 
-    def check(self) -> None:
-        """Opens every file as far as its header, which takes well under a millisecond each.
+    def label_file(self, index: int) -> pathlib.Path:
+        """Where the mask is."""
+        return self.pairs[index][1]
 
-        Raises:
-            InputError: one line with the files that are no pictures, and masks of another size than their picture.
-        """
-        faults = {}
-        for name, (picture, label) in zip(self.names, self.pairs, strict=True):
-            try:
-                size, label_size = read_header(picture).size, read_header(label).size
-            except InputError as error:
-                faults[name] = str(error)
-                continue
-            if size != label_size:
-                faults[name] = (
-                    f"{label}: the mask is {_times(label_size)} pixels, its picture {_times(size)} (make them equal)"
-                )
-        settle(faults, None)
+    def label_header(self, index: int) -> Header:
+        """Size and orientation of the mask."""
+        return read_header(self.pairs[index][1])
+
+    def files(self) -> Iterable[pathlib.Path]:
+        """All pictures and masks."""
+        return (file for listing in (self.pictures, self.labels) for files in listing.values() for file in files)
+
+    def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
+        """All pictures, those without a mask too."""
+        files = (file for files in self.pictures.values() for file in files)
+        return [(file, functools.partial(read_picture, file)) for file in files]
 
 
 class PairsFolder(LabelledFiles):
     """The pictures of one folder in the layout "pairs"."""
 
-    def __init__(self, folder: pathlib.Path, refused: Refused | None = None):
+    def __init__(self, folder: pathlib.Path, findings: Findings | None = None, *, name: str | None = None):
         """Lists the pairs without reading them.
 
         Args:
             folder: holds `im/` and `gt/`.
-            refused: gets pictures and masks without a twin; None: a picture without a mask is an error.
+            findings: gets pictures and masks without a twin, and pictures that are not read; None: that is an error.
+            name: of the set; by default the folder's.
 
         Raises:
-            InputError: no such folder, no `im/` or `gt/`, no picture, two of one name, or pictures without a mask.
+            InputError: no `im/` or `gt/`, or no picture.
         """
-        self.folder = pathlib.Path(folder)
-        if not self.folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give one that holds im/ (pictures) and gt/ (masks).")
-        missing = [name for name in ("im", "gt") if not (self.folder / name).is_dir()]
+        found: Findings = []
+        missing = [part for part in (IM, GT) if not (folder / part).is_dir()]
         if missing:
             raise InputError(
-                f"{folder}: holds no {' and no '.join(f'{name}/' for name in missing)}; "
+                f"{folder}: holds no {' and no '.join(f'{part}/' for part in missing)}; "
                 "pictures go to im/NAME.jpg, their masks to gt/NAME.png."
             )
-        pictures = list_files(self.folder / "im", PICTURE_SUFFIXES)
-        if not pictures:
-            raise InputError(f"{self.folder / 'im'}: holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-        labels = list_files(self.folder / "gt", MASK_SUFFIXES)
-        super().__init__(folder_name(folder), pictures, labels, labels_in=self.folder / "gt", refused=refused)
+        name = folder_name(folder) if name is None else name
+        pictures = list_files(folder / IM, SUFFIXES, within=True)
+        unread = list(unread_pictures(name, folder / IM, within=True))
+        found += unread
+        if not pictures and not unread:
+            raise InputError(f"{folder / IM}: holds no picture ({', '.join(sorted(SUFFIXES))}).")
+        labels = list_files(folder / GT, SUFFIXES, within=True)
+        super().__init__(name, pictures, labels, labels_in=folder / GT, findings=found)
+        if findings is None:
+            tell(found)
+        else:
+            findings += found
 
-    def __getitem__(self, index: int) -> LabelledPicture:
-        picture_path, mask_path = self.pairs[index]
-        picture = read_picture(picture_path)
-        masks, numbers = read_masks(mask_path, picture.shape[:2])
-        return LabelledPicture(self.names[index], picture, masks, numbers)
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The objects of the mask."""
+        return Objects(*read_masks(self.label_file(index), size_hw))
+
+
+class Beside(LabelledFiles):
+    """The pictures of one folder with the mask NAME.png beside NAME.jpg."""
+
+    def __init__(self, folder: pathlib.Path, findings: Findings, *, name: str | None = None):
+        """Lists the pairs without reading them; arguments as of `PairsFolder`."""
+        name = folder_name(folder) if name is None else name
+        findings += unread_pictures(name, folder)
+        super().__init__(
+            name,
+            list_files(folder, SUFFIXES - {".png"}),
+            list_files(folder, {".png"}),
+            labels_in=folder,
+            findings=findings,
+        )
+
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The objects of the mask."""
+        return Objects(*read_masks(self.label_file(index), size_hw))
 
 
 class SoftPairs(LabelledFiles):
     """Pictures of one object each, whose masks are soft at their edges, from any two folders or one."""
 
-    def __init__(self, name: str, pictures_in: pathlib.Path, masks_in: pathlib.Path, refused: Refused | None = None):
+    def __init__(self, name: str, pictures_in: pathlib.Path, masks_in: pathlib.Path, findings: Findings):
         """Lists NAME.jpg and NAME.png without reading them.
 
         Args:
             name: of the set.
             pictures_in: folder of the pictures.
             masks_in: folder of the masks, the same perhaps.
-            refused: gets pictures and masks without a twin; None: a picture without a mask is an error.
+            findings: gets pictures and masks without a twin.
 
         Raises:
-            InputError: a folder is missing or holds no picture, or pictures have no mask.
+            InputError: a folder is missing or holds no picture.
         """
         pictures = list_files(pictures_in, {".jpg"})
         if not pictures:
             raise InputError(f"{pictures_in}: holds no picture NAME.jpg.")
-        super().__init__(name, pictures, list_files(masks_in, {".png"}), labels_in=masks_in, refused=refused)
+        super().__init__(name, pictures, list_files(masks_in, {".png"}), labels_in=masks_in, findings=findings)
 
-    def __getitem__(self, index: int) -> LabelledPicture:
-        picture_path, mask_path = self.pairs[index]
-        picture = read_picture(picture_path)
-        return LabelledPicture(self.names[index], picture, read_soft_mask(mask_path, picture.shape[:2])[None], (1,))
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The object of the mask."""
+        return Objects(read_soft_mask(self.label_file(index), size_hw)[None], (1,))
 
 
 class Selection:
     """Some of the pictures of a source, in a given order."""
 
-    def __init__(self, source: Pictures, indices: Sequence[int]):
-        """Takes the pictures at `indices`."""
+    def __init__(self, source: Pictures, indices: Sequence[int], names: Sequence[str] | None = None):
+        """Takes the pictures at `indices`, under names of their own where these are given."""
         self.source, self.indices = source, indices
-        self.names = [source.names[index] for index in indices]
+        self.names = [source.names[index] for index in indices] if names is None else list(names)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -244,9 +405,21 @@ class Joined:
         return source[inner]
 
 
+Refused = dict[str, str]
+
+
+def settle(faults: Mapping[str, str], refused: None) -> None:
+    """Raises one error for all faults."""
+    refuse(list(faults.values()))
+
+
 def folder_name(folder: pathlib.Path) -> str:
     """The last part of a folder's path, of "." and "a/.." too."""
-    return os.path.basename(os.path.abspath(folder))
+    return shown(os.path.basename(os.path.abspath(folder)))
+
+
+def _holds_masks(file: pathlib.Path) -> bool:
+    return file.suffix.lower() in MASK_SUFFIXES
 
 
 def _times(size: tuple[int, int]) -> str:

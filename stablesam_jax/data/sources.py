@@ -1,75 +1,177 @@
-"""What `--data-dir` may name: one's own folders, built data sets, and official layouts as NAME:DIR."""
+"""What `--data-dir` may name: one's own folders, built data sets, COCO jsons, and official layouts as NAME:DIR.
 
+The one place where data are opened, for training, evaluation, building and checking alike.
+"""
+
+import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+import numpy as np
 
 from stablesam_jax.commands import called
 from stablesam_jax.data import class_maps, coco
-from stablesam_jax.data.built import BuiltClassMaps, BuiltPictures, is_built, open_built
+from stablesam_jax.data.built import BuiltClassMaps, is_built
 from stablesam_jax.data.class_maps import ClassMapFiles, ClassMaps
 from stablesam_jax.data.coco import CocoPictures
-from stablesam_jax.data.datasets import GROUPS, Reader, open_dataset
-from stablesam_jax.data.readers import Joined, PairsFolder, Pictures, Refused, settle
-from stablesam_jax.errors import InputError
+from stablesam_jax.data.datasets import GROUPS, open_dataset
+from stablesam_jax.data.findings import Finding, Findings, refuse, tell
+from stablesam_jax.data.forms import FORMS, recognise
+from stablesam_jax.data.json_file import COCO, kind_of
+from stablesam_jax.data.readers import GT, IM, Joined, Pictures, Reader, folder_name, list_files
+from stablesam_jax.errors import InputError, shown
+from stablesam_jax.files.picture_file import SUFFIXES, read_picture
 
 Spec = str | os.PathLike[str]
 Named = TypeVar("Named", CocoPictures, ClassMaps)
 
-FORMS = (
-    "give a folder with im/ (pictures) and gt/ (masks), one with images/ and annotations.json (COCO), "
-    f"one that `{called('build')}` has written, or NAME:DIR, an official layout below DIR, as hqseg-44k:/data/hq"
+KNOWN = (
+    f"give a folder with {'; or '.join(form.holds for form in FORMS)}; or a COCO json; or NAME:DIR, an official layout "
+    "below DIR, as hqseg-44k:/data/hq"
 )
 
 
 def source_name(spec: Spec) -> str:
-    """What a source is called by: NAME of NAME:DIR, else the folder's own name, links resolved."""
-    official, folder = _parse(spec)
-    return official or folder.name
+    """What a source is called by: NAME of NAME:DIR, else the folder's own name, links resolved, or a json's."""
+    official, path = _parse(spec)
+    return official or (shown(path.stem) if path.is_file() else folder_name(path))
 
 
-def open_data(specs: Sequence[Spec]) -> Joined:
-    """The pictures of several sources, one after the other.
-
-    Raises:
-        InputError: as `open_sources`.
-    """
-    return Joined(list(open_sources(specs).values()))
+def open_data(specs: Sequence[Spec], findings: Findings | None = None, *, check: bool = True) -> Joined:
+    """The pictures of several sources, one after the other; arguments and errors as of `open_sources`."""
+    return Joined(list(open_sources(specs, findings, check=check).values()))
 
 
-def open_sources(specs: Sequence[Spec]) -> dict[str, Pictures]:
-    """Sources of labelled pictures by name.
+def open_sources(specs: Sequence[Spec], findings: Findings | None = None, *, check: bool = True) -> dict[str, Pictures]:
+    """Sources of labelled pictures by name. All files are looked at as far as their header.
 
     Args:
-        specs: each a folder whose form is recognised by its content, or NAME:DIR. All files are checked as far as their
-            header.
+        specs: each a folder whose form is recognised by its content, a COCO json, or NAME:DIR.
+        findings: gets what cannot be used, and the rest is opened. None: that is an error, and hints are warnings.
+        check: a header that shows a fault counts; for who reads all files whole before use, hints are enough.
 
     Raises:
         InputError: one cannot be used, or two have one name, so that their pictures could not be told apart.
     """
     sources: dict[str, Pictures] = {}
+    found: Findings = []
     for spec in specs:
-        name, parts = _open(spec)
-        pictures: list[Pictures] = []
-        for part in parts:
-            if isinstance(part, ClassMapFiles | BuiltClassMaps):
-                raise InputError(f"{os.fspath(spec)}: holds class maps, not objects; {FORMS}.")
-            if not isinstance(part, BuiltPictures):
-                part.check()
-            pictures.append(part)
+        name, readers = open_readers(spec, found)
+        for reader in readers:
+            if isinstance(reader, ClassMapFiles | BuiltClassMaps):
+                raise InputError(f"{os.fspath(spec)}: holds class maps, not objects; {KNOWN}.")
+            headers: Findings = []
+            reader.check(headers)
+            found += [finding for finding in headers if check or finding.severity == "hint"]
         if name in sources:
             raise InputError(_twice(name))
-        sources[name] = pictures[0] if len(pictures) == 1 else Joined(pictures)
+        sources[name] = readers[0] if len(readers) == 1 else Joined(readers)
+    if findings is None:
+        tell(found)
+    else:
+        findings += found
+    for spec, source in zip(specs, sources.values(), strict=True):
+        if not len(source):
+            raise InputError(f"{os.fspath(spec)}: holds no picture with an object.")
     return sources
+
+
+def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> tuple[str, Sequence[Reader]]:
+    """The name of a source and the readers of its parts.
+
+    Args:
+        spec: a folder, a COCO json or NAME:DIR.
+        findings: gets what cannot be used, and hints.
+        form: name of the form that a folder is to have; None: that which recognises it.
+
+    Raises:
+        InputError: it is not there, of no form that is known, or cannot be read.
+    """
+    official, path = _parse(spec)
+    try:
+        if official:
+            return official, open_dataset(official, path, findings)
+        name = source_name(spec)
+        if path.is_file():
+            if kind_of(path) != COCO:
+                raise InputError(f"{path}: is no COCO json; {KNOWN}.")
+            return name, [CocoPictures(name, coco.root_of(path), path, findings)]
+        found = recognise(path, form)
+        if found is None and form is not None and (other := recognise(path)) is not None:
+            raise InputError(f"{path}: is a folder with {other.holds}; say {other.name} for {form}.")
+        if found is None:
+            raise InputError(_unknown(path))
+        readers = found.open(path, name, findings)
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from None
+    _check_apart(readers)
+    return readers[0].name if found.name == "built" else name, readers
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `find` has come upon."""
+
+    path: pathlib.Path
+    readers: Sequence[Reader]  # none: pictures in no form that is known
+    pictures: list[tuple[pathlib.Path, Callable[[], np.ndarray]]]  # all, those without an object too, with what reads
+
+
+def find(spec: Spec, findings: Findings) -> list[Found]:
+    """Every source at or below a folder, in the order of their paths; or the one that is named otherwise.
+
+    Args:
+        spec: as of `open_readers`, or a folder that holds such folders.
+        findings: gets what cannot be used, and hints.
+
+    Raises:
+        InputError: nothing is there, it cannot be read, or holds no picture.
+    """
+    official, path = _parse(spec)
+    if official or not path.is_dir():
+        _, readers = open_readers(spec, findings)
+        return [_found(pathlib.Path(spec) if official else path, readers)]
+    try:
+        found = list(_walk(path, frozenset(), findings))
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: cannot be listed ({error.strerror}); check its rights.") from None
+    if not found:
+        raise InputError(f"{path}: holds no picture ({', '.join(sorted(SUFFIXES))}).")
+    return found
+
+
+def _walk(path: pathlib.Path, above: frozenset[str], findings: Findings) -> Iterator[Found]:
+    """`above` are the real paths of the folders that led here: a link may lead back."""
+    form = recognise(path)
+    if form is not None and form.name != "splits":
+        readers = form.open(path, folder_name(path), findings)
+        _check_apart(readers)
+        yield _found(path, readers)
+        return
+    files = [file for of_stem in list_files(path, SUFFIXES).values() for file in of_stem]
+    if files:
+        text = f"holds {len(files)} pictures, but no im/ with gt/ and no masks or annotations that are known."
+        findings.append(Finding("not checked", folder_name(path), folder_name(path), path, text))
+        yield Found(path, (), [(file, functools.partial(read_picture, file)) for file in files])
+    above |= {os.path.realpath(path)}
+    for child in sorted(path.iterdir()):
+        if child.is_dir() and not child.name.startswith(".") and os.path.realpath(child) not in above:
+            yield from _walk(child, above, findings)
+
+
+def _found(path: pathlib.Path, readers: Sequence[Reader]) -> Found:
+    return Found(path, readers, [picture for reader in readers for picture in reader.every_picture()])
 
 
 def open_instances(specs: Sequence[Spec]) -> dict[str, CocoPictures]:
     """COCO jsons by name, with the pictures that have no object.
 
     Args:
-        specs: each a folder with `images/` and `annotations.json`, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for
-            all 25. All pictures are checked as far as their header.
+        specs: each a folder with one COCO json, the json itself, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for all
+            25. All pictures are checked as far as their header.
 
     Raises:
         InputError: one line with all that cannot be used, hold no boxes, crowds and areas, or have one name.
@@ -90,14 +192,22 @@ def open_all_class_maps(specs: Sequence[Spec]) -> dict[str, ClassMaps]:
 
 
 def _instances(spec: Spec) -> CocoPictures:
-    part = _open(spec)[1][0]
-    if not isinstance(part, CocoPictures):
+    found: Findings = []
+    _, readers = open_readers(spec, found)
+    (*more, reader) = readers
+    if not isinstance(reader, CocoPictures) or more:
         raise InputError(
-            f"{os.fspath(spec)}: holds no COCO json, whose boxes, areas and crowds are needed; give a folder with "
-            "images/ and annotations.json, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for all sets of it."
+            f"{os.fspath(spec)}: holds {'several COCO jsons' if more else 'no COCO json'}, whose boxes, areas and "
+            "crowds are needed; give a folder with one, the json itself, coco-val2017:DIR, sginw/NAME:DIR, or "
+            "sginw:DIR for all sets of it."
         )
-    part.check()
-    return part.with_empty_pictures()
+    every = reader.with_empty_pictures()
+    every.check(found)
+    every.check_for_detection(found)
+    tell(finding for finding in found if finding.kind not in ("no object", "crowds"))  # they count there
+    if not len(reader):
+        raise InputError(f"{os.fspath(spec)}: holds no picture with an object.")
+    return every
 
 
 def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str, Named]:
@@ -107,7 +217,7 @@ def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str,
         official, folder = _parse(spec)
         spread += [f"{name}:{folder}" for name in GROUPS[official]] if official in GROUPS else [spec]
     sources: dict[str, Named] = {}
-    faults: Refused = {}
+    faults: dict[str, str] = {}
     for spec in spread:
         try:
             source = open_one(spec)
@@ -117,7 +227,7 @@ def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str,
         if source.name in sources:
             faults[source.name] = _twice(source.name)
         sources[source.name] = source
-    settle(faults, None)
+    refuse(list(faults.values()))
     return sources
 
 
@@ -131,41 +241,55 @@ def open_class_maps(spec: Spec) -> ClassMaps:
         InputError: it cannot be used, or holds objects, not classes.
     """
     official, folder = _parse(spec)
+    found: Findings = []
+    reader: Reader
     if official or is_built(folder):
-        (part, *_) = _open(spec)[1]
+        _, (reader, *_) = open_readers(spec, found)
     else:
-        part = class_maps.open_folder(folder)
-    if isinstance(part, ClassMapFiles):
-        part.check()
-    elif not isinstance(part, BuiltClassMaps):
+        reader = class_maps.open_folder(folder, found)
+    if not isinstance(reader, ClassMapFiles | BuiltClassMaps):
         raise InputError(
             f"{os.fspath(spec)}: holds objects, not class maps; give a folder with im/, gt/ and classes.json, "
             f"one that `{called('build')}` has written of such, or mess/NAME:DIR."
         )
-    return part
+    reader.check(found)
+    tell(found)
+    return reader
 
 
 def _twice(name: str) -> str:
     return f"{name}: two data folders have this name; rename one, results are kept by that name."
 
 
+def _check_apart(readers: Sequence[Reader]) -> None:
+    """Raises an InputError where a picture is in two of them: its objects would be in two places."""
+    if len(readers) < 2:
+        return
+    place: dict[pathlib.Path, pathlib.Path] = {}
+    for reader in readers:
+        for index in range(len(reader)):
+            other = place.setdefault(reader.picture_file(index), reader.label_file(index))
+            if other != reader.label_file(index):
+                raise InputError(
+                    f"{other} and {reader.label_file(index)} speak of the same picture "
+                    f"{reader.picture_file(index).name}; give one of these files as the data."
+                )
+
+
+def _unknown(path: pathlib.Path) -> str:
+    """Why a folder is not opened."""
+    if not path.is_dir():
+        return f"{path}: no such folder; {KNOWN}."
+    there = [part for part in (IM, GT) if (path / part).is_dir()]
+    if there:
+        (missing,) = {IM, GT} - set(there)
+        return f"{path}: holds no {missing}/; pictures go to im/NAME.jpg, their masks to gt/NAME.png."
+    return f"{path}: holds no data that is known; {KNOWN}."
+
+
 def _parse(spec: Spec) -> tuple[str, pathlib.Path]:
-    """NAME, or nothing, and the folder; the same folder however it is spelled."""
-    path = pathlib.Path(spec)
+    """NAME, or nothing, and the path; the same path however it is spelled."""
     name, colon, folder = os.fspath(spec).partition(":")
-    return (name, pathlib.Path(folder)) if colon and not path.exists() else ("", path.resolve())
-
-
-def _open(spec: Spec) -> tuple[str, Sequence[Reader | PairsFolder | BuiltPictures | BuiltClassMaps]]:
-    """The name of a source and its parts."""
-    official, folder = _parse(spec)
-    if official:
-        return official, open_dataset(official, folder)
-    if is_built(folder):
-        built = open_built(folder)
-        return built.name, [built]
-    if (folder / coco.ANNOTATIONS).is_file():
-        return folder.name, [CocoPictures(folder.name, folder / coco.PICTURES, folder / coco.ANNOTATIONS)]
-    if folder.is_dir() and not any((folder / part).is_dir() for part in ("im", "gt")):
-        raise InputError(f"{folder}: holds no data that is known; {FORMS}.")
-    return folder.name, [PairsFolder(folder)]
+    if colon and not os.path.exists(spec):
+        return name, pathlib.Path(folder)
+    return "", pathlib.Path(os.path.realpath(spec))

@@ -187,7 +187,8 @@ def count_frames(path: str | os.PathLike[str]) -> int:
         InputError: it cannot be read.
     """
     with _opened(path) as picture:
-        return getattr(picture, "n_frames", 1)
+        # The second picture of a camera's MPO file shows the same.
+        return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
 
 def unread(path: pathlib.PurePath) -> str | None:

@@ -18,8 +18,10 @@ from convert.build_dataset import build, main
 from stablesam_jax.data import sources
 from stablesam_jax.data.built import open_built
 from stablesam_jax.data.readers import PairsFolder
-from tests.reference.layouts import NAMES, write_official
-from tests.reference.pictures import disc, ramp, refusal, save
+from stablesam_jax.errors import shown
+from tests.reference.layouts import NAMES as OFFICIAL
+from tests.reference.layouts import write_export, write_official
+from tests.reference.pictures import disc, exif, ramp, refusal, save
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLANTED = 12
@@ -97,7 +99,7 @@ def test_every_planted_fault_is_named_and_nothing_else_is_lost(tmp_path, capsys)
         assert np.array_equal(copy[index].masks, truth[name].masks)
 
 
-@pytest.mark.parametrize("name", ["hqseg-44k", *NAMES[::4]])
+@pytest.mark.parametrize("name", ["hqseg-44k", *OFFICIAL[::4]])
 def test_official_layouts_are_built_and_read_again(tmp_path, name):
     write_official(name, tmp_path / "source")
     copy = open_built(build(name, tmp_path / "source", tmp_path / "built"))
@@ -148,18 +150,79 @@ def test_what_is_built_already_is_kept_and_what_is_not_ours_is_not_touched(tmp_p
     build("pairs", folder, tmp_path / "built")
     assert f"kept: {place}" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
-    namesake = many_pairs(tmp_path / "elsewhere" / "set", 2)
+    namesake = many_pairs(tmp_path / "elsewhere" / "set", 3)
     assert f"{place}: was built of other data" in refusal(build, "pairs", namesake, tmp_path / "built")
+    (namesake / "im" / "0002.png").unlink()
+    (namesake / "gt" / "0002.png").unlink()
+    build("pairs", namesake, tmp_path / "built")  # the same data elsewhere
     (tmp_path / "other" / "set").mkdir(parents=True)
     assert "exists and is no built data set" in refusal(build, "pairs", folder, tmp_path / "other")
+
+
+CHANGES = {
+    "a mask": lambda folder: (folder / "gt" / "0001.png").write_bytes((folder / "gt" / "0000.png").read_bytes()),
+    "a picture": lambda folder: (folder / "im" / "0001.png").write_bytes((folder / "im" / "0000.png").read_bytes()),
+    "a pair less": lambda folder: [(folder / part / "0001.png").unlink() for part in ("im", "gt")],
+    "a mask without a picture": lambda folder: (folder / "im" / "0001.png").unlink(),
+    "a name": lambda folder: [(folder / part / "0001.png").rename(folder / part / "7.png") for part in ("im", "gt")],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_sources_that_have_changed_since_are_noticed(tmp_path, change):
+    folder = many_pairs(tmp_path / "set", 3)
+    place = build("pairs", folder, tmp_path / "built")
+    CHANGES[change](folder)
+    message = refusal(build, "pairs", folder, tmp_path / "built")
+    assert message.startswith(f"{place}: was built before its pictures, masks or annotations changed; remove it to")
+    assert len(open_built(place)) == 3
+
+
+def test_annotations_that_have_changed_since_are_noticed_and_a_touched_file_has_not(tmp_path):
+    folder = write_export("coco", tmp_path / "set")
+    build("coco", folder, tmp_path / "built")
+    os.utime(folder / "annotations.json")
+    build("coco", folder, tmp_path / "built")
+    text = (folder / "annotations.json").read_text()
+    (folder / "annotations.json").write_text(text.replace("40.5", "41.5"))
+    assert "was built before its pictures, masks or annotations changed" in refusal(
+        build, "coco", folder, tmp_path / "built"
+    )
+
+
+def test_hints_are_printed_and_what_is_left_out_is_counted(tmp_path, capsys):
+    folder = many_pairs(tmp_path / "set", 2)
+    save(folder / "im" / "0001.png", np.zeros((8, 12, 3), np.uint8), exif=exif(3))
+    build("pairs", folder, tmp_path / "built")
+    printed = capsys.readouterr().out
+    assert f"hint: {folder}/im/0001.png: has the EXIF orientation 3, {folder}/gt/0001.png none; make sure" in printed
+    assert "2 pictures; refused: 0" in printed
+
+
+NAMES = ["日本", "a b", "été", "1-2", "---", "x" * 200, os.fsdecode(b"caf\xe9"), "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_set_and_its_pictures_may_have_any_name(tmp_path, name, capsys):
+    folder = many_pairs(tmp_path / name, 2)
+    for part in ("im", "gt"):
+        (folder / part / "0001.png").rename(folder / part / f"{name}.png")
+    (folder / "gt" / f"{name} alone.png").write_bytes(b"")
+    place = build("pairs", folder, tmp_path / "built")
+    copy = open_built(place)
+    assert sorted(copy.names) == sorted(f"{shown(name)}/{shown(stem)}" for stem in ("0000", name))
+    assert len((place / "refused.txt").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["pairs", "--source", "nowhere", "--data-dir", "built"], "nowhere: no such folder"),
-        (["coco", "--source", ".", "--data-dir", "built"], "annotations.json: cannot be read"),
-        (["dis5k", "--source", ".", "--data-dir", "built"], "dis5k: no data set of this name; known are pairs, coco"),
+        (["coco", "--source", ".", "--data-dir", "built"], "holds no data that is known; give a folder with im/"),
+        (
+            ["dis5k", "--source", ".", "--data-dir", "built"],
+            "dis5k: no data set of this name; known are auto, pairs, coco",
+        ),
         (["dis5k-tr", "--source", ".", "--data-dir", "built"], "DIS5K/DIS-TR/im: no such folder"),
     ],
 )

@@ -1,9 +1,11 @@
-"""A small data set in every official layout: paths as the releases and preparations have them, written out in full."""
+"""A small data set in every official layout and as every annotation tool exports it: paths written out in full."""
 
 import json
 
 import numpy as np
+from faster_coco_eval.core import mask as mask_api
 
+from stablesam_jax.data import rle
 from tests.reference.pictures import disc, ramp, save
 
 CASCADE, THIN = "cascade_psp", "thin_object_detection"
@@ -119,3 +121,216 @@ def write_official(name, root):
         picture, label, *_ = MESS[name.removeprefix("mess/")]
         save(root / picture, ramp(40, 60)[..., 0] if "thermal" in picture else ramp(40, 60))
         save(root / label, disc().astype(np.uint8))
+
+
+# Exports of annotation tools: two pictures with the square and a circle's polygon of SHAPES, each in the tool's layout.
+
+TRIANGLE = [40.5, 5, 55, 30.25, 33, 28]
+SHAPES = {"a.jpg": [("box", SQUARE)], "b.jpg": [("box", SQUARE), ("sail", TRIANGLE)]}  # picture -> category, polygon
+CATEGORIES = ("box", "sail")
+
+
+def shape_masks(file):
+    """What every export holds of a picture: masks (M, 40, 60) bool, by faster-coco-eval."""
+    polygons = [mask_api.frPyObjects([polygon], 40, 60) for _, polygon in SHAPES[file]]
+    return np.stack([mask_api.decode(mask_api.merge(of_one)).astype(bool) for of_one in polygons])
+
+
+def shapes_json(names, *, first_id=1, per_picture=False):
+    """A COCO json of SHAPES whose pictures are called by `names`."""
+    images, annotations = [], []
+    for image_id, (name, shapes) in enumerate(zip(names, SHAPES.values(), strict=True), start=first_id):
+        images.append({"id": image_id, "file_name": name, "width": 60, "height": 40})
+        for place, (category, polygon) in enumerate(shapes):
+            x, y = polygon[::2], polygon[1::2]
+            annotations.append(
+                {
+                    "id": (place if per_picture else len(annotations)) + 1,
+                    "image_id": image_id,
+                    "category_id": CATEGORIES.index(category),
+                    "segmentation": [polygon],
+                    "bbox": [min(x), min(y), max(x) - min(x), max(y) - min(y)],
+                    "area": 300,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(CATEGORIES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def _pictures(folder, names=tuple(SHAPES)):
+    for name in names:
+        save(folder / name, ramp(40, 60) + np.uint8(40 * name.endswith("b.jpg")))
+
+
+def _pairs(root):
+    _pictures(root / "im")
+    for file in SHAPES:
+        label = np.zeros((40, 60), np.uint8)
+        for number, mask in enumerate(shape_masks(file), start=1):
+            label[mask] = number
+        save(root / "gt" / file.replace("jpg", "png"), label)
+
+
+def _coco(root):
+    _pictures(root / "images")
+    _write(root / "annotations.json", shapes_json(SHAPES))
+
+
+def _label_studio(root):
+    """Label Studio, "COCO with images": ids begin at 0, pictures bear the prefix of their upload."""
+    names = [f"1f3a5b7c-{name}" for name in SHAPES]
+    _pictures(root / "images", names)
+    _write(root / "result.json", shapes_json([f"images/{name}" for name in names], first_id=0))
+
+
+def _label_studio_alone(root):
+    """Label Studio, "COCO" without pictures, beside the files that were uploaded."""
+    _pictures(root / "images")
+    _write(root / "result.json", shapes_json([f"../../upload/1/1f3a5b7c-{name}" for name in SHAPES], first_id=0))
+
+
+def _cvat(root):
+    _pictures(root / "images" / "default")
+    _write(root / "annotations" / "instances_default.json", {"licenses": [], "info": {}, **shapes_json(SHAPES)})
+
+
+def _cvat_subsets(root):
+    """CVAT, a project of two subsets: annotation ids begin anew in each json."""
+    whole = shapes_json(SHAPES, per_picture=True)
+    for subset, image in zip(("Train", "Validation"), whole["images"], strict=True):
+        _pictures(root / "images" / subset, [image["file_name"]])
+        annotations = [one for one in whole["annotations"] if one["image_id"] == image["id"]]
+        content = whole | {"images": [image], "annotations": annotations}
+        _write(root / "annotations" / f"instances_{subset}.json", content)
+
+
+def _roboflow(root):
+    _pictures(root)
+    _write(root / "_annotations.coco.json", shapes_json(SHAPES))
+    _write(root / "README.dataset.txt", "exported")
+
+
+def _roboflow_splits(root):
+    for split, file in (("train", "a.jpg"), ("valid", "b.jpg")):
+        whole = shapes_json(SHAPES)
+        (image,) = (one for one in whole["images"] if one["file_name"] == file)
+        annotations = [one for one in whole["annotations"] if one["image_id"] == image["id"]]
+        _pictures(root / split, [file])
+        _write(root / split / "_annotations.coco.json", whole | {"images": [image], "annotations": annotations})
+
+
+def _labelme(root):
+    _pictures(root)
+    for file, shapes in SHAPES.items():
+        content = {
+            "version": "5.4.1",
+            "flags": {},
+            "shapes": [
+                {
+                    "label": category,
+                    "points": np.reshape(polygon, (-1, 2)).tolist(),
+                    "group_id": None,
+                    "description": "",
+                    "shape_type": "polygon",
+                    "flags": {},
+                    "mask": None,
+                }
+                for category, polygon in shapes
+            ],
+            "imagePath": file,
+            "imageData": "not looked at",
+            "imageHeight": 40,
+            "imageWidth": 60,
+        }
+        _write(root / file.replace("jpg", "json"), content)
+
+
+def _yolo_text(shapes):
+    lines = (
+        [CATEGORIES.index(category), *(value / (60, 40)[place % 2] for place, value in enumerate(polygon))]
+        for category, polygon in shapes
+    )
+    return "".join(f"{' '.join(map(str, line))}\n" for line in lines)
+
+
+def _yolo(root):
+    """Ultralytics, as CVAT exports it."""
+    _pictures(root / "images" / "train")
+    for file, shapes in SHAPES.items():
+        _write(root / "labels" / "train" / file.replace("jpg", "txt"), _yolo_text(shapes))
+    _write(root / "data.yaml", "names:\n  0: box\n  1: sail\npath: .\ntrain: train.txt\n")
+    _write(root / "train.txt", "data/images/train/a.jpg\ndata/images/train/b.jpg\n")
+
+
+def _yolo_splits(root):
+    """Roboflow's YOLO: splits first, names in a list."""
+    for split, file in (("train", "a.jpg"), ("valid", "b.jpg")):
+        _pictures(root / split / "images", [file])
+        _write(root / split / "labels" / file.replace("jpg", "txt"), _yolo_text(SHAPES[file]))
+    _write(root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['box', 'sail']\n")
+
+
+def _yolo_beside(root):
+    """Darknet's layout: text and picture side by side."""
+    _pictures(root)
+    for file, shapes in SHAPES.items():
+        _write(root / file.replace("jpg", "txt"), _yolo_text(shapes))
+    _write(root / "classes.txt", "box\nsail\n")
+
+
+def _sa1b(root):
+    _pictures(root)
+    for file in SHAPES:
+        annotations = [
+            {
+                "id": 900 + number,
+                "segmentation": rle.compress(rle.encode(mask)),
+                "bbox": [0, 0, 60, 40],
+                "area": int(mask.sum()),
+                "predicted_iou": 0.98,
+                "stability_score": 0.97,
+                "point_coords": [[15.5, 12.5]],
+                "crop_box": [0, 0, 60, 40],
+            }
+            for number, mask in enumerate(shape_masks(file))
+        ]
+        image = {"image_id": 1, "width": 60, "height": 40, "file_name": file}
+        _write(root / file.replace("jpg", "json"), {"image": image, "annotations": annotations})
+
+
+def _beside(root):
+    _pairs(root)
+    for folder in ("im", "gt"):
+        for file in (root / folder).iterdir():
+            file.rename(root / file.name)
+        (root / folder).rmdir()
+
+
+EXPORTS = {  # tool and form -> writer
+    "pairs": _pairs,
+    "beside": _beside,
+    "coco": _coco,
+    "label-studio": _label_studio,
+    "label-studio-alone": _label_studio_alone,
+    "cvat": _cvat,
+    "cvat-subsets": _cvat_subsets,
+    "roboflow": _roboflow,
+    "roboflow-splits": _roboflow_splits,
+    "labelme": _labelme,
+    "yolo": _yolo,
+    "yolo-splits": _yolo_splits,
+    "yolo-beside": _yolo_beside,
+    "sa-1b": _sa1b,
+}
+
+
+def write_export(name, root):
+    """The two pictures of SHAPES as a tool exports them."""
+    EXPORTS[name](root)
+    return root

@@ -98,7 +98,7 @@ def test_objects_that_overlap_keep_their_numbers_and_categories(tmp_path):
         save(source / "images" / file, ramp(40, 60))
     (source / "annotations.json").write_text(json.dumps(content))
     copy = built.open_built(build("coco", source, tmp_path / "built"))
-    equal(CocoPictures("things", source / "images", source / "annotations.json"), copy)
+    equal(CocoPictures("things", source / "images", source / "annotations.json", []), copy)
     assert copy[0].numbers == (100, 2**40)
     assert copy[0].categories == ("thing", "thing")
 

@@ -1,6 +1,5 @@
 """The doctor: each rule on a mask alone, each layout, and one planted fault of every kind, named once and no more."""
 
-import os
 import shutil
 
 import cv2
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stablesam_jax.data import collage, doctor, readers
+from stablesam_jax.data import collage, doctor, readers, sources
 from stablesam_jax.files.picture_file import read_picture
-from tests.reference.pictures import disc, refusal, save
+from tests.reference.pictures import disc, save
 
 ASSETS = sorted((collage.ASSETS / "im").iterdir())
 
@@ -81,13 +80,16 @@ def pair(folder, stem, number=0, mask=None, change=lambda picture: picture):
 
 
 def findings(folder, against=None):
-    checked, compared = (
-        [doctor.examine(one) for found in doctor.find_folders(root) for one in found.pairs] if root else []
-        for root in (folder, against)
-    )
-    named = [finding for found in doctor.find_folders(folder) for finding in found.findings]
+    named = []
+    checked = [
+        doctor.examine(reader, index)
+        for found in sources.find(folder, named)
+        for reader in found.readers
+        for index in range(len(reader))
+    ]
+    others = [doctor.look(*one) for found in sources.find(against, []) for one in found.pictures] if against else []
     named += [finding for one in checked for finding in one.findings]
-    return named + list(doctor.compare(checked, compared))
+    return named + list(doctor.compare(checked, others))
 
 
 def test_a_clean_folder_has_no_findings(tmp_path):
@@ -130,13 +132,13 @@ def sick_folder(folder):
         ("mask", gt / "cut_mask.png", None, "cannot be read"),
         ("mask", gt / "empty.png", None, "the mask is empty"),
         ("mask", gt / "soft.png", None, "has grey levels"),
-        ("mask", gt / "flat.jpg", None, "is no PNG file"),
+        ("mask", gt / "flat.jpg", None, "is of a format that may blur a mask"),
         ("size", gt / "turned.png", None, "the mask is 80 x 120 pixels, its picture 120 x 80 (one is turned"),
         ("whole", gt / "whole.png", None, "covers 100.0% of the picture"),
         ("inverted", gt / "inverted.png", None, "covers 100% of the picture's edge"),
         ("pieces", gt / "group.png", None, "has 2 large pieces"),
-        ("no mask", im / "alone.png", None, "has no mask; add alone.png"),
-        ("no picture", gt / "widow.png", None, "has no picture"),
+        ("no mask", im / "alone.png", None, "has no mask in"),
+        ("no picture", gt / "widow.png", None, "the mask has no picture"),
         ("equal masks", gt / "good4.png", gt / "copied_mask.png", "pixel by pixel"),
         ("duplicate", im / "good0.png", im / "copy.png", "copy.png, mirrored; keep one"),
         ("suffix", im / "two.bmp", None, "two.bmp and two.png differ in suffix alone"),
@@ -160,9 +162,18 @@ def test_a_bad_picture_does_not_hide_its_bad_mask(tmp_path):
     assert [finding.kind for finding in findings(tmp_path)] == ["picture", "mask"]
 
 
-def test_a_mask_with_two_faults_has_both_named(tmp_path):
-    pair(tmp_path, "a", 0, ~rectangle(10, 30, 10, 30, 60, 90))
-    assert [finding.kind for finding in findings(tmp_path)] == ["size", "inverted"]
+def test_a_picture_whose_values_need_fewer_bits_and_one_of_several_pages_are_said(tmp_path):
+    pair(tmp_path, "a", 0)
+    pair(tmp_path, "b", 1)
+    (tmp_path / "im" / "a.png").unlink()
+    (tmp_path / "im" / "b.png").unlink()
+    save(tmp_path / "im" / "a.png", read_picture(ASSETS[0])[:80, :120, 0].astype(np.uint16) * 16)
+    pages = [Image.fromarray(read_picture(ASSETS[number])[:80, :120]) for number in (1, 2)]
+    save(tmp_path / "im" / "b.tif", pages[0], save_all=True, append_images=pages[1:])
+    assert [(finding.kind, finding.severity, finding.text) for finding in findings(tmp_path)] == [
+        ("bits", "hint", "has values of 12 bits in a file of 16; white is 4095."),
+        ("frames", "hint", "holds 2 frames or pages; the first is the picture."),
+    ]
 
 
 def test_twins_in_another_set_are_named_with_their_twin(tmp_path):
@@ -181,38 +192,28 @@ def test_what_cannot_be_used_is_found_by_its_number_with_the_reason(tmp_path):
     save(tmp_path / "set" / "gt" / "p1.png", np.zeros((80, 120), np.uint8))
     (tmp_path / "set" / "im" / "p3.png").write_bytes(b"text")
     source = readers.PairsFolder(tmp_path / "set")
-    found = doctor.unusable(source)
-    assert list(found) == [1, 3]
-    assert found[1].startswith(f"{tmp_path}/set/gt/p1.png: the mask is empty")
-    assert doctor.unusable(readers.Selection(source, [2, 3])) == {1: found[3]}
+    found = doctor.read_all(source)
+    assert [reading.fault is None for reading in found] == [True, False, True, False]
+    assert found[1].fault.startswith(f"{tmp_path}/set/gt/p1.png: the mask is empty")
+    assert doctor.read_all(source, [2, 3]) == found[2:]
 
 
-# layouts
+def test_pictures_are_told_apart_by_each_pixel_of_picture_and_mask_and_by_nothing_else(tmp_path):
+    def digest(name, change=lambda picture: picture, shift=0):
+        pair(tmp_path / name, f"{name}{shift}", 0, change=change)
+        if shift:
+            file = tmp_path / name / "gt" / f"{name}{shift}.png"
+            save(file, np.roll(np.asarray(Image.open(file)), shift, axis=1))
+        (reading,) = doctor.read_all(readers.PairsFolder(tmp_path / name))
+        return reading.digest
 
+    def one_pixel(picture):
+        changed = picture.copy()
+        changed[-1, -1, 2] ^= 1
+        return changed
 
-def layouts(root):
-    return [
-        (str(folder.path.relative_to(root)), folder.labelled, len(folder.pairs)) for folder in doctor.find_folders(root)
-    ]
-
-
-def test_all_folders_below_are_found_and_those_without_masks_are_said(tmp_path):
-    pair(tmp_path / "b" / "pairs", "x")
-    save(tmp_path / "a" / "y.jpg", disc())
-    save(tmp_path / "a" / "y.png", disc())
-    save(tmp_path / "c" / "images" / "z.jpg", disc())
-    save(tmp_path / ".hidden" / "z.jpg", disc())
-    (tmp_path / "notes").mkdir()
-    assert layouts(tmp_path) == [("a", True, 1), ("b/pairs", True, 1), ("c/images", False, 1)]
-    (finding,) = doctor.find_folders(tmp_path)[2].findings
-    assert (finding.kind, finding.severity, finding.file) == ("not checked", "hint", tmp_path / "c" / "images")
-
-
-def test_a_link_that_leads_back_is_not_followed(tmp_path):
-    pair(tmp_path / "a" / "pairs", "x")
-    os.symlink(tmp_path, tmp_path / "a" / "back")
-    os.symlink(tmp_path / "a" / "pairs", tmp_path / "linked")
-    assert layouts(tmp_path) == [("a/pairs", True, 1), ("linked", True, 1)]
+    assert digest("a") == digest("b")
+    assert len({digest("c"), digest("d", one_pixel), digest("e", shift=1)}) == 3
 
 
 def test_picture_and_mask_in_one_folder_are_pairs_by_suffix(tmp_path):
@@ -228,8 +229,3 @@ def test_picture_and_mask_in_one_folder_are_pairs_by_suffix(tmp_path):
         ("no picture", "a.png"),
         ("no mask", "b.jpg"),
     }
-
-
-def test_no_folder_and_no_picture_are_refused(tmp_path):
-    assert "absent: no such folder" in refusal(doctor.find_folders, tmp_path / "absent")
-    assert "holds no picture (.bmp" in refusal(doctor.find_folders, tmp_path)

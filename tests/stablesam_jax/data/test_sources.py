@@ -1,6 +1,7 @@
 """What `--data-dir` takes is recognised by its content, and refused with what each form needs."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from stablesam_jax.data.built import BuiltPictures
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.datasets import GROUPS
 from stablesam_jax.data.readers import Joined, PairsFolder
+from stablesam_jax.errors import InputWarning
 from tests.reference.layouts import coco_json, write_official
-from tests.reference.pictures import disc, ramp, refusal, save
+from tests.reference.pictures import disc, exif, ramp, refusal, save
 
 
 def pairs(folder, stems="ab"):
@@ -88,7 +90,7 @@ def test_a_folder_has_its_own_name_however_it_is_spelled(tmp_path, monkeypatch):
 def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
     message = refusal(sources.open_data, [tmp_path])
     assert message.startswith(f"{tmp_path}: holds no data that is known; give a folder with im/ (pictures) and gt/")
-    for form in ("images/ and annotations.json", "stablesam build", "NAME:DIR"):
+    for form in ("a COCO json and its pictures", "stablesam build", "labelme", "sa-1b", "YOLO", "NAME:DIR"):
         assert form in message
     assert "no such folder" in refusal(sources.open_data, [tmp_path / "absent"])
     (tmp_path / "im").mkdir()
@@ -106,7 +108,36 @@ def test_a_fault_of_any_picture_is_told_at_once(tmp_path):
     assert "b.png: cannot be read (not a picture)" in refusal(sources.open_data, [folder])
     folder = coco_folder(tmp_path / "other")
     save(folder / "images" / "a.jpg", ramp(20, 30))
-    assert "the picture is 30 x 20 pixels" in refusal(sources.open_data, [folder])
+    assert "a.jpg: is 30 x 20 pixels, and 60 x 40 in" in refusal(sources.open_data, [folder])
+
+
+def test_what_cannot_be_used_may_be_gathered_and_the_rest_is_opened(tmp_path):
+    folder = pairs(tmp_path / "set", "abc")
+    (folder / "gt" / "a.png").unlink()
+    (folder / "gt" / "b.png").write_bytes(b"text")
+    found = []
+    assert sources.open_data([folder], found).names == ["set/b", "set/c"]
+    assert [(finding.kind, finding.picture) for finding in found] == [("no mask", "set/a"), ("mask", "set/b")]
+
+
+def test_hints_are_told_once_for_each_kind(tmp_path):
+    folder = pairs(tmp_path / "set", "ab")
+    for stem in "ab":
+        save(folder / "im" / f"{stem}.png", ramp(40, 60), exif=exif(3))
+    save(folder / "gt" / "alone.png", disc())
+    with pytest.warns(InputWarning) as told:
+        assert len(sources.open_data([folder])) == 2
+    first, second = sorted(str(warning.message) for warning in told)
+    assert first == f"{folder}/gt/alone.png: the mask has no picture; add it or remove the mask."
+    assert second.startswith(f"{folder}/im/a.png: has the EXIF orientation 3, {folder}/gt/a.png none;")
+    assert second.endswith(" (2 such in set).")
+
+
+@pytest.mark.parametrize("spec", ["x" * 300, "x/" * 3000, "loop", "locked/set", "a\nb", os.fsdecode(b"\xff")])
+def test_a_path_that_leads_nowhere_is_refused(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    refusal(sources.open_data, [spec])
 
 
 def test_class_maps_are_opened_apart_from_objects(tmp_path):
@@ -137,6 +168,58 @@ def test_shared_folders_are_opened_as_they_are(shared, name):
     assert {"carparts": 44, "feral_cat": 32, "horses": 80}[name] == len(source)
 
 
+# what a check looks at
+
+
+def layouts(root):
+    return [
+        (str(found.path.relative_to(root)), sum(map(len, found.readers)), len(found.pictures))
+        for found in sources.find(root, [])
+    ]
+
+
+def test_all_folders_below_are_found_and_those_without_masks_are_said(tmp_path):
+    pairs(tmp_path / "b" / "pairs", "x")
+    coco_folder(tmp_path / "b" / "coco")
+    build("pairs", tmp_path / "b" / "pairs", tmp_path / "built")
+    save(tmp_path / "a" / "y.jpg", disc())
+    save(tmp_path / "a" / "y.png", disc())
+    save(tmp_path / "c" / "images" / "z.jpg", disc())
+    save(tmp_path / ".hidden" / "z.jpg", disc())
+    (tmp_path / "notes").mkdir()
+    assert layouts(tmp_path) == [
+        ("a", 1, 1),
+        ("b/coco", 1, 1),
+        ("b/pairs", 1, 1),
+        ("built/pairs", 1, 1),
+        ("c/images", 0, 1),
+    ]
+    findings = []
+    sources.find(tmp_path, findings)
+    (finding,) = findings
+    assert (finding.kind, finding.severity, finding.file) == ("not checked", "hint", tmp_path / "c" / "images")
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path):
+    pairs(tmp_path / "a" / "pairs", "x")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "a" / "pairs")
+    assert layouts(tmp_path) == [("a/pairs", 1, 1), ("linked", 1, 1)]
+
+
+def test_what_is_named_otherwise_is_found_as_it_is_opened(tmp_path):
+    write_official("dis5k-vd", tmp_path / "hq")
+    folder = coco_folder(tmp_path / "two")
+    for spec in (f"dis5k-vd:{tmp_path / 'hq'}", folder / "annotations.json"):
+        (found,) = sources.find(spec, [])
+        assert len(found.pictures) == 1
+
+
+def test_no_folder_and_no_picture_are_refused(tmp_path):
+    assert "absent: no such folder" in refusal(sources.find, tmp_path / "absent", [])
+    assert "holds no picture (.avif" in refusal(sources.find, tmp_path, [])
+
+
 # for evaluation
 
 
@@ -149,7 +232,8 @@ def test_coco_jsons_are_opened_with_the_pictures_that_have_no_object(tmp_path):
     assert source.names == ["set/a", "set/b"]
     assert [len(source[index].masks) for index in range(2)] == [1, 0]
     assert source[1].picture.shape == source.picture(1).shape == (*source.size_hw(1), 3)
-    assert sources.open_data([tmp_path / "set"]).names == ["set/a"]
+    with pytest.warns(InputWarning, match="b.jpg: has no object; it is left out"):
+        assert sources.open_data([tmp_path / "set"]).names == ["set/a"]
 
 
 def test_a_group_is_all_of_its_sets(tmp_path):
@@ -161,6 +245,10 @@ def test_a_group_is_all_of_its_sets(tmp_path):
 
 def test_all_sets_that_cannot_be_used_are_named_at_once(tmp_path):
     write_official("sginw/Rail", tmp_path)
+    several = coco_folder(tmp_path / "several")
+    (several / "more.json").write_text(json.dumps(coco_json(["a.jpg"]) | {"annotations": []}))
+    assert "holds several COCO jsons" in refusal(sources.open_instances, [several])
+    assert list(sources.open_instances([several / "annotations.json"])) == ["annotations"]
     message = refusal(sources.open_instances, [f"sginw/Rail:{tmp_path}", f"sginw/Trash:{tmp_path}", pairs(tmp_path)])
     assert "Trash/valid/_annotations_min1cat.coco.json: cannot be read" in message
     assert f"{tmp_path}: holds no COCO json, whose boxes, areas and crowds are needed" in message

@@ -1,0 +1,208 @@
+"""Pictures with an annotation file each, which outlines the objects: what labelme, YOLO and SA-1B have in common.
+
+Nothing is kept of the files but their names: a million pictures take no more memory than their list.
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from stablesam_jax.data import outlines
+from stablesam_jax.data.findings import Finding, Findings, cannot_be_read, left_out
+from stablesam_jax.data.label_file import SizeHW
+from stablesam_jax.data.picture_index import PictureIndex
+from stablesam_jax.data.readers import (
+    Objects,
+    Reader,
+    disagreements,
+    list_files,
+    on_all_cores,
+    twins,
+    unread_pictures,
+)
+from stablesam_jax.data.rle import CompressedRunLengths
+from stablesam_jax.errors import InputError, shown
+from stablesam_jax.files.picture_file import SUFFIXES, Header, read_header, read_picture
+
+EMPTY = "masks without a pixel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """An object as a file outlines it."""
+
+    segmentation: outlines.Segmentation  # pixels
+    number: int
+    category: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What an annotation file holds."""
+
+    objects: list[Drawn]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what is no object -> how many
+    size: tuple[int, int] | None = None  # W, H of the picture, where the file says it
+    picture: str | None = None  # what the file calls its picture
+
+
+# Reads an annotation file of a picture of W x H pixels; raises an InputError, or a ValueError that says what the file
+# "has" or "is".
+Parse = Callable[[pathlib.Path, tuple[int, int]], Drawing]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    name: str
+    picture: pathlib.Path
+    label: pathlib.Path
+
+
+class AnnotatedFolder(Reader):
+    """The pictures of a folder whose annotation files show objects, in the order of these files."""
+
+    def __init__(
+        self,
+        name: str,
+        pictures_in: pathlib.Path,
+        labels_in: pathlib.Path,
+        suffix: str,
+        parse: Parse,
+        findings: Findings,
+    ):
+        """Reads every annotation file and the header of every picture.
+
+        Args:
+            name: of the set; begins the names of its pictures.
+            pictures_in: folder of the pictures, in folders within or not.
+            labels_in: folder of the annotation files, in folders of the same names; it may be the same one.
+            suffix: of the annotation files.
+            parse: what reads one.
+            findings: gets what cannot be used, pictures without an object, and how many annotations are left out.
+        """
+        self.name, self.parse = name, parse
+        self.pictures = list_files(pictures_in, SUFFIXES, within=True)
+        self.labels = list_files(labels_in, {suffix}, within=True)
+        findings += unread_pictures(name, pictures_in, within=True)
+        pairs = self._pairs(PictureIndex(pictures_in, [labels_in]), findings)
+        alone = {file: stem for stem, files in self.pictures.items() for file in files}
+        for pair in pairs:
+            alone.pop(pair.picture, None)
+        for file, stem in alone.items():
+            text = f"has no {suffix} file; it is left out."
+            findings.append(Finding("no object", name, f"{name}/{shown(stem)}", file, text))
+        self.used: list[_Pair] = []
+        passed_over: collections.Counter[str] = collections.Counter()
+        for pair, (usable, found, counts) in zip(pairs, on_all_cores(self._look, pairs), strict=True):
+            findings += found
+            passed_over.update(counts)
+            if usable:
+                self.used.append(pair)
+        self.names = [pair.name for pair in self.used]
+        findings += left_out(name, labels_in, passed_over)
+
+    def picture_file(self, index: int) -> pathlib.Path:
+        """Where the picture is."""
+        return self.used[index].picture
+
+    def label_file(self, index: int) -> pathlib.Path:
+        """Where the annotation file is."""
+        return self.used[index].label
+
+    def files(self) -> Iterable[pathlib.Path]:
+        """All pictures and annotation files."""
+        return (file for listing in (self.pictures, self.labels) for files in listing.values() for file in files)
+
+    def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
+        """All pictures, those without an object too."""
+        files = (file for files in self.pictures.values() for file in files)
+        return [(file, functools.partial(read_picture, file)) for file in files]
+
+    def label(self, index: int, size_hw: SizeHW | None) -> Objects:
+        """The objects of a picture."""
+        pair = self.used[index]
+        size = read_header(pair.picture).size if size_hw is None else size_hw[::-1]
+        objects, _ = self._read(pair.label, size)
+        categories = tuple(drawn.category for drawn, _ in objects)
+        return Objects(
+            outlines.masks(pair.label, [lengths for _, lengths in objects], size[::-1]),
+            tuple(drawn.number for drawn, _ in objects),
+            categories if any(categories) else (),
+        )
+
+    def look(self, index: int) -> Findings:
+        """All is looked at when it is opened."""
+        return []
+
+    def _read(
+        self, label: pathlib.Path, size: tuple[int, int]
+    ) -> tuple[list[tuple[Drawn, CompressedRunLengths]], Drawing]:
+        """The objects of an annotation file that cover a pixel, and all that it holds.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        try:
+            drawing = self.parse(label, size)
+            objects = []
+            for drawn in drawing.objects:
+                try:
+                    lengths = outlines.run_lengths(drawn.segmentation, size)
+                except ValueError as error:
+                    raise ValueError(f"object {drawn.number} has {error}") from None
+                if outlines.area(lengths):
+                    objects.append((drawn, lengths))
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{label}: {error}; mend or remove it.") from None
+        return objects, drawing
+
+    def _pairs(self, index: PictureIndex, findings: Findings) -> list[_Pair]:
+        """Each annotation file with the picture of its name, or else the one that it names."""
+        stems = {label: picture for picture, label in twins(self.pictures, self.labels).items()}
+        pairs = []
+        for stem, (label, *_) in self.labels.items():
+            name = f"{self.name}/{shown(stem)}"
+            of_name = self.pictures.get(stems.get(stem, ""), ())
+            if len(of_name) == 1:
+                pairs.append(_Pair(name, of_name[0], label))
+                continue
+            try:
+                drawing = self.parse(label, (1, 1))
+            except ValueError:
+                drawing = Drawing([])
+            if not of_name and not drawing.objects and not drawing.left_out:
+                continue  # some other file that lies here
+            said = drawing.picture
+            try:
+                if said is None:
+                    raise ValueError("has no picture of its name, or several")
+                pairs.append(_Pair(name, index.find(said), label))
+            except ValueError as error:
+                text = f"{error if said is None else f'its picture {said} {error}'}; add it or remove the file."
+                findings.append(Finding("suffix" if of_name else "no picture", self.name, name, label, text))
+        return pairs
+
+    def _look(self, pair: _Pair) -> tuple[bool, Findings, Mapping[str, int]]:
+        """Whether a picture can be used, what is odd about it, and what of it is left out."""
+        try:
+            header = read_header(pair.picture)
+        except InputError as error:
+            return False, [cannot_be_read("picture", self.name, pair.name, pair.picture, error)], {}
+        try:
+            objects, drawing = self._read(pair.label, header.size)
+        except InputError as error:
+            return False, [cannot_be_read("mask", self.name, pair.name, pair.label, error)], {}
+        said = Header(drawing.size or header.size)
+        names = {"source": self.name, "picture_name": pair.name}
+        found = list(disagreements(pair.picture, header, pair.label, said, **names))
+        if not objects:
+            text = "has no object; it is left out."
+            found.append(Finding("no object", self.name, pair.name, pair.picture, text))
+        counts = {**drawing.left_out, EMPTY: len(drawing.objects) - len(objects)}
+        return bool(objects) and all(finding.kind != "size" for finding in found), found, counts

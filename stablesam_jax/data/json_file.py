@@ -1,0 +1,56 @@
+"""JSON of annotation tools: read whole, and told apart by its keys."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from stablesam_jax.errors import InputError
+
+COCO, LABELME, SA1B = "coco", "labelme", "sa-1b"
+SMALL = 2**22  # bytes of a file that is parsed to see what it is
+LOOK = 2**16  # bytes at either end of a larger one that are looked at
+
+
+def read_json(path: pathlib.Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a file holds, in UTF-8, 16 or 32, with a mark of it or without.
+
+    Args:
+        path: of the file.
+        hook: takes the place of every dictionary as soon as it is read.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes(), object_hook=hook)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON, or cut short ({error}); copy or export it again.") from None
+
+
+def kind_of(path: pathlib.Path) -> str | None:
+    """Which tool's JSON it is: one of the kinds above; None where it is another, or cannot be read."""
+    try:
+        if path.stat().st_size > SMALL:
+            return _kind_by_ends(path)
+        content = read_json(path)
+    except (OSError, InputError):
+        return None
+    keys = content.keys() if isinstance(content, dict) else set()
+    wanted = {LABELME: {"shapes"}, SA1B: {"image", "annotations"}, COCO: {"images", "annotations"}}
+    return next((kind for kind, some in wanted.items() if keys >= some), None)
+
+
+def _kind_by_ends(path: pathlib.Path) -> str | None:
+    with open(path, "rb") as file:
+        text = file.read(LOOK)
+        file.seek(-LOOK, 2)
+        text += file.read()
+    if re.search(rb'"shapes"\s*:\s*\[', text):
+        return LABELME
+    if re.search(rb'"image"\s*:\s*\{', text):
+        return SA1B
+    return COCO if re.search(rb'"(images|annotations|categories)"\s*:\s*\[', text) else None

@@ -1,0 +1,117 @@
+"""Annotations of labelme: a json for each picture.
+
+A polygon, a rectangle, a circle or a mask is an object; shapes of one label and group are one. Points and lines have no
+area. The picture that the json may hold itself (`imageData`) is not looked at.
+"""
+
+import base64
+import binascii
+import collections
+import io
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from stablesam_jax.data import rle
+from stablesam_jax.data.annotated import Drawing, Drawn
+from stablesam_jax.data.json_file import read_json
+from stablesam_jax.errors import InputError
+from stablesam_jax.files.picture_file import read_stored
+
+POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # of four or any number of points
+ROUND = 0.02  # pixels that the outline of a circle may be off
+
+
+def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
+    """What a json of labelme holds, for a picture of W x H pixels.
+
+    Raises:
+        InputError, ValueError: it is none, or a shape is broken; says which.
+    """
+    content = read_json(path)
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+        raise ValueError("is no json of labelme")
+    objects: list[Drawn] = []
+    left_out: collections.Counter[str] = collections.Counter()
+    groups: dict[tuple[str, Any], list[Any]] = {}
+    for number, shape in enumerate(shapes, start=1):
+        kind, label = shape.get("shape_type") or "polygon", str(shape.get("label") or "")
+        try:
+            if kind == "mask":
+                objects.append(Drawn(_mask(shape, size), number, label))
+                continue
+            polygon = _polygon(kind, shape.get("points"))
+        except ValueError as error:
+            raise ValueError(f"shape {number} {error}") from None
+        if polygon is None:
+            left_out["points and lines" if kind != "text" else "texts"] += 1
+            continue
+        group = shape.get("group_id")
+        key = (label, str(group)) if group is not None else ("", number)
+        if key in groups:
+            groups[key].append(polygon)
+        else:
+            groups[key] = [polygon]
+            objects.append(Drawn(groups[key], number, label))
+    said = content.get("imageWidth"), content.get("imageHeight")
+    picture = content.get("imagePath")
+    return Drawing(
+        objects,
+        left_out,
+        size=said if all(type(side) is int and side > 0 for side in said) else None,
+        picture=picture if isinstance(picture, str) and picture else None,
+    )
+
+
+def _polygon(kind: str, points: Any) -> list[float] | None:
+    """The outline of a shape as x, y, x, y, ...; None where it has no area.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        corners = np.array(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        raise ValueError("has points that are not x, y") from None
+    if not np.isfinite(corners).all():
+        raise ValueError("has points that are not x, y")
+    if kind in POLYGONS:
+        return corners.ravel().tolist()
+    if kind not in ("rectangle", "circle"):
+        return None
+    if kind == "rectangle" and len(corners) == 4:  # newer versions write all of its corners
+        return corners.ravel().tolist()
+    if len(corners) != 2:
+        raise ValueError(f"is a {kind} of {len(corners)} points, not 2")
+    (left, top), (right, bottom) = corners
+    if kind == "rectangle":
+        return [left, top, right, top, right, bottom, left, bottom]
+    radius = math.hypot(right - left, bottom - top)
+    sides = 12 if radius < 1 else math.ceil(math.pi / math.acos(1 - min(ROUND / radius, 1)))
+    angles = np.arange(sides) * (2 * math.pi / sides)
+    return np.stack([left + radius * np.cos(angles), top + radius * np.sin(angles)], axis=-1).ravel().tolist()
+
+
+def _mask(shape: dict[str, Any], size: tuple[int, int]) -> rle.RunLengths:
+    """The run lengths of a mask, which lies in its box.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        corners = np.array(shape.get("points"), np.float64).reshape(2, 2)
+        data = base64.b64decode(shape["mask"], validate=True)
+        pixels = np.asarray(read_stored(io.BytesIO(data)).image.convert("L")) > 0
+    except (KeyError, TypeError, InputError, binascii.Error, ValueError):
+        raise ValueError("has a mask that is no PNG file, or no box") from None
+    if not np.isfinite(corners).all() or np.abs(corners).max() > 2**31:
+        raise ValueError("has a mask that is no PNG file, or no box")
+    left, top = np.floor(corners.min(axis=0)).astype(int)
+    whole = np.zeros(size[::-1], bool)
+    rows, columns = np.nonzero(pixels)
+    inside = (rows + top >= 0) & (rows + top < size[1]) & (columns + left >= 0) & (columns + left < size[0])
+    whole[rows[inside] + top, columns[inside] + left] = True
+    return rle.encode(whole)

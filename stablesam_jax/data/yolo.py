@@ -1,0 +1,68 @@
+"""Annotations of YOLO for segmentation: a text file for each picture, a line for each object.
+
+A line is the class and the outline as x, y, x, y, ..., shares of the picture's width and height. A line of five numbers
+is a rectangle and no mask. The names of classes are in `data.yaml` or `classes.txt`, in the folder or above it.
+"""
+
+import collections
+import math
+import pathlib
+from collections.abc import Mapping
+
+import yaml  # type: ignore[import-untyped]
+
+from stablesam_jax.data.annotated import Drawing, Drawn
+from stablesam_jax.errors import InputError
+
+IMAGES, LABELS = "images", "labels"  # folders
+YAML, CLASSES = ("data.yaml", "data.yml", "dataset.yaml"), ("classes.txt", "obj.names")
+FAR = 1.0  # shares of the picture that an outline may reach outside it, and is cut; more is in pixels
+
+
+def read_classes(folder: pathlib.Path) -> Mapping[int, str]:
+    """The names of the classes by number, where a file here or one or two folders above has them."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        for file in (place / name for name in (*YAML, *CLASSES)):
+            try:
+                text = file.read_text(encoding="utf-8-sig", errors="replace")
+                names = text.splitlines() if file.name in CLASSES else yaml.safe_load(text)["names"]
+                entries = names.items() if isinstance(names, dict) else enumerate(names)
+                return {int(number): str(name).strip() for number, name in entries}
+            except (OSError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+                continue
+    return {}
+
+
+def parse(path: pathlib.Path, size: tuple[int, int], *, classes: Mapping[int, str]) -> Drawing:
+    """What a text file of YOLO holds, for a picture of W x H pixels.
+
+    Raises:
+        InputError, ValueError: it is none, or a line is broken; says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ValueError("is no text of YOLO") from None
+    objects: list[Drawn] = []
+    left_out: collections.Counter[str] = collections.Counter()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not (words := line.split()):
+            continue
+        try:
+            kind, *shares = map(float, words)
+        except ValueError:
+            raise ValueError(f"line {number} is not a class and the numbers of an outline") from None
+        if not all(map(math.isfinite, (kind, *shares))) or kind != int(kind) or kind < 0:
+            raise ValueError(f"line {number} is not a class and the numbers of an outline")
+        if len(shares) == 4:
+            left_out["rectangles without a mask"] += 1
+            continue
+        if len(shares) % 2 or len(shares) < 6:
+            raise ValueError(f"line {number} has {len(shares)} numbers after the class, not three or more pairs")
+        if not all(-FAR <= share <= 1 + FAR for share in shares):
+            raise ValueError(f"line {number} has numbers that are no shares of the picture, from 0 to 1")
+        outline = [share * size[place % 2] for place, share in enumerate(shares)]
+        objects.append(Drawn([outline], number, classes.get(int(kind), str(int(kind)))))
+    return Drawing(objects, left_out)
