@@ -74,20 +74,37 @@ def test_the_source_archive_has_the_tests_and_no_megabytes_of_figures(archives):
     assert not [name for name in names if name.startswith("results/tables")]
 
 
-def stablesam(unpacked, work, *arguments):
-    """Runs the wheel's program in another folder, with modules there that bear the names of the tools."""
+def python(unpacked, work, *arguments):
+    """Runs Python with the wheel in another folder, where modules lie that bear the names of the tools."""
     for tool in TOOLS:
         (work / f"{tool}.py").write_text("raise SystemExit('a module of the user, which no tool of ours is')\n")
     environment = os.environ | {"PYTHONPATH": str(unpacked), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, "-m", "stablesam_jax", *map(str, arguments)]
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *arguments], cwd=work, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_shows_its_options_in_any_folder(unpacked, tmp_path, name):
-    done = stablesam(unpacked, tmp_path, name, "--help")
+def stablesam(unpacked, work, *arguments):
+    """Runs the wheel's program."""
+    return python(unpacked, work, "-m", "stablesam_jax", *arguments)
+
+
+ALL_HELP = """
+import contextlib, sys
+from stablesam_jax.__main__ import COMMANDS, main
+for name in COMMANDS:
+    sys.argv = ["stablesam", name, "--help"]
+    with contextlib.suppress(SystemExit):
+        main()
+import train
+print(train.__file__)
+"""
+
+
+def test_every_command_shows_its_options_in_any_folder(unpacked, tmp_path):
+    done = python(unpacked, tmp_path, "-c", ALL_HELP)
     assert done.returncode == 0, done.stderr
-    assert f"usage: stablesam {name} " in done.stdout
+    usages = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("usage: stablesam ")]
+    assert usages == list(COMMANDS)
+    assert done.stdout.endswith(f"\n{unpacked / 'stablesam_jax' / '_tools' / 'train' / '__init__.py'}\n")
 
 
 def test_it_trains_with_workers_and_evaluates_in_any_folder(unpacked, tmp_path):
