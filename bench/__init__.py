@@ -1,1 +1,1 @@
-"""How fast are we, beside others? `python -m bench`; a module for each family of rows."""
+"""Benchmarks against other implementations: `python -m bench`; a module for each family of rows."""

@@ -1,4 +1,4 @@
-"""What a row is, and how its sides are timed."""
+"""A row of a benchmark, and how its sides are timed."""
 
 import dataclasses
 import functools
@@ -27,43 +27,44 @@ class Options:
     """Compares our speed with that of others."""
 
     rows: tuple[Family, ...] = ("sampler", "plugin")
-    """What to compare. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample. plugin:
-    a SAM with the plugin against the same without. data: training batches from files, against decoding the files.
-    train: a training step, against HQ-SAM's loop. encoder: pictures. point: pictures with a point each to
-    low-resolution masks. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against plain
-    SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from nothing to a first
-    mask."""
+    """Families to measure. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample.
+    plugin: a SAM with the plugin, against the same SAM without. data: training batches from files, against decoding the
+    files. train: a training step, against HQ-SAM's loop. encoder: pictures to embeddings. point: pictures with one
+    point each to low-resolution masks. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against
+    plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from starting
+    Python to the first mask."""
     models: tuple[str, ...] = ("sam_vit_b",)
-    """Of train and what follows it: models of segment_anything, or mobile_sam, which is the quickest to try."""
+    """For train, encoder, point, decode, predict, stability and startup: models of segment_anything, or mobile_sam,
+    which takes the least time."""
     image_size: tuple[int, ...] = ()
-    """Side of their input in pixels, rows for each; by default their own."""
+    """Sides of the models' input in pixels, rows for each. Default: the model's own."""
     dtype: Precision = "float32"
-    """What both sides compute in, of encoder, point, decode, predict and stability. In bfloat16 PyTorch has its weights
-    in it in the encoder and autocast elsewhere, the faster way of each. tf32 is for a GPU: float32 whose products keep
-    ten bits."""
+    """Compute dtype of both sides for encoder, point, decode, predict and stability. In bfloat16 PyTorch has bfloat16
+    weights in the encoder and autocast elsewhere, whichever is faster. tf32 is for a GPU: float32 with matmuls in
+    TF32."""
     pictures: tuple[int, ...] = (1,)
-    """Pictures at once, of encoder and point."""
+    """Pictures in a batch, for encoder and point."""
     batch_size: int = 4
     """Pictures of a training step."""
     compile: bool = False
-    """Compare with PyTorch's compiled models, too: each takes minutes to compile."""
+    """Also compare with torch.compile; each model takes minutes to compile."""
     keras_hub: bool = False
-    """Compare encoder, and decoder of SAM, with keras-hub's on JAX, too; it must be installed."""
+    """Also compare encoder and SAM's decoder with keras-hub on JAX, which must be installed."""
     memory: bool = False
-    """Measure peak memory, too, of each side in a process of its own; on Linux."""
+    """Also measure peak memory, each side in a process of its own; on Linux."""
     data_dir: tuple[pathlib.Path, ...] = ()
     """For data: folders with im/ and gt/, a row each."""
     prompts: tuple[int, ...] = (1, 20, 64)
     """Prompts on one picture."""
     repeats: int = 9
-    """Turns; the median of each is taken."""
+    """Measurements of each side; the median counts."""
     threads: int = len(os.sched_getaffinity(0))
-    """Processors for all sides; by default all that there are."""
+    """Processors for each side. Default: all that are available."""
     json: pathlib.Path | None = None
-    """File to write everything to; a table and a figure lie beside it, as FILE.md and FILE.png."""
+    """File for all results; a table and a figure are written beside it, as FILE.md and FILE.png."""
 
     def configs(self) -> dict[str, SamConfig]:
-        """The models at the sizes that are asked for, by what to call them."""
+        """Configurations of the models at the sizes of the options, by name for the table."""
         own = {name: dataclasses.replace(MODELS[name], dtype=dtype_of(self.dtype)) for name in self.models}
         if not self.image_size:
             return own
@@ -79,26 +80,26 @@ Work = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Where a row stands on a curve of time."""
+    """A point of a curve of time over size."""
 
     curve: str
-    axis: str  # what grows along it
+    axis: str  # the size that varies along the curve
     at: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: the same work by us and by others. What works return may still be computed, see `finished`."""
+    """One row: the same work by us and by others. Works may return before the device is done, see `finished`."""
 
     name: str
     ours: Work
-    theirs: Mapping[str, Work]  # by whose it is
+    theirs: Mapping[str, Work]  # by name of the implementation
     model: str = ""
-    difference: Callable[[Any, Any], float] | None = None  # of what ours and one of theirs return
-    bound: float = 0.0  # that it must not exceed
-    cost: Callable[[], Cost] | None = None  # what the work asks of the machine
+    difference: Callable[[Any, Any], float] | None = None  # of the result of ours and the result of one of theirs
+    bound: float = 0.0  # of that difference
+    cost: Callable[[], Cost] | None = None  # arithmetic and traffic that the work needs
     points: tuple[Point, ...] = ()
-    pictures: int | None = None  # in the work, where it is their rate that counts
+    pictures: int | None = None  # per work, where the table shows pictures per second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +117,14 @@ class Result:
 
 
 def measure(case: Case, repeats: int, limits: Limits) -> Result:
-    """Runs all sides once unmeasured and then in turns, so that what else the machine does befalls all of them.
+    """Runs all sides once unmeasured and then alternately, so that other load on the machine affects all of them.
 
-    Every other turn goes backwards: who comes after whom makes a difference, by what is left in caches and of memory.
-    A side of PyTorch's that a GPU has no memory for is said to be so, and left out.
+    The order is reversed every other time, because a side leaves caches and allocators in a state that affects the
+    next. A PyTorch side that does not fit into the GPU's memory is reported and left out.
 
     Args:
         case: the row.
-        repeats: turns.
+        repeats: measurements of each side.
         limits: of the machine.
 
     Raises:
@@ -155,34 +156,34 @@ def measure(case: Case, repeats: int, limits: Limits) -> Result:
 
 
 def check(case: Case, results: Mapping[str, Any]) -> dict[str, float]:
-    """How far each of theirs is from ours, where the case can tell.
+    """The difference of each of theirs from ours, if the case defines one.
 
     Raises:
-        InputError: further than the case allows.
+        InputError: a difference exceeds the bound of the case.
     """
     if case.difference is None:
         return {}
     others = [side for side in results if side != "ours"]
     differences = {side: case.difference(results["ours"], results[side]) for side in others}
     for side, difference in differences.items():
-        if not difference <= case.bound:  # nan is none
+        if not difference <= case.bound:  # also true for nan
             raise InputError(f"{case.name}: {side} differs from ours by {difference:.2g}, allowed is {case.bound:.2g}.")
     return differences
 
 
 def prepared(prepare: Callable[[], Work]) -> Work:
-    """Work that is prepared when it is first done, which does not count: models are read when their row comes."""
+    """Work that is prepared in its first run, which is not measured: models load only when their row is reached."""
     once = functools.cache(prepare)
     return lambda: once()()
 
 
 def peers(options: Options, theirs: Callable[[Callable[[Any], Any]], Work], name: str = "PyTorch") -> dict[str, Work]:
-    """One of theirs as it is and, where that is asked for, compiled.
+    """A PyTorch side in eager mode and, with `options.compile`, compiled.
 
     Args:
         options: of the command.
-        theirs: what wraps a function or module of PyTorch -> their work.
-        name: whose it is.
+        theirs: wrapper of PyTorch functions and modules -> work. The wrapper is the identity or torch.compile.
+        name: of the implementation.
     """
     found = {name: prepared(functools.partial(theirs, lambda function: function))}
     if options.compile:
@@ -191,7 +192,7 @@ def peers(options: Options, theirs: Callable[[Callable[[Any], Any]], Work], name
 
 
 def share_of_flips(ours: Any, theirs: Any) -> float:
-    """The share of pixels in which masks, or the masks of logits, differ; arrays of as many numbers, in any shape."""
+    """The share of pixels in which two arrays of masks or logits differ after thresholding at 0; shapes may differ."""
     ours, theirs = (on_host(side).ravel() > 0 for side in (ours, theirs))
     return float(np.mean(ours != theirs))
 

@@ -15,19 +15,19 @@ from stablesam_jax.data.readers import PairsFolder
 from train.presets import PRESETS
 from train.setup import describe_batches, describe_views
 
-DATA_BATCHES = 48  # a stream makes four more ahead, which nobody waits for
+DATA_BATCHES = 48  # many, since a stream prefetches four more, which the time must hardly contain
 
 
 def data_cases(options: Options) -> Iterator[Case]:
-    """Batches of the paper's recipe at 1024 pixels, occlusion included, against what nobody is spared: decoding the
-    files of as many pictures into arrays, with as many threads."""
+    """Batches of the paper's recipe at 1024 pixels, occlusion included, against the least that any pipeline does:
+    decoding the files of as many pictures into arrays, with as many threads."""
     recipe, model = PRESETS["stable-sam"][1], MODELS["sam_vit_b"]
     config = describe_batches(recipe, model)
     for folder in options.data_dir:
         pictures = PairsFolder(folder)
         views = Views(pictures, dataclasses.replace(describe_views(recipe, model), views=1))
         for number in range(len(views.cutouts)):
-            views.cutouts[number]  # read once in a run, not once in a batch
+            views.cutouts[number]  # loads and caches them: a run does this once
 
         def make(views: Views = views) -> None:
             stream = batches(views, config, Feeding(threads=options.threads))

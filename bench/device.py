@@ -1,4 +1,4 @@
-"""Where both sides compute: the processors, or an NVIDIA GPU that they share, in the same precision."""
+"""Device and precision of both sides: the CPU, or one NVIDIA GPU that they share, in the same precision."""
 
 import gc
 import os
@@ -17,15 +17,15 @@ Anything = TypeVar("Anything")
 
 
 def dtype_of(precision: Precision) -> Dtype:
-    """What arrays hold: TF32 is float32 whose products keep ten bits."""
+    """Dtype of the arrays. TF32 is a precision of matmuls (10 bits of mantissa); arrays are float32."""
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def torch_device() -> torch.device:
-    """Where PyTorch computes: on the kind of device that JAX computes on.
+    """PyTorch's device, of the kind on which JAX computes.
 
     Raises:
-        InputError: that is a GPU, for which this PyTorch was not built.
+        InputError: JAX computes on a GPU, and this build of PyTorch does not support one.
     """
     if jax.default_backend() == "cpu":
         return torch.device("cpu")
@@ -37,25 +37,25 @@ def torch_device() -> torch.device:
 
 
 def share_gpu() -> None:
-    """Leaves PyTorch its part of a GPU, of which JAX would take three quarters; call it before JAX starts."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes that are started inherit it
+    """Keeps JAX from reserving three quarters of the GPU's memory. Must be called before JAX starts its backend."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # inherited by child processes
 
 
 def set_up(precision: Precision) -> None:
-    """Gives both sides the same products on a GPU.
+    """Gives both sides the same matmul precision on a GPU; changes nothing on a CPU.
 
-    By default JAX multiplies float32 in TF32 there, PyTorch does so in convolutions alone. In bfloat16 both may use
-    TF32 for what stays in float32. On the CPU nothing is changed.
+    By default JAX uses TF32 for all float32 matmuls, PyTorch for convolutions only. With bfloat16 both may use TF32 for
+    what remains in float32.
     """
     if torch_device().type == "cpu":
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
     jax.config.update("jax_default_matmul_precision", "highest" if precision == "float32" else None)
-    keep_compiled_programs()  # what XLA tries when it compiles is then no part of a peak, see memory.py
+    keep_compiled_programs()  # memory.py measures in a child process, where XLA's autotuning would raise the peak
 
 
 def finished(result: Anything) -> Anything:
-    """What a work returned, once its device is done: on a GPU neither library waits by itself."""
+    """Waits for the device and returns the result: JAX dispatches asynchronously, and PyTorch does on a GPU."""
     jax.block_until_ready(result)
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -63,11 +63,11 @@ def finished(result: Anything) -> Anything:
 
 
 def on_host(result: Any) -> np.ndarray:
-    """An array of either library."""
+    """Copies an array of either library to numpy."""
     return np.asarray(result.cpu() if isinstance(result, torch.Tensor) else result)
 
 
 def free_unused() -> None:
-    """Returns what PyTorch holds of a GPU's memory for tensors to come, which JAX could not have otherwise."""
-    gc.collect()  # a module whose forward is wrapped holds itself
+    """Frees GPU memory that PyTorch caches for later tensors, so that JAX can allocate it."""
+    gc.collect()  # a module with a wrapped forward is a reference cycle
     torch.cuda.empty_cache()

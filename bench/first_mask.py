@@ -1,4 +1,4 @@
-"""A user's first program with this library: FOLDER PICTURE MASK.npy; imports, reads a model, writes a mask of a box."""
+"""A minimal program with this library, FOLDER PICTURE MASK.npy: reads model and picture, writes the mask of a box."""
 
 import sys
 

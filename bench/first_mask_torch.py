@@ -10,7 +10,7 @@ from eval.parity import torch_sam
 from stablesam_jax.config import MODELS
 
 how, name, weights, picture_file, mask_file = sys.argv[1:]
-sam = torch_sam.build(MODELS[name])  # as sam_model_registry does, which knows no other sizes
+sam = torch_sam.build(MODELS[name])  # as sam_model_registry does, for any size
 sam.load_state_dict(torch.load(weights, weights_only=True))
 if how == "compiled":
     sam.image_encoder.forward = torch.compile(sam.image_encoder.forward)

@@ -1,4 +1,4 @@
-"""Peak memory of one side of a row, in a process of its own: the process's on a CPU, the device's on a GPU."""
+"""Peak memory of one side of a row, in a process of its own: of the process on a CPU, of the device on a GPU."""
 
 import concurrent.futures
 import ctypes
@@ -21,21 +21,21 @@ _MEBIBYTE = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What a process took at its highest while it worked, in MiB."""
+    """Peak memory during a work, in MiB."""
 
-    absolute: float  # all, with the weights of this side; on a CPU with the libraries of both, too
-    above_base: float  # beyond what it holds between two works
+    absolute: float  # in all, with the weights of this side; on a CPU also with the libraries of both sides
+    above_base: float  # above what is allocated between two works
 
 
 def peak(rows: Rows, options: Options, index: int, side: str) -> Peak:
-    """Runs one side of the case of that index twice in a new process, and watches the second."""
+    """Runs one side of the case at `index` twice in a new process, and measures the second run."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_watch, rows, options, index, side).result()
 
 
 def _watch(rows: Rows, options: Options, index: int, side: str) -> Peak:
-    torch.set_num_threads(options.threads)  # the processors are those of the parent
+    torch.set_num_threads(options.threads)  # XLA's threads follow the processor affinity inherited from the parent
     parallel.split_cpu(options.batch_size)
     set_up(options.dtype)
     case = next(itertools.islice(rows(options), index, None))
@@ -47,19 +47,19 @@ def _watch(rows: Rows, options: Options, index: int, side: str) -> Peak:
 
 
 def _watch_cpu(work: Work) -> tuple[float, float]:
-    """MiB of the process before and, at the highest, in the work."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is no part of the base
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compiling and of loading
+    """MiB of the process before the work, and at its peak."""
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system, which would count as base
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, which has the peak of compiling and loading
     base = _status("VmRSS")
     finished(work())
     return base, _status("VmHWM")
 
 
 def _watch_gpu(work: Work) -> tuple[float, float]:
-    """MiB of all arrays of the library that works before and, at the highest, in the work.
+    """MiB of all arrays of the working library before the work, and at its peak.
 
-    JAX cannot forget a peak. So ours is that of the whole process, which has loaded weights and has worked once, with
-    programs that the parent has compiled and `set_up` lets it find: compiling tries algorithms, and memory for them.
+    JAX cannot reset its peak, so ours is that of the whole process: loading weights and two runs. The process takes
+    compiled programs from the parent's cache (see `set_up`), because autotuning allocates memory for its trials.
     """
     if torch.cuda.memory_allocated():
         torch.cuda.reset_peak_memory_stats()
@@ -75,7 +75,7 @@ def _watch_gpu(work: Work) -> tuple[float, float]:
 
 
 def _status(field: str) -> float:
-    """MiB."""
+    """A field of /proc/self/status in MiB."""
     text = pathlib.Path("/proc/self/status").read_text()
     found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
     assert found is not None

@@ -1,4 +1,4 @@
-"""What a benchmark found, as tables, as JSON and as a figure."""
+"""Results of a benchmark as tables, as JSON and as a figure."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _OURS = "stablesam_jax"
 
 
 def table(title: str, results: Sequence[Result]) -> Table:
-    """Times in milliseconds, theirs / ours, and the share of the machine's limit that ours reach."""
+    """A table of our times in milliseconds, theirs / ours, and the share of the machine's limit that ours reach."""
     others = list(dict.fromkeys(other for row in results for other in row.ratios))
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="theirs / ours: above 1 we are faster")
     result.add_column("")
@@ -34,7 +34,7 @@ def table(title: str, results: Sequence[Result]) -> Table:
 
 
 def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]]) -> Table:
-    """Peak memory of every side, above what its process holds between two works, and in all."""
+    """A table of the peak memory of every side, above the process's base and in all."""
     sides = list(dict.fromkeys(side for row in peaks for side in row))
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption="MiB above the process's base / in all")
     result.add_column("")
@@ -51,7 +51,7 @@ def memory_table(title: str, results: Sequence[Result], peaks: Sequence[Mapping[
 def entries(
     family: str, results: Sequence[Result], peaks: Sequence[Mapping[str, Peak]], dtype: Precision
 ) -> list[dict[str, Any]]:
-    """One for each comparison, as JSON holds it; a row that no peer had memory for has none."""
+    """One entry for each comparison, as values that JSON can hold; none for a row without a peer."""
     return [
         {
             "row": family,
@@ -96,7 +96,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure(results: Sequence[Result]) -> Figure:
-    """Ratios as bars, and below them what time does as sizes grow, where rows differ in that alone.
+    """Ratios as bars, and below them time over size for rows that differ in size alone.
 
     Args:
         results: at least one with a ratio.
@@ -124,7 +124,7 @@ def figure(results: Sequence[Result]) -> Figure:
 
 
 def _curves(results: Sequence[Result]) -> dict[str, dict[str, dict[int, float]]]:
-    """What grows -> whose curve -> size -> seconds, of curves with two sizes at least."""
+    """Axis -> curve and side -> size -> seconds, for curves with at least two sizes."""
     panels: dict[str, dict[str, dict[int, float]]] = {}
     for row in results:
         seconds = {_OURS: row.seconds, **{side: ratio * row.seconds for side, ratio in row.ratios.items()}}

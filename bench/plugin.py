@@ -1,4 +1,4 @@
-"""Rows of what the plugin costs: a SAM with it against the same without."""
+"""Rows of the plugin's cost: a SAM with the plugin against the same SAM without."""
 
 import dataclasses
 import functools
@@ -22,11 +22,10 @@ from stablesam_jax.predict.predictor import Predictor
 
 
 def plugin_cases(options: Options) -> Iterator[Case]:
-    """Decoding on the map of a SAM of 1024 pixels, and the whole way from a picture to one mask, with the plugin
-    and without.
+    """Decoding at the resolution of a SAM of 1024 pixels, and prediction from a picture to one mask.
 
-    sam_nano has every SAM's decoder and the smallest encoder: nowhere is the plugin a larger part of the way. Weights
-    are random, so the plugin reads all over its reach.
+    sam_nano has the decoder of every SAM and the smallest encoder, so the plugin is the largest share of its time.
+    Weights are random, so that the plugin's offsets cover their whole range.
     """
     stable = dataclasses.replace(MODELS["stable_sam_nano"], image_size=16 * GRID)
     params = draw_params(stable, seed=0)

@@ -1,4 +1,4 @@
-"""Rows of bilinear sampling alone: 64 x 64 x 256 features, against plain JAX and PyTorch's grid_sample."""
+"""Rows of bilinear sampling of 64 x 64 x 256 features, against plain JAX and PyTorch's grid_sample."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,10 +14,10 @@ from stablesam_jax.plugin.sampling import bilinear_sample
 
 
 def sampler_cases(options: Options) -> Iterator[Case]:
-    """Deformable sampling of features that every prompt has of its own, as before the final attention, and of those of
-    the picture, which all share, as before the first.
+    """Sampling of features that differ between prompts, as before the final attention, and of features of the picture
+    that all prompts share, as before the first.
 
-    PyTorch gets channels first, as it likes them best, and shared features expanded, without a copy.
+    PyTorch gets channels-first features, its fastest layout, and shared features as an expanded view without a copy.
     """
     for count in options.prompts:
         for maps in sorted({count, 1}, reverse=True):
@@ -67,7 +67,7 @@ def _sampler_cases(count: int, maps: int) -> Iterator[Case]:
 
 
 def plain_sample(features: jax.Array, positions: jax.Array) -> jax.Array:
-    """Bilinear sampling as one would write it: (R, H, W, C), (N, H', W', 2) -> (N, H', W', C), R = N or 1."""
+    """Bilinear sampling without optimisations: (R, H, W, C), (N, H', W', 2) -> (N, H', W', C), R = N or 1."""
     height, width = features.shape[1:3]
     features = jnp.broadcast_to(features, (len(positions), *features.shape[1:]))
     x, y = jnp.clip(positions[..., 0], 0, width - 1), jnp.clip(positions[..., 1], 0, height - 1)

@@ -1,7 +1,7 @@
-"""Rows of the way from nothing to a first mask, as a program of its own: imports, weights from a file, one picture.
+"""Rows of start-up: a new process imports a library, reads weights from a file and predicts one mask.
 
-Models have their own input size. Ours compiles all anew ("cold") or finds what an earlier run has compiled ("warm");
-so does PyTorch, where it is to compile.
+Models have their own input size. "cold": nothing is compiled yet. "warm": the compilation cache of an earlier run is
+used. Both hold for PyTorch with torch.compile too.
 """
 
 import functools
@@ -25,7 +25,7 @@ from stablesam_jax.files.checkpoint import save_model
 
 
 def startup_cases(options: Options) -> Iterator[Case]:
-    """Without and with compiled programs on disk."""
+    """Start-up with an empty and with a filled compilation cache."""
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
             yield from _cases(name, pathlib.Path(folder), options)
@@ -43,9 +43,8 @@ def _cases(name: str, folder: pathlib.Path, options: Options) -> Iterator[Case]:
         mask, cache = folder / "mask.npy", str(folder / (f"{module}_warm" if warm else f"{module}_{next(numbers)}"))
         command = [sys.executable, "-P", "-m", f"bench.{module}", *map(str, arguments), str(IMAGE), str(mask)]
         caches = {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
-        path = {
-            "PYTHONPATH": os.pathsep.join(sys.path)
-        }  # the command stablesam finds these modules where others do not
+        # The installed command `stablesam` extends sys.path to find `bench`, which a child process does not inherit.
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         environment = os.environ | caches | path | {"JAX_ENABLE_COMPILATION_CACHE": "true"}
         subprocess.run(command, check=True, env=environment)
         return np.load(mask)

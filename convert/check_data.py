@@ -1,4 +1,4 @@
-"""What is wrong with pictures and their masks, told before anyone trains on them.
+"""Checks pictures and their masks before training.
 
 python -m convert.check_data my_pictures --against test_pictures
 
@@ -27,36 +27,36 @@ from stablesam_jax.data.sources import Found, find
 from stablesam_jax.errors import InputError, exit_on_input_error, shown
 from stablesam_jax.files.disk import check_writable, write_text
 
-SHOWN_HINTS = 10  # of a kind, in a terminal
+SHOWN_HINTS = 10  # of each kind in a terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Names every fault of pictures and their masks."""
+    """Lists all faults of pictures and their masks."""
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...]")]
-    """What training takes as --data-dir, in any form; or folders that hold such folders."""
+    """Data in any form that training takes as --data-dir, or folders that contain such folders."""
     against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA [DATA ...]")] = ()
-    """Data whose pictures must not be among the others: what is tested on, say. Their masks are not checked."""
+    """Data whose pictures must not be among the others, such as test sets. Their masks are not checked."""
     json: pathlib.Path | None = None
-    """File to write everything to."""
+    """File for all findings."""
 
 
 def check(sources: Sequence[Found], against: Sequence[Found]) -> Findings:
     """Reads every picture and mask and compares all pictures.
 
     Args:
-        sources: to be checked.
-        against: whose pictures must not be among them; their masks are not read.
+        sources: to check.
+        against: sources whose pictures must not be among them; their masks are not read.
 
     Returns:
-        all that is found in the files.
+        all findings.
     """
     findings: Findings = []
     for reader in (reader for source in sources for reader in source.readers):
         headers: Findings = []
         reader.check(headers)
-        findings += [finding for finding in headers if finding.severity == "hint"]  # faults are found when all is read
+        findings += [finding for finding in headers if finding.severity == "hint"]  # faults follow from whole files
     pictures = [
         functools.partial(examine, reader, index)
         for source in sources
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(sources: Sequence[Found], against: Sequence[Found], findings: Sequence[Finding]) -> dict[str, Any]:
-    """Everything, as JSON holds it."""
+    """All findings and counts, as values that JSON can hold."""
     counts: dict[str, dict[str, int]] = {"fault": {}, "hint": {}}
     for kind, number in collections.Counter(finding.kind for finding in findings).items():
         counts[KINDS[kind].severity][kind] = number
@@ -124,7 +124,7 @@ def describe(sources: Sequence[Found], against: Sequence[Found], findings: Seque
 
 
 def summary(facts: dict[str, Any]) -> str:
-    """One line of counts."""
+    """Counts in one line."""
     checked, against = facts["folders"], facts["against"]
     text = f"{_plural(sum(checked.values()), 'picture')} in {_plural(len(checked), 'folder')} checked"
     if against:
@@ -138,7 +138,7 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Prints findings: by kind under a title in a terminal, hints first and not all; elsewhere a line for each."""
+    """Prints findings: in a terminal by kind, hints first and at most `SHOWN_HINTS` of each; otherwise a line each."""
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         for finding in findings:
@@ -159,7 +159,7 @@ def show(findings: Sequence[Finding]) -> None:
 
 
 def _find(specs: Iterable[str], findings: Findings) -> list[Found]:
-    """All sources, each once."""
+    """Finds all sources; each is listed once."""
     found: dict[pathlib.Path, Found] = {}
     of_all: Findings = []
     for spec in specs:
@@ -170,7 +170,7 @@ def _find(specs: Iterable[str], findings: Findings) -> list[Found]:
 
 
 def _run_all(examinations: Sequence[functools.partial[Examined]], title: str) -> list[Examined]:
-    """The results, with a bar on standard error where that is a terminal."""
+    """Runs the examinations on all cores, with a progress bar if standard error is a terminal."""
     console = Console(stderr=True)
     total = len(examinations)
     hidden = total == 0 or not console.is_terminal

@@ -1,4 +1,4 @@
-"""What is left of an item once a model has answered, in threads beside the next items; the results in order."""
+"""Overlaps the host's work on one item with the device's work on the next ones; results come in order."""
 
 import collections
 import concurrent.futures
@@ -13,12 +13,12 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def overlapped(begin: Callable[[Item], Callable[[], Result]], items: Iterable[Item]) -> Iterator[Result]:
-    """The results for all items, one after the other.
+    """Yields the results of all items in order.
 
     Args:
-        begin: asks the model, in this thread, and returns the rest of the item's work, which is done in another while
-            the next items begin. numpy, OpenCV and XLA let go of the interpreter.
-        items: in the order of the results; a few more are begun than are done.
+        begin: runs the model, in this thread, and returns the rest of the item's work. That runs in another thread
+            while the next items begin: numpy, OpenCV and XLA release the interpreter lock.
+        items: in the order of the results; at most `THREADS` + 1 are in flight.
     """
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()

@@ -1,11 +1,11 @@
-"""Figures of the paper (arXiv 2311.15776), to stand beside measured ones: ViT-L, the mean of four HQ sets, percent.
+"""Published results of the paper (arXiv 2311.15776) to compare with: ViT-L, mean of the four HQ sets, percent.
 
-mIoU, mBIoU and mSF of each kind of prompt, as its tables print them. The keys are the names of systems there.
+mIoU, mBIoU and mSF of each kind of prompt, as its tables print them. The keys are the paper's names of systems.
 """
 
 from collections.abc import Mapping
 
-Figures = tuple[float, ...]  # mIoU, mBIoU and, but for the true box, mSF
+Figures = tuple[float, ...]  # mIoU, mBIoU, and mSF except for the true box, which is a single prompt
 Rows = Mapping[str, Mapping[str, Figures]]  # system -> kind of prompt -> figures
 
 SAM: Mapping[str, Figures] = {

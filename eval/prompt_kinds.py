@@ -1,7 +1,7 @@
-"""Who is prompted how at evaluation (sec. 3.2, 5).
+"""Prompts of the evaluation (sec. 3.2, 5).
 
-Every prompt is a function of (picture, object, kind, seed, index) and of the true mask alone: two systems, two machines
-and two orders of the pictures get the same prompts.
+Every prompt is a function of (picture, object, kind, seed, index) and the true mask alone, so all systems, machines and
+orders of pictures get the same prompts.
 """
 
 import functools
@@ -17,17 +17,17 @@ PROMPTS_PER_OBJECT = 20  # of each random kind (sec. 3.2)
 
 
 class PromptKind(NamedTuple):
-    """How the prompts of one kind are drawn: as points, else as a noisy box, else as the true box."""
+    """How prompts of one kind are drawn: points if `points` > 0, else a noisy box if `box_iou`, else the true box."""
 
     points: int  # drawn uniformly from the object; 0: none
     box_iou: tuple[float, float] | None  # IoU of a noisy box with the true box; None: no noise
-    scale: float = prompts.NOISE_SCALE  # of that noise, a share of the box's side
+    scale: float = prompts.NOISE_SCALE  # of the noise, as a share of the box's side
 
 
 PROMPT_KINDS = {
     # kind                   points  box_iou
     "gt-box":     PromptKind(0,      None),
-    "noisy-box":  PromptKind(0,      (0.0, 1.0)),  # not rejected: only training asks for IoU >= 0.5 (sec. 9)
+    "noisy-box":  PromptKind(0,      (0.0, 1.0)),  # any IoU: only training rejects boxes below IoU 0.5 (sec. 9)
     "1-point":    PromptKind(1,      None),
     "3-points":   PromptKind(3,      None),
     "5-points":   PromptKind(5,      None),
@@ -35,7 +35,7 @@ PROMPT_KINDS = {
     "n-box-50":   PromptKind(0,      (0.5, 0.6)),  # "N-Box (0.5-0.6)" of Tables 3, 10, 11; "Noisy box" of Table 4
     "n-box-60":   PromptKind(0,      (0.6, 0.7)),  # "N-Box (0.6-0.7)"
 }  # fmt: skip
-# Between and beyond those of the paper, for `wobble`: noise-10 is noise of 10 % of the box's side.
+# More levels for the protocol `wobble`, not in the paper: noise-10 is noise of 10 % of the box's side.
 WOBBLE_KINDS = {
     "2-points":   PromptKind(2,      None),
     "noise-10":   PromptKind(0,      (0.0, 1.0), 0.1),
@@ -52,18 +52,18 @@ REGION_KINDS = ("oracle-point", "oracle-box", "random-point", "noisy-box")  # ME
 def draw_prompts(
     kind: str, mask: np.ndarray, *, picture_id: str, object_id: int, seed: int, count: int = PROMPTS_PER_OBJECT
 ) -> list[prompts.Prompt]:
-    """The prompts with which an object is evaluated.
+    """Draws the prompts of one kind for an object from its true mask.
 
     Args:
         kind: one of PROMPT_KINDS or WOBBLE_KINDS.
-        mask: (H, W) bool, the true mask, in the frame in which the prompts are wanted.
+        mask: (H, W) bool, the true mask; prompts are in its pixels.
         picture_id: unique among the pictures of all data sets, e.g. "DIS5K-VD/0012".
         object_id: unique among the objects of a picture.
         seed: of the evaluation.
-        count: number of prompts; `gt-box` has only one, whatever the count.
+        count: number of prompts; ignored for `gt-box`, which gives one.
 
     Returns:
-        Prompts in the order of their index: the first n of 20 are the n of `count=n`.
+        Prompts by index: those of `count=n` are the first n of any larger count.
 
     Raises:
         ValueError: unknown kind, or empty mask.
@@ -97,7 +97,7 @@ def draw_boxes(
     seed: int,
     count: int = PROMPTS_PER_OBJECT,
 ) -> list[np.ndarray]:
-    """The boxes with which an object is evaluated whose true box is known.
+    """Draws the boxes of one kind for an object from its true box.
 
     Args:
         kind: one of BOX_KINDS, or of WOBBLE_KINDS without points.
@@ -106,7 +106,7 @@ def draw_boxes(
         picture_id, object_id, seed, count: see `draw_prompts`.
 
     Returns:
-        (4,) float32 each; `gt-box` gives the true one alone.
+        (4,) float32 each; `gt-box` gives the true box alone.
     """
     _, box_iou, scale = _KINDS[kind]
     if box_iou is None:
@@ -125,19 +125,19 @@ def draw_region_prompt(
     object_id: int,
     seed: int,
 ) -> prompts.Prompt:
-    """The one prompt of a connected region of a class, as MESS draws it (SAM-MESS, `model/visual_prompts.py`).
+    """Draws one prompt for a connected region of a class, as MESS does (SAM-MESS, `model/visual_prompts.py`).
 
-    The paper's random points and noisy boxes (sec. 7.1) are drawn per region too, as those of MESS are.
+    The paper's random points and noisy boxes (sec. 7.1) are drawn per region too.
 
     Args:
         kind: one of REGION_KINDS.
         mask: (h, w) bool, the region within its bounding rectangle.
-        corner: (x, y) of that rectangle in the frame.
+        corner: (x, y) of the rectangle's upper left pixel in the frame.
         size_hw: of the frame.
         picture_id, object_id, seed: see `draw_prompts`.
 
     Returns:
-        A prompt in the frame, the same that the region in a mask of the whole frame would have.
+        A prompt in the frame, equal to that of the same region within a mask of the whole frame.
     """
     rng = _rng(picture_id, object_id, kind, seed, 0)
     offset = np.array(corner, np.float32)
@@ -149,6 +149,6 @@ def draw_region_prompt(
 
 
 def _rng(picture_id: str, object_id: int, kind: str, seed: int, index: int) -> np.random.Generator:
-    # JSON keeps the fields apart, whatever characters a picture's name has; sha256 is the same on every machine.
+    # JSON delimits the fields, whatever characters a picture's name has; hash() would differ between processes.
     key = json.dumps([picture_id, int(object_id), kind, int(seed), index])
     return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))

@@ -1,4 +1,4 @@
-"""Which systems the paper's tables compare, as presets and what differs from them."""
+"""The systems of the paper's tables, as presets and changes to them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from eval import paper
 from stablesam_jax.config import PluginConfig
 from train.presets import HQ_SAM_PROMPTS
 
-LONG = 4  # times the budget, for the row that the paper trained 12 epochs instead of one
+LONG = 4  # budget of the row that the paper trains for 12 epochs instead of one
 LOW_SHOT_VIEWS = 12  # one for every epoch of the paper
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A row of a table: a preset and what differs from it."""
+    """A row of a table: a preset and changes to it."""
 
     preset: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    budget: int = 1  # times the steps of others
+    budget: int = 1  # multiplies the number of steps
 
 
 _GOOD: dict[str, Any] = {"prompts": HQ_SAM_PROMPTS, "occlusion": 0.0}  # without RTS
-SYSTEMS: dict[str, System] = {  # a preset bears its own name, "-good" is without robust training
+SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without robust training
     "stable-sam": System("stable-sam"),
     "pt-sam": System("pt-sam"),
     "stable-pt-sam": System("stable-pt-sam"),

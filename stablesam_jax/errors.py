@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, the one warning, and how a command line reports them."""
+"""The error and the warning about a user's input, and how commands report them."""
 
 import contextlib
 import os
@@ -9,25 +9,25 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input; the message is one line that says what is wrong, where, and what to do."""
+    """Bad input. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: str):
-        """Escapes what a terminal cannot show, as odd bytes of a file's name."""
+        """Escapes characters that a terminal cannot print, such as undecodable bytes of a file's name."""
         super().__init__(shown(message))
 
 
 class InputWarning(UserWarning):
-    """Input that may be right or wrong; the message is one line that says what to look at."""
+    """Suspicious input. The message is one line: what to check, and where."""
 
     def __init__(self, message: str):
-        """Escapes what a terminal cannot show, as odd bytes of a file's name."""
+        """Escapes characters that a terminal cannot print, such as undecodable bytes of a file's name."""
         super().__init__(shown(message))
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    r"""A name as any terminal and any JSON can hold it, in one line.
+    r"""Escapes a name so that any terminal and any JSON can hold it, in one line.
 
-    Bytes of a file's name that are no UTF-8, control characters and lone surrogates are escaped, all else is kept.
+    Escaped are bytes of a file's name that are not UTF-8, control characters and lone surrogates.
 
     >>> shown("caf\udce9\n.png")
     'caf\\xe9\\n.png'
@@ -39,20 +39,20 @@ def shown(name: str | os.PathLike[str]) -> str:
 def _shown(character: str) -> str:
     if character.isprintable():
         return character
-    if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python holds a byte that is no UTF-8
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte that is not UTF-8, as Python's surrogateescape decodes it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """What every command runs in.
+    """The context in which every command runs.
 
-    An `InputError` becomes its message on standard error and exit status 2, without a traceback; an `InputWarning`
-    becomes a line. Letters that the terminal has not are escaped there.
+    An `InputError` is printed to standard error without a traceback, and the exit status is 2. An `InputWarning` is
+    printed as a line. Characters that the terminal's encoding lacks are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
+        if hasattr(stream, "reconfigure"):  # a notebook's streams lack it
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)

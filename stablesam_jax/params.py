@@ -32,12 +32,12 @@ def unflatten(leaves: dict[str, Any]) -> Params:
 
 
 def count(params: Params) -> int:
-    """Numbers in all leaves."""
+    """Number of parameters: the sum of the leaves' sizes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def digest(params: Params) -> str:
-    """SHA-256 over names, types, shapes and bytes of all leaves, in the order of their paths."""
+    """SHA-256 over paths, dtypes, shapes and bytes of all leaves, in the order of their paths."""
     result = hashlib.sha256()
     for path, leaf in sorted(flatten(params).items()):
         result.update(f"{path} {leaf.dtype} {leaf.shape}\n".encode())
@@ -50,10 +50,10 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
 
     Args:
         params: parameter tree.
-        trainable: regular expressions over paths, as `plugin/.*`.
+        trainable: regular expressions over whole paths, such as `plugin/.*`.
 
     Returns:
-        trained and frozen tree; `merge` puts them together again.
+        trained and frozen tree; `merge` is the inverse.
 
     Raises:
         InputError: a pattern that matches no leaf.

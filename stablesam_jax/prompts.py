@@ -1,8 +1,8 @@
-"""Prompts of known quality, drawn from the mask of an object: boxes, points and coarse masks.
+"""Prompts of given quality, drawn from the mask of an object: boxes, points and coarse masks.
 
 On the host, in numpy. Every function is pure in its arguments and the state of `rng`. Coordinates are (x, y) in pixels
-of the mask's own frame; a whole number is a pixel's index, and the prompt encoder adds the half that leads to its
-centre. "HQ-SAM" below is SysCV/sam-hq, `train/utils/misc.py`.
+of the mask; an integer is a pixel's index, and the prompt encoder adds the half pixel to its centre. "HQ-SAM" below is
+SysCV/sam-hq, `train/utils/misc.py`.
 """
 
 import dataclasses
@@ -10,25 +10,25 @@ import dataclasses
 import cv2
 import numpy as np
 
-NOISE_SCALE = 0.4  # share of a box's side, of training's and evaluation's noisy boxes (sec. 3.2, 4.4)
-MIN_TRAINING_IOU = 0.5  # noisy boxes of training overlap the true box at least so much (sec. 9)
+NOISE_SCALE = 0.4  # noise of noisy boxes in training and evaluation, as a share of the box's side (sec. 3.2, 4.4)
+MIN_TRAINING_IOU = 0.5  # least IoU of a noisy box with the true box in training (sec. 9)
 POINT_COUNTS = (1, 3, 5, 10)  # points of a training prompt (sec. 9; sec. 4.4 leaves out the 5)
 
-BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, whole pictures 8.2: a hundred fail with probability 2e-6
+BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, 8.2 for a box of the whole picture; all fail in 2e-6
 JITTER_SCALE, JITTER_LIMIT = 0.1, 20 / 1024  # shares of the box's side and of the picture's (SAM paper, appendix A)
 ORACLE_DEPTH = 1.7  # a candidate's distance to the background is above the largest one divided by this (RITM)
-COARSE_FACTOR = 8  # what a coarse mask loses: the detail that 1/8 of its resolution cannot hold (HQ-SAM)
-COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as such detail (HQ-SAM)
+COARSE_FACTOR = 8  # a coarse mask loses the detail that 1/8 of its resolution cannot represent (HQ-SAM)
+COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as detail (HQ-SAM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """What selects one object of a picture: any of points, a box and a mask. What is not given is absent."""
+    """Selects one object of a picture by any of points, a box and a mask."""
 
     points: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))  # (K, 2), (x, y)
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))  # (K,), 1 object, 0 not
     box: np.ndarray | None = None  # (4,) float32 XYXY
-    mask: np.ndarray | None = None  # (4G, 4G) float32 logits, a guess at the object
+    mask: np.ndarray | None = None  # (4G, 4G) float32 logits of an approximate mask
 
 
 def gt_box(mask: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def noisy_box(
     scale: float = NOISE_SCALE,
     iou_range: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
-    """A box with its centre moved and its sides stretched at random, as by a careless hand.
+    """A box with its centre moved and its sides stretched at random, as a careless user draws it.
 
     With four independent u ~ U(-1, 1): centre += scale * u * side / 2, side *= 1 + scale * u, then clamped to the
     picture (HQ-SAM, `box_noise`). A side under 1 px is first widened to 1 px about its middle, inside the picture. At
@@ -83,8 +83,8 @@ def noisy_box(
         box: (4,) XYXY.
         size_hw: height and width of the picture, the clamps of y and x.
         scale: share of the side; 0.4 is the paper's.
-        iou_range: IoU with the (widened) box to accept, from low to high. The first draw inside it is taken; if none
-            of `BOX_TRIES` draws is inside, the one nearest to it.
+        iou_range: lowest and highest accepted IoU with the (widened) box. The first of `BOX_TRIES` draws inside it is
+            taken; if there is none, the one nearest to it.
 
     Returns:
         (4,) float32 XYXY within [0, W] x [0, H].
@@ -97,22 +97,22 @@ def noisy_box(
     noise = rng.uniform(-1, 1, (BOX_TRIES, 2, 2))
     centres = near + side / 2 + scale * noise[:, 0] * side / 2
     halves = side * (1 + scale * noise[:, 1]) / 2
-    # float32 before the IoU is taken: the box that is returned is the one that is in range.
+    # Rounded to float32 before the IoU is computed, so that it holds for the returned box.
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
     boxes = np.clip(boxes, 0, np.tile(limit, 2)).astype(np.float32)
 
     iou = box_iou(boxes, np.concatenate([near, near + side]))
     low, high = iou_range
     distance = np.maximum(np.maximum(low - iou, iou - high), 0)
-    return boxes[distance.argmin()]  # the first of the least: the first draw in range, if one is
+    return boxes[distance.argmin()]  # argmin gives the first minimum: the first draw in range, if there is one
 
 
 def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
-    """The good box of SAM's own training: each edge off by normal noise of 10 % of the side, within 2 %.
+    """The good box of SAM's own training: normal noise on each edge, 10 % of the side, at most 2 % of the picture.
 
-    In training only for a base model, which must know good prompts and no sloppy ones. SAM paper, appendix A; where
-    its sentence leaves open what is "to a maximum of 20 pixels", we bound the noise itself, at that share of the
-    longer side of SAM's 1024 px: at a smaller input, 20 px would make sloppy boxes of good ones.
+    For pre-training a base model, which sees good prompts only. SAM paper, appendix A. What is "to a maximum of 20
+    pixels" is ambiguous there; here it bounds the noise, as a share of the longer side of SAM's 1024 px, since at a
+    smaller input 20 px would make the boxes sloppy.
 
     Args:
         box: (4,) XYXY.
@@ -129,16 +129,16 @@ def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[in
 
 
 def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
-    """Points drawn uniformly from the foreground, no pixel twice.
+    """Points drawn uniformly from the foreground, without replacement.
 
-    Where the mask has fewer than `count` pixels, pixels are drawn with replacement (HQ-SAM fails there).
+    If the mask has fewer than `count` pixels, they are drawn with replacement; HQ-SAM fails there.
 
     Args:
         mask: (H, W) bool.
         count: K, number of points.
 
     Returns:
-        (K, 2) float32, whole-numbered (x, y), all on the foreground. As in HQ-SAM, `masks_sample_points`.
+        (K, 2) float32 with integer (x, y), all on the foreground. As in HQ-SAM, `masks_sample_points`.
 
     Raises:
         ValueError: the mask is empty.
@@ -152,7 +152,7 @@ def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.
 
 
 def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """The first click of a thoughtful user: uniform where the object is thickest.
+    """A point in the middle of the object, as the first click of a careful user: uniform where the object is thickest.
 
     Candidates are the pixels whose distance to the background, the picture's border included, is above the largest one
     divided by 1.7. MESS's point prompt (SAM-MESS, `model/visual_prompts.py`; RITM, `isegm/data/points_sampler.py`).
@@ -162,7 +162,7 @@ def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
         mask: (H, W) bool.
 
     Returns:
-        (1, 2) float32, whole-numbered (x, y) on the foreground.
+        (1, 2) float32 with integer (x, y) on the foreground.
 
     Raises:
         ValueError: the mask is empty.
@@ -173,7 +173,7 @@ def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
 
 
 def oracle_box(mask: np.ndarray) -> np.ndarray:
-    """MESS's box prompt: around the mask, to the far edge of its last pixel, one more than `gt_box` has it.
+    """MESS's box prompt: around the mask, to the far edge of its last pixel; `gt_box` ends one pixel before.
 
     Args:
         mask: (H, W) bool.
@@ -188,13 +188,13 @@ def oracle_box(mask: np.ndarray) -> np.ndarray:
 
 
 def coarse_mask(rng: np.random.Generator, mask: np.ndarray, *, size: int) -> np.ndarray:
-    """A mask with a ragged edge, as a weak model or a hasty brush would give it.
+    """A mask with a ragged edge, as of a weak model or a hasty brush.
 
-    The mask is resized to `size`; where 1/8 of that resolution cannot hold it, N(0, 1) noise is added before the
-    threshold 0.5. That is a band along the edge, in which a pixel flips with probability 0.31: 11 to 13 px wide on
-    average around a disc, locally 8 to 16, in pixels of `size` whatever `size` is. So the smaller the object, the worse
-    its mask. An empty mask stays empty, a full one full. HQ-SAM, `masks_noise`, at its size 256; it feeds the result to
-    the prompt encoder as 0 and 255, not as logits.
+    The mask is resized to `size`. Where 1/8 of that resolution cannot represent it, N(0, 1) noise is added before the
+    threshold 0.5. This is a band along the edge in which a pixel flips with probability 0.31. Around a disc it is 11 to
+    13 px wide on average, locally 8 to 16, at any `size`; so smaller objects have worse masks. Empty and full masks are
+    unchanged. HQ-SAM, `masks_noise`, at its size 256, which passes the result to the prompt encoder as 0 and 255
+    instead of logits.
 
     Args:
         mask: (S', S') bool, the whole square picture that the model sees.
@@ -204,7 +204,7 @@ def coarse_mask(rng: np.random.Generator, mask: np.ndarray, *, size: int) -> np.
         (S, S) bool.
 
     Raises:
-        ValueError: the mask is not square, or `size` is no multiple of 8.
+        ValueError: the mask is not square, or `size` is not a multiple of 8.
     """
     if mask.shape[0] != mask.shape[1] or size % COARSE_FACTOR:
         raise ValueError(f"expected a square mask and a size divisible by {COARSE_FACTOR}, got {mask.shape} and {size}")
@@ -215,5 +215,5 @@ def coarse_mask(rng: np.random.Generator, mask: np.ndarray, *, size: int) -> np.
 
 
 def _resize(picture: np.ndarray, size: int) -> np.ndarray:
-    # Bilinear without antialias, pixel centres at halves: torch's F.interpolate with align_corners=False.
+    # Bilinear without antialias, pixel centres at halves, as torch's F.interpolate with align_corners=False.
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)

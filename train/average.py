@@ -1,12 +1,12 @@
-"""`python -m train.average`: one plugin, or one model, that is the mean of several, number by number.
+"""`python -m train.average`: averages the parameters of several plugins, or of several models.
 
-What was trained several times from one start may be averaged instead of chosen from, and costs no more to use than one
-("model soups", arXiv 2203.05482). Of a plugin the strength can be set, too.
+Runs from one start may be averaged instead of choosing the best; the mean costs no more to use than one of them ("model
+soups", arXiv 2203.05482). The strength of a plugin can be set too.
 
     python -m train.average --parts runs/0/plugin.safetensors runs/1/plugin.safetensors --output runs/plugin.safetensors
     python -m train.average --parts runs/3/model runs/4/model --shares 0.3 0.7 --store float16 --output runs/mean
 
-Models may differ in the size of their input, which is that of the last part then.
+Models may differ in the size of their input; the mean has that of the last part.
 """
 
 import dataclasses
@@ -28,25 +28,25 @@ from stablesam_jax.params import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-    """Makes one plugin, or one model, of several."""
+    """Averages plugins, or models."""
 
     parts: tuple[str, ...]
     """Plugin files of one base and configuration, or checkpoint folders of one model."""
     output: pathlib.Path
-    """File or folder to make; it must not exist."""
+    """New file or folder."""
     shares: tuple[float, ...] = ()
-    """What each counts for, in proportion. Default: the same."""
+    """Weight of each part; need not sum to 1. Default: equal weights."""
     strength: float | None = None
-    """Of the plugin that is made, from 0, where it is SAM, to 1. Default: the parts'."""
+    """Strength of the averaged plugin, from 0, which is SAM, to 1. Default: that of the parts."""
     store: Literal["float32", "float16"] | None = None
-    """How a model's numbers are stored. Default: float32, which a plugin's are."""
+    """Dtype of a model's stored parameters. Default: float32, the dtype of plugin files."""
 
 
 def average(config: AverageConfig) -> None:
-    """Reads the parts and writes their mean; what they say of themselves is kept with it.
+    """Reads the parts and writes their mean, with the metadata of every part.
 
     Raises:
-        InputError: the parts cannot be read or do not belong together, or the output cannot be written.
+        InputError: the parts cannot be read or differ in kind or configuration, or the output cannot be written.
     """
     new_path(config.output)
     count = len(config.parts)
@@ -56,7 +56,7 @@ def average(config: AverageConfig) -> None:
     if len(shares) != count or not (shares.min() >= 0 and 0 < shares.max() < np.inf):
         given = " ".join(f"{share:g}" for share in config.shares)
         raise InputError(f"--shares {given}: give one for each of the {count} parts, none below 0 and not all 0.")
-    shares /= shares.max()  # a sum of large ones would be none
+    shares /= shares.max()  # first, because the sum of huge shares overflows
     shares /= shares.sum()
     for part in config.parts:
         if not pathlib.Path(part).exists():
@@ -93,7 +93,7 @@ def _write_model(config: AverageConfig, shares: np.ndarray) -> None:
     if config.strength is not None:
         raise InputError("--strength: is for plugin files; these are models.")
     models, params, metadata = zip(*map(checkpoint.load_model, config.parts), strict=True)
-    # A ViT's positions depend on the size of the input, so the arrays tell whether it may differ.
+    # Input sizes may differ. Where parameters depend on it, as a ViT's positions, the shapes below differ.
     models = tuple(dataclasses.replace(model, image_size=models[-1].image_size) for model in models)
     _must_agree(config.parts, models, "configuration")
     _must_agree(config.parts, [checkpoint.describe(one) for one in params], "size")

@@ -1,4 +1,4 @@
-"""What a run says: text in a terminal, a JSON line for every event anywhere else."""
+"""Output of a run: text in a terminal, otherwise a JSON line for every event."""
 
 import json
 import sys
@@ -9,20 +9,20 @@ from rich.table import Table
 
 
 class Console:
-    """Standard output, for people or for programs; silent on all hosts but the first."""
+    """Standard output for people or for programs; silent on all hosts except the first."""
 
     def __init__(self, *, silent: bool = False):
-        """Looks once whether standard output is a terminal."""
+        """Checks once whether standard output is a terminal."""
         self.silent = silent
         self.terminal = Terminal(highlight=False) if sys.stdout.isatty() else None
 
     def say(self, event: str, message: str, **values: Any) -> None:
-        """A line.
+        """Prints a line.
 
         Args:
-            event: what happened, in one word, for programs.
-            message: the same for people; in the JSON line too.
-            values: figures of the event, what JSON can hold.
+            event: name of the event, one word, for programs.
+            message: text for people; also in the JSON line.
+            values: of the event, for programs; values that JSON can hold.
         """
         if self.silent:
             return
@@ -32,7 +32,7 @@ class Console:
             print(json.dumps({"event": event, "message": message, **values}), flush=True)
 
     def show(self, event: str, table: Table, **values: Any) -> None:
-        """A table, or its figures in a JSON line."""
+        """Prints a table, or its values in a JSON line."""
         if self.silent:
             return
         if self.terminal is not None:

@@ -1,4 +1,4 @@
-"""Losses on mask logits: that of HQ-SAM and the paper, at points or at all pixels, and SAM's own for pre-training."""
+"""Losses on mask logits: HQ-SAM's and the paper's, at points or at all pixels, and SAM's for pre-training."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from stablesam_jax.plugin.sampling import bilinear_sample
 
 POINTS = 112 * 112  # P, points per mask (HQ-SAM, train/utils/loss_mask.py; PointRend)
 OVERSAMPLING = 3  # uniform candidates per point
-IMPORTANT = 0.75  # share of the points that are the candidates of least certainty; the rest is uniform
+IMPORTANT = 0.75  # share of the points with the logits closest to 0 among candidates; the others are uniform
 FOCAL_WEIGHT = 20.0  # focal : dice = 20 : 1 (SAM paper, sec. 3)
 
 
@@ -28,14 +28,14 @@ def dice_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def sample_points(rng: jax.Array, logits: jax.Array) -> jax.Array:
-    """Positions where a mask is compared with its target: most of them where it is undecided.
+    """Positions at which a mask is compared with its target, most of them where the logit is closest to 0.
 
     Args:
         rng: key.
         logits: (h, w) of one mask.
 
     Returns:
-        (POINTS, 2) positions (x, y) in 0..1 of the picture; no gradient flows through the choice.
+        (POINTS, 2) positions (x, y) in 0..1 of the picture. No gradient flows through the choice.
     """
     candidates_rng, uniform_rng = jax.random.split(rng)
     candidates = jax.random.uniform(candidates_rng, (OVERSAMPLING * POINTS, 2))
@@ -49,7 +49,7 @@ def sample_points(rng: jax.Array, logits: jax.Array) -> jax.Array:
 def sample_at(maps: jax.Array, positions: jax.Array) -> jax.Array:
     """Bilinear values of a (h, w) map at (P, 2) positions (x, y) in 0..1, pixel centres at halves: (P,).
 
-    Within half a pixel of the border the border's value goes on, where HQ-SAM fades to 0.
+    Within half a pixel of the border the border's value is constant; HQ-SAM pads with zeros there.
     """
     size = jnp.array([maps.shape[::-1]], jnp.float32)
     return bilinear_sample(maps[..., None], positions * size - 0.5)[..., 0]
@@ -79,10 +79,10 @@ def point_sampled_loss(rng: jax.Array, logits: jax.Array, targets: jax.Array) ->
 
 
 def full_resolution_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross entropy plus dice, 1 : 1, at every pixel of the target: no sampling, hence no noise of it.
+    """Cross entropy plus dice, 1 : 1, at every pixel of the target, hence without sampling noise.
 
     Args:
-        logits: (..., h, w) low-resolution logits, enlarged bilinearly as the mask that is answered.
+        logits: (..., h, w) low-resolution logits, enlarged bilinearly as in prediction.
         targets: (..., S, S) bool or 0..1.
 
     Returns:
@@ -96,8 +96,8 @@ def full_resolution_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def pretraining_loss(logits: jax.Array, iou_predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """SAM's loss on whole low-resolution maps: focal and dice, plus the squared error of the predicted IoU.
 
-    The single mask is always trained; of the three masks of multimask_output only the best one is, so that they may
-    specialise (SAM paper, sec. 3; there a prompt has either one or three masks, here both in one pass).
+    The loss counts the single mask, and of the three masks of multimask_output the one with the lowest loss, so that
+    they specialise (SAM paper, sec. 3; there a prompt trains either one or three masks, here both in one pass).
 
     Args:
         logits: (..., 4, h, w).

@@ -1,4 +1,4 @@
-"""Adam as the configuration asks for it: schedules by name, clipping, accumulation."""
+"""Adam with learning-rate schedules, clipping and accumulation."""
 
 from typing import Literal
 
@@ -6,16 +6,16 @@ import optax
 
 Schedule = Literal["constant", "cosine", "step"]
 
-WARM_UP = 0.02  # share of the steps, of the cosine
-LAST_SHARE = 0.01  # of the peak, where the cosine ends
+WARM_UP = 0.02  # share of the steps before the cosine
+LAST_SHARE = 0.01  # end of the cosine, as a share of the peak
 DROP_AFTER, DROP = 10 / 12, 0.1  # HQ-SAM divides by ten after 10 of its 12 epochs (train/train.py)
 
 
 def learning_rate(schedule: Schedule, peak: float, steps: int) -> optax.Schedule:
-    """The learning rate by update, from 0.
+    """The learning rate of each update, counted from 0.
 
     Args:
-        schedule: "constant", as the paper's one epoch; "cosine", after a warm-up; "step", HQ-SAM's.
+        schedule: "constant", the paper's for one epoch; "cosine", with a warm-up; "step", HQ-SAM's.
         peak: its largest value.
         steps: updates of the run.
     """
@@ -37,8 +37,8 @@ def make_optimizer(
     Args:
         schedule, peak: see `learning_rate`.
         steps: of the run, each a batch.
-        clip_norm: largest norm of the gradient of all that trains; longer ones are shortened to it.
-        accumulate: batches whose mean gradient makes one update; the last ones of a run may make none.
+        clip_norm: largest global norm of the gradient; longer ones are scaled to it.
+        accumulate: batches whose mean gradient makes one update; an incomplete group at the end makes none.
     """
     adam = optax.adam(learning_rate(schedule, peak, max(steps // accumulate, 1)))
     chain = adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)

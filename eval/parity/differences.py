@@ -1,4 +1,4 @@
-"""How two runs of one model differ, quantity by quantity, and what they may differ by."""
+"""Differences between two runs of one model, quantity by quantity, and their bounds."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from eval.parity.twins import Outputs
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """What a difference may be: at its largest, and in the root mean square, which sees broad small faults."""
+    """Bounds of a difference: maximum, and root mean square, which detects small faults in many elements."""
 
     largest: float
     rms: float
-    relative: bool  # in deviations of the reference
+    relative: bool  # in units of the reference's standard deviation
 
 
-# float32 against float32 on one input: 2 to 4 times the error of PyTorch's float32 against its own float64.
+# For float32 against float32 on one input: 2 to 4 times the error of PyTorch's float32 against its float64.
 BOUNDS = {
     twins.INPUT: Bound(0, 0, relative=False),
     twins.EMBEDDING: Bound(4e-5, 3e-6, relative=True),
     twins.EARLY: Bound(4e-5, 3e-6, relative=True),
     twins.HQ_FEATURES: Bound(4e-5, 3e-6, relative=True),
     twins.SPARSE: Bound(5e-6, 1e-6, relative=False),
-    # A mask's first norm has 4 channels; where these are nearly equal, either side is up to 3e-6 off float64.
+    # The mask path's first norm has 4 channels. Where they are nearly equal, both sides are up to 3e-6 off float64.
     twins.DENSE: Bound(1e-5, 1e-6, relative=False),
     twins.IMAGE_PE: Bound(5e-6, 1e-6, relative=False),
     twins.DECODER: Bound(1.5e-5, 3e-6, relative=True),
@@ -33,20 +33,20 @@ BOUNDS = {
     twins.LOW_RES: Bound(2.5e-5, 4e-6, relative=True),
     twins.IOU: Bound(2e-6, 2e-6, relative=False),
     twins.FULL_RES: Bound(1.5e-4, 1.5e-5, relative=True),
-    # A derivative of bilinear sampling jumps where a position that differs by a rounding crosses a cell.
+    # The derivative of bilinear sampling is discontinuous at cell borders, which positions may cross by rounding.
     twins.GRADIENT: Bound(3e-4, 3e-5, relative=True),
 }
 FLIPS = 1e-5  # share of mask pixels that may differ, each with a logit below the bound of full-resolution logits
-BFLOAT16_FLIPS = 1e-2  # likewise, whatever their logits: all that is asked of bfloat16
-OWN_ERROR = 4  # a difference from float64 may be as many times that of the official float32
+BFLOAT16_FLIPS = 1e-2  # likewise for bfloat16, whatever their logits; it has no other bound
+OWN_ERROR = 4  # the difference from float64 may be this many times that of the official model in float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one quantity differs. A bound that is None is not asked for."""
+    """Difference of one quantity. A bound of None always holds."""
 
     quantity: str
-    deviation: float  # s, of the reference; of a gradient, which may be one number, about zero
+    deviation: float  # s, standard deviation of the reference; of a gradient, which may be a scalar, about zero
     largest: float
     rms: float
     largest_bound: float | None
@@ -54,13 +54,13 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Both bounds hold; a difference that is not a number does not."""
+        """Whether both bounds hold. NaN exceeds any bound."""
         return _within(self.largest, self.largest_bound) and _within(self.rms, self.rms_bound)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskRow:
-    """How masks of the picture's own size differ."""
+    """Difference of masks at the picture's own size."""
 
     pixels: int
     differing: int
@@ -70,12 +70,12 @@ class MaskRow:
 
     @property
     def share(self) -> float:
-        """Of the pixels that differ."""
+        """Share of the pixels that differ."""
         return self.differing / self.pixels
 
     @property
     def ok(self) -> bool:
-        """Few pixels differ, and only where it hangs by a hair."""
+        """Whether few pixels differ, and only where the reference's logit is close to the threshold."""
         return _within(self.share, self.share_bound) and _within(self.largest_logit, self.logit_bound)
 
 
@@ -86,13 +86,13 @@ def _within(value: float, bound: float | None) -> bool:
 def compare(
     ours: Outputs, theirs: Outputs, *, own: Outputs | None = None, bounds: Mapping[str, Bound] = BOUNDS
 ) -> list[Row]:
-    """One row for each quantity that both have, in the order of computation.
+    """Compares each quantity that both have, in the order of computation.
 
     Args:
         ours: from `twins.run_ours`.
         theirs: from `twins.run_official`.
-        own: the same in float32 where theirs is in float64.
-        bounds: by quantity; of others nothing is asked.
+        own: from `twins.run_official` in float32, if theirs is in float64.
+        bounds: by quantity; other quantities have none.
     """
     rows = []
     for quantity in twins.in_order(theirs):
@@ -119,14 +119,14 @@ def compare(
 def compare_masks(
     ours: Outputs, theirs: Outputs, *, own: Outputs | None = None, share_bound: float, logit_bound: float | None
 ) -> MaskRow:
-    """The same for masks of the picture's own size.
+    """Compares masks at the picture's own size; arguments as of `compare`.
 
     Args:
         ours: from `twins.run_ours`.
         theirs: from `twins.run_official`.
-        own: the same in float32 where theirs is in float64.
+        own: from `twins.run_official` in float32, if theirs is in float64.
         share_bound: share of the pixels that may differ.
-        logit_bound: the largest logit that a pixel which differs may have.
+        logit_bound: the largest logit that a differing pixel may have.
     """
     logits = theirs[twins.FULL_RES]
     differs = (ours[twins.FULL_RES] > 0) != (logits > 0)
@@ -137,10 +137,10 @@ def compare_masks(
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Largest and root mean square, summed in float64 one entry at a time: masks of large pictures fill the memory."""
+    """Maximum and root mean square, in float64, one entry of the first axis at a time to save memory."""
     largest, squares = 0.0, 0.0
     for our, their in zip(np.atleast_1d(ours), np.atleast_1d(theirs), strict=True):
         difference = our.astype(np.float64) - their
-        largest = float(np.maximum(largest, np.abs(difference).max()))  # NaN stays NaN
+        largest = float(np.maximum(largest, np.abs(difference).max()))  # max() of Python would drop NaN
         squares += float(np.square(difference).sum())
     return largest, (squares / theirs.size) ** 0.5

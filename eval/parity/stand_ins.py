@@ -1,7 +1,7 @@
-"""What the official packages import from torchvision and timm, for where these cannot be imported.
+"""Replacements for what the official packages import from torchvision and timm, where these cannot be imported.
 
-torchvision's registry builds do not import beside the CPU build of torch, and timm imports torchvision. Of both, the
-official models use next to nothing: resizing, which is Pillow's in either case, boxes, and initial values.
+The registry's builds of torchvision do not import beside the CPU build of torch, and timm imports torchvision. The
+official models use little of them: resizing, which torchvision delegates to Pillow, boxes, and initialisers.
 """
 
 import importlib
@@ -17,14 +17,14 @@ Modules = Mapping[str, Mapping[str, object]]  # module -> what is imported from 
 
 
 def provide() -> None:
-    """Makes the modules of `TORCHVISION` and `TIMM` importable: the real ones, or else these."""
+    """Makes the modules of `TORCHVISION` and `TIMM` importable: the real ones if they import, else replacements."""
     for modules in (TORCHVISION, TIMM):
         if not _importable(modules):
             _put(modules)
 
 
 def resize(picture: Image.Image, size_hw: tuple[int, int]) -> Image.Image:
-    """torchvision's resize of a Pillow picture, whose antialias flag does nothing."""
+    """torchvision's resize of a Pillow picture, for which its antialias flag has no effect."""
     return picture.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
 
 
@@ -38,12 +38,12 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
 
     Args:
         boxes: (N, 4) x1 y1 x2 y2, float.
-        scores: (N,); of equal ones the first goes first.
+        scores: (N,); ties keep their order.
         idxs: (N,) categories.
-        iou_threshold: a box goes if its IoU with a better one that stays is above it.
+        iou_threshold: a box is removed if its IoU with a kept box of higher score is above it.
 
     Returns:
-        (K,) int64, which boxes stay, by falling score.
+        (K,) int64, indices of the kept boxes, by falling score.
     """
     order = torch.sort(scores, descending=True, stable=True).indices
     boxes, idxs = boxes[order], idxs[order]
@@ -56,13 +56,13 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
         sides = torch.minimum(boxes[best, 2:], boxes[rest, 2:]) - torch.maximum(boxes[best, :2], boxes[rest, :2])
         shared = sides.clamp(min=0).prod(dim=1)
         iou = shared / (areas[best] + areas[rest] - shared)
-        # In double, since the threshold is one there too; two empty boxes have no IoU and both stay.
+        # In float64, as the threshold in C++. The IoU of two empty boxes is NaN, so both are kept.
         stays[rest] &= ~((idxs[rest] == idxs[best]) & (iou.double() > iou_threshold))
     return order[stays]
 
 
 class DropPath(torch.nn.Module):
-    """Stochastic depth of probability 0, as in every model here; TinyViT derives its own class from it."""
+    """Stochastic depth of probability 0, as in every model here; TinyViT subclasses it."""
 
     def __init__(self, drop_prob: float = 0.0):
         super().__init__()
@@ -70,17 +70,17 @@ class DropPath(torch.nn.Module):
             raise NotImplementedError("Training TinyViT with stochastic depth needs timm.")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input."""
+        """Returns the input."""
         return x
 
 
 def to_2tuple(value: int) -> tuple[int, int]:
-    """Twice the same."""
+    """Returns (value, value)."""
     return value, value
 
 
 def register_model(model: Callable) -> Callable:
-    """The model; timm would also enter it in its list."""
+    """Returns the model; timm also registers it by name, which nothing here uses."""
     return model
 
 
@@ -99,13 +99,13 @@ TIMM: Modules = {
 
 
 def _importable(modules: Modules) -> bool:
-    """Imports them; what a failed import leaves behind is removed."""
+    """Whether all modules import. Entries that a failed import left in `sys.modules` are removed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's: these modules are old names
+            warnings.simplefilter("ignore")  # timm warns that these module names are deprecated
             for name in modules:
                 importlib.import_module(name)
-    except (ImportError, RuntimeError):  # torchvision's compiled part fails with the latter
+    except (ImportError, RuntimeError):  # RuntimeError: torchvision's compiled extension does not match torch
         (package,) = {name.partition(".")[0] for name in modules}
         for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             del sys.modules[name]

@@ -1,6 +1,6 @@
 """The official PyTorch models (segment-anything, segment-anything-hq), of any size, and random weights for them.
 
-The official registries know a few sizes at 1024 pixels; their classes take any.
+The official registries build a few sizes at 1024 pixels only; their classes take any.
 """
 
 import re
@@ -27,13 +27,13 @@ Official: TypeAlias = modeling.Sam | hq_modeling.Sam
 
 
 def build(config: SamConfig) -> Official:
-    """The official model of this configuration without its plugin, in eval mode.
+    """Builds the official model of a configuration without its plugin, in eval mode.
 
-    Its encoder returns the image embedding alone; with `hq` also a list whose first entry are the early features,
+    Its encoder returns the image embedding; with `hq` a pair of it and a list whose first entry is the early features,
     (B, G, G, C), as segment_anything_hq's predictor expects.
 
     Args:
-        config: with the encoder of an official model.
+        config: its encoder must have an official twin.
 
     Raises:
         TypeError: no official model has this encoder.
@@ -66,7 +66,7 @@ def build(config: SamConfig) -> Official:
 
 
 def picture_features(decoder: hq_modeling.MaskDecoderHQ, embedding: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
-    """What HQ-SAM's decoder makes of the picture before it sees a prompt, the `hq_features` of its `predict_masks`.
+    """The features of a picture that HQ-SAM's decoder fuses for all prompts: `hq_features` of its `predict_masks`.
 
     Args:
         decoder: of an official HQ-SAM.
@@ -80,17 +80,17 @@ def picture_features(decoder: hq_modeling.MaskDecoderHQ, embedding: torch.Tensor
 
 
 class TinyViT(hq_modeling.TinyViT):
-    """The official TinyViT at any input size: its own `forward_features` names the 64 cells of 1024 pixels."""
+    """The official TinyViT at any input size: `forward_features` there has the 64 cells of 1024 pixels built in."""
 
     def __init__(self, returns_early: bool, **sizes: Any):
         super().__init__(**sizes)
         self.returns_early = returns_early
-        # Attention gathers its biases when it is put into eval mode and keeps using them, whatever is loaded later:
-        # the official registry's model, which loads last, computes with biases of zero unless eval() is called again.
+        # Attention gathers its biases in eval() and does not again when a state dict is loaded later. The official
+        # registry loads last, so its model computes with zero biases unless eval() is called again.
         self.register_load_state_dict_post_hook(TinyViT._gather_biases)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
-        """(B, 3, S, S) -> (B, 256, G, G), with the list of one early map (B, G, G, C) where it is asked for."""
+        """(B, 3, S, S) -> (B, 256, G, G); with `returns_early` a pair of it and a list of one (B, G, G, C) map."""
         grid = pixels.shape[-1] // 16
         x = self.layers[1](self.layers[0](self.patch_embed(pixels)))
         early = x.unflatten(1, (grid, grid))
@@ -112,12 +112,12 @@ def _image_encoder(config: SamConfig) -> torch.nn.Module:
     encoder = getattr(hq_modeling if config.hq else modeling, name)(**sizes)
     for module in encoder.modules():
         if isinstance(module, torch.nn.LayerNorm):
-            module.eps = ENCODER_EPS  # as the official registry has it; the class would take PyTorch's 1e-5
+            module.eps = ENCODER_EPS  # as in the official registry; the class alone has PyTorch's 1e-5
     return encoder
 
 
-# Deviation of a kernel times the root of its fan-in, where that is not 1. With these gains the residual streams stay
-# bounded, and attention is neither uniform nor one-hot: 60 to 90 effective keys of a window's 196.
+# Gain of a kernel: its standard deviation times sqrt(fan-in), where that is not 1. With these gains the residual
+# streams stay bounded, and attention is neither uniform nor one-hot: 60 to 90 effective keys of a window's 196.
 _GAINS = (
     (r".*\.lin2", 0.5),
     (r".*\.attn\.proj", 0.8),
@@ -134,10 +134,10 @@ _LOGIT_DEVIATION = 8.0  # of the low-resolution logits of SAM, and of HQ-SAM's t
 
 @torch.no_grad()
 def randomise(sam: Official, seed: int) -> None:
-    """Gives every tensor random values, in place.
+    """Fills every tensor with random values, in place.
 
-    PyTorch's initial state is degenerate (positions 0, norms 1 and 0, attention nearly uniform), so that half of a port
-    would go untested. Here every term changes the masks, and the logits' scale is that of trained models.
+    PyTorch's initial state is degenerate (positions 0, norms 1 and 0, attention nearly uniform): half of a port would
+    not be tested. With these values every term affects the masks, and the scale of logits is that of trained models.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in sam.state_dict().items():
@@ -147,7 +147,7 @@ def randomise(sam: Official, seed: int) -> None:
             tensor.exp_()
         if name.startswith("image_encoder.blocks.") and name.endswith(".qkv.weight"):
             tensor[: 2 * len(tensor) // 3] *= _QK_GAIN
-    sam.eval()  # TinyViT keeps its attention biases from the last call
+    sam.eval()  # TinyViT gathers its attention biases here
 
     decoder = sam.mask_decoder
     image_pe = sam.prompt_encoder.get_dense_pe()
@@ -176,7 +176,7 @@ def _scale(networks: Iterable[torch.nn.Module], factor: torch.Tensor) -> None:
 
 
 def _moments(name: str, tensor: torch.Tensor) -> tuple[float, float]:
-    """Mean and deviation for a tensor of the state dict."""
+    """Mean and standard deviation for a tensor of the state dict."""
     layer, _, leaf = name.rpartition(".")
     if leaf == "bias":
         return 0.0, 0.2
@@ -186,13 +186,13 @@ def _moments(name: str, tensor: torch.Tensor) -> tuple[float, float]:
         return 0.0, 1.0
     if leaf == "running_mean":
         return 0.0, 0.2
-    if leaf == "running_var":  # of its logarithm
+    if leaf == "running_var":  # of the logarithm, see `randomise`
         return 0.0, 0.3
     if leaf == "num_batches_tracked":
         return 1000.0, 100.0
     if leaf == "pos_embed":
         return 0.0, 0.5
-    if leaf.startswith("rel_pos"):  # each axis adds 0.7 to the logits' deviation
+    if leaf.startswith("rel_pos"):  # the logits of each axis have a standard deviation of 0.7
         return 0.0, 0.7 / (_QK_GAIN * tensor.shape[1] ** 0.5)
     if re.search(r"(_token|_tokens|_embed|point_embeddings\.\d)$", layer):
         return 0.0, 0.7

@@ -1,8 +1,8 @@
-"""How far figures would move on other pictures: the bootstrap over pictures, paired between systems.
+"""Uncertainty of means over pictures: percentile bootstrap, paired between systems.
 
-A data set is a sample of pictures. It is drawn again, with replacement, thousands of times; the spread of the means is
-the uncertainty of the mean. Every system is averaged over the same drawn pictures, so a difference between two of them
-is free of what is hard or easy for both (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13: percentiles).
+The pictures of a data set are resampled with replacement thousands of times; percentiles of the resampled means bound
+the mean. All systems are averaged over the same resampled pictures, so that what is hard for all of them cancels in
+differences (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """Where a mean lies; nan where there are too few pictures to tell."""
+    """A mean and its bounds, which are nan if there are too few pictures."""
 
     value: float
     low: float
@@ -25,27 +25,27 @@ class Interval(NamedTuple):
 
     @property
     def is_noise(self) -> bool:
-        """Whether it may as well be 0."""
+        """Whether the interval contains 0."""
         return not (self.low > 0 or self.high < 0)
 
 
 def resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means over pictures that are drawn again with replacement.
+    """Means over pictures that are resampled with replacement.
 
     Args:
-        values: (S, P, K), K figures of P pictures for each of S systems.
+        values: (S, P, K), K values of P pictures for each of S systems.
         rng: advanced by the call.
 
     Returns:
-        (S, RESAMPLES, K); the same pictures for all systems in each of them.
+        (S, RESAMPLES, K); each resample has the same pictures for all systems.
     """
     pictures = values.shape[1]
-    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)  # how often each one is drawn
+    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)  # how often each is drawn
     return drawn / pictures @ values
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:
-    """The percentile interval of a figure: (RESAMPLES,) means of `resampled_means`."""
+    """The percentile interval of a mean from its (RESAMPLES,) `resampled_means`."""
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
@@ -53,13 +53,12 @@ def interval(value: float, resampled: np.ndarray) -> Interval:
 def intervals(
     sets: Mapping[str, np.ndarray], *, seed: int, mean: str | None = None
 ) -> tuple[dict[str, list[list[Interval]]], dict[str, list[list[Interval]]]]:
-    """Intervals of every figure and of every difference from the first system.
+    """Intervals of every mean and of every difference from the first system.
 
     Args:
-        sets: data set -> (S, P, K). P may differ between sets; a single picture tells nothing of others.
-        seed: of the draws; those of a set do not depend on the other sets.
-        mean: name of the unweighted mean over sets, if it is wanted: pictures are drawn within every set, which are as
-            they are.
+        sets: data set -> (S, P, K). P may differ between sets; with one picture there is no interval.
+        seed: of the resampling; the resamples of a set do not depend on the other sets.
+        mean: name of the unweighted mean over sets, or None. Pictures are resampled within each set; sets are not.
 
     Returns:
         data set or mean -> S lists of K intervals, and the same for the S - 1 differences of the others from the first.

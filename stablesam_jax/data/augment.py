@@ -1,22 +1,22 @@
-"""Pictures as training sees them: large-scale jitter and flip, into the square frame of the model (sec. 9).
+"""Augmentation: large-scale jitter and flip, into the square frame of the model (sec. 9).
 
 HQ-SAM, `train/utils/dataloader.py`: scale 0.1 to 2.0 of the frame's side, padding 128, flip with probability 1/2. Here
-the crop is cut from the picture before it is resized, which takes a fraction of the time and shows the same.
+the picture is cropped before it is resized, which has the same result in a fraction of the time.
 """
 
 import cv2
 import numpy as np
 
 PADDING = 128  # grey level beyond the picture
-TRIES = 10  # crops until one keeps an object
-MIN_AREA = 5e-4  # share of the frame that an object must cover to be worth a prompt
-MIN_VISIBLE = 0.3  # share of an object that must survive the crop
+TRIES = 10  # draws of a crop until one contains an object
+MIN_AREA = 5e-4  # least share of the frame that an object must cover to be prompted
+MIN_VISIBLE = 0.3  # least share of an object that must be inside the crop
 
 
 def resize_masks(masks: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Bilinear without antialias, as in HQ-SAM, then the threshold 1/2: (M, H, W) bool -> (M, h, w) bool.
+    """Resizes masks bilinearly without antialias, as HQ-SAM, threshold 1/2: (M, H, W) bool -> (M, h, w) bool.
 
-    What is thinner than a pixel of the new size may break or vanish.
+    Objects thinner than a pixel of the new size may break or vanish.
     """
     if masks.shape[1:] == size_hw:
         return masks
@@ -39,7 +39,7 @@ def large_scale_jitter(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flips, scales and crops a picture and its masks to fit into the frame, see `pad`.
 
-    A draw that leaves no object worth a prompt is redrawn; after `TRIES` draws the whole picture is taken.
+    Draws without an object of `MIN_AREA` and `MIN_VISIBLE` are repeated; after `TRIES` the whole picture is taken.
 
     Args:
         rng: advanced by the call.
@@ -49,7 +49,7 @@ def large_scale_jitter(
         scale_range: bounds of the longest side as a share of S.
 
     Returns:
-        picture (h, w, 3) uint8 with h, w <= S, and the masks that are left, (M', h, w) bool with M' >= 1, none empty.
+        picture (h, w, 3) uint8 with h, w <= S, and the remaining masks, (M', h, w) bool with M' >= 1, none empty.
     """
     flip = rng.random() < 0.5
     height, width = picture.shape[:2]
@@ -72,7 +72,7 @@ def large_scale_jitter(
 
 
 def _crop(rng: np.random.Generator, side: int, scale: float, size: int) -> tuple[slice, int]:
-    """What is taken of a side of the picture, and the pixels that it becomes: at most those of the frame."""
+    """The crop along one side of the picture, and its length in pixels of the frame, at most `size`."""
     scaled = max(round(side * scale), 1)
     taken = side if scaled <= size else min(max(round(size / scale), 1), side)
     start = int(rng.integers(side - taken + 1))
@@ -80,7 +80,7 @@ def _crop(rng: np.random.Generator, side: int, scale: float, size: int) -> tuple
 
 
 def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture with its longest side at `size`; masks that vanish thereby are dropped, but never all.
+    """Resizes a picture to the longest side `size`. Masks that vanish are dropped, unless all do.
 
     Args:
         picture: (H, W, 3) uint8.
@@ -93,7 +93,7 @@ def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple
     scale = size / max(picture.shape[:2])
     size_hw = max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1)
     resized = resize_masks(masks, size_hw)
-    if not resized.any():  # an object thinner than a cell of the new grid: nearest neighbours of its own pixels
+    if not resized.any():  # all objects are thinner than a pixel of the new size: map their pixels to the nearest
         resized = np.zeros_like(resized)
         index, rows, columns = np.nonzero(masks)
         resized[index, np.minimum(rows * scale, size_hw[0] - 1).astype(int),
@@ -102,7 +102,7 @@ def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple
 
 
 def pad(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a picture into the top left corner of the frame.
+    """Pads a picture on the right and at the bottom to the square frame.
 
     Args:
         picture: (h, w, 3) uint8.
@@ -119,7 +119,7 @@ def pad(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarra
 
 
 def _resize_picture(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Without aliasing: means where the size is halved or more. Halving first takes a quarter of the time of that."""
+    """Resizes without aliasing: area means for half the size or less. Halving first takes a quarter of their time."""
     (height, width), picture = size_hw, _contiguous(picture)
     while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
         rows, columns = picture.shape[:2]
@@ -130,5 +130,5 @@ def _resize_picture(picture: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """OpenCV takes crops as they are, but nothing mirrored."""
+    """Copies a mirrored array: OpenCV accepts the strides of crops but not negative ones."""
     return array if min(array.strides) > 0 else np.ascontiguousarray(array)

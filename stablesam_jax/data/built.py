@@ -1,7 +1,7 @@
-"""Data sets as ArrayRecord files: what a record holds, there and back. `convert.build_dataset` writes them.
+"""Data sets as ArrayRecord files: encoding and decoding of a record. `convert.build_dataset` writes them.
 
-A picture's bytes are kept as they were. The objects follow one another in PNG files: each numbers its objects from 1,
-and a new one begins where objects overlap. Any tfds can read them; TensorFlow is not needed.
+The bytes of a picture's file are kept unchanged. Objects are in layers, PNG files in which they are numbered from 1; an
+object that overlaps the current layer begins a new one. Any tfds can read the files; TensorFlow is not needed.
 """
 
 import io
@@ -29,7 +29,7 @@ MOST_NUMBERS = 255  # in a PNG of 8 bits
 
 def features(kind: str) -> Any:
     """The tfds features of a kind of record."""
-    import tensorflow_datasets as tfds  # takes most of a second: only whoever opens such a folder pays
+    import tensorflow_datasets as tfds  # here, because it takes most of a second
 
     labels = {
         OBJECTS: {
@@ -53,12 +53,12 @@ def encode(item: LabelledPicture | ClassMap, picture_file: pathlib.Path) -> dict
 
 
 def is_built(folder: pathlib.Path) -> bool:
-    """Whether a folder looks like one of `convert.build_dataset`, or like the version within."""
+    """Whether a folder has the form of `convert.build_dataset`, or is the version folder inside one."""
     return (_versioned(folder) / "dataset_info.json").is_file()
 
 
 def facts(folder: pathlib.Path) -> dict[str, Any]:
-    """What was said of a data set when it was built; empty where it cannot be read."""
+    """Metadata that was written when a data set was built; empty if it cannot be read."""
     try:
         return dict(json.loads((_versioned(folder) / "metadata.json").read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -85,7 +85,7 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
         if len(records) != len(metadata["names"]):
             raise ValueError(f"{len(records)} records, {len(metadata['names'])} names")
         for end in itertools.accumulate(builder.info.splits[SPLIT].shard_lengths):
-            records[end - 1]  # files are opened when they are first read, and found cut only then
+            records[end - 1]  # a truncated file is detected only when it is first read
         if metadata["kind"] == OBJECTS:
             return BuiltPictures(place, records, metadata)
         return BuiltClassMaps(place, records, metadata)
@@ -97,7 +97,7 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
 
 
 class _Records(Reader):
-    """What both kinds share."""
+    """Base of both kinds of built data sets."""
 
     own_labels = False
 
@@ -119,7 +119,7 @@ class _Records(Reader):
         return sorted(file for file in self.folder.iterdir() if file.is_file())
 
     def look(self, index: int) -> Findings:
-        """All was looked at when it was built."""
+        """Nothing: everything was checked when the set was built."""
         return []
 
     def picture(self, index: int) -> np.ndarray:
@@ -129,7 +129,7 @@ class _Records(Reader):
     def _decoded(self, index: int, decode: Callable[[dict[str, Any]], Any]) -> Any:
         name = self.names[index]
         try:
-            return decode(self.records[range(len(self))[index]])  # tfds knows no negative index
+            return decode(self.records[range(len(self))[index]])  # tfds does not support negative indices
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
             raise InputError(f"{self.folder}: the record of {name} is damaged ({reason}); build it anew.") from None
@@ -168,7 +168,7 @@ def _versioned(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _layers(masks: np.ndarray) -> Iterable[np.ndarray]:
-    """(M, H, W) bool -> arrays (H, W) that number the objects in turn from 1; one object alone is (H, W) bool."""
+    """(M, H, W) bool -> layers (H, W) with objects numbered from 1; a layer of one object is (H, W) bool."""
     begin = 0
     taken = masks[0].copy()
     for end in range(1, len(masks) + 1):

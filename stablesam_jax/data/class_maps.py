@@ -1,8 +1,8 @@
-"""Pictures with a class for every pixel, as MESS has them: what the evaluation of semantic segmentation reads.
+"""Pictures with a class for every pixel, for the evaluation of semantic segmentation (MESS).
 
-A folder of one's own: `im/STEM.jpg`, `gt/STEM.png` (the class of each pixel; 255 is "ignore") and `classes.json`, the
-name of each class by its number: `{"0": "soil", "1": "crop", "2": "weed"}`. Class 0 is the background, which is left
-where nothing is found, unless `"background"` says another number there, or null for none.
+Layout of a folder: `im/STEM.jpg`, `gt/STEM.png` (the class of each pixel; 255 is "ignore") and `classes.json`, the name
+of each class by its number: `{"0": "soil", "1": "crop", "2": "weed"}`. The background, the class of pixels where
+nothing is found, is 0, or the value of `"background"` there; null is none.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class ClassMaps(Protocol):
     name: str
     names: list[str]
     classes: int  # numbered from 0
-    background: int | None  # class of what is left over
+    background: int | None  # class of pixels where nothing is found
 
     def __len__(self) -> int: ...
 
@@ -65,12 +65,12 @@ class ClassMapFiles(LabelledFiles):
             name: of the set.
             pictures_in: folder of the pictures.
             labels_in: folder of the class maps.
-            picture_suffixes: what may follow the stem in a picture's name.
-            label_suffix: what follows it in the name of the class map.
-            classes: how many there are.
-            background: number of one, or None.
-            more_pictures: the folder holds pictures of other sets too; the class maps tell which are meant.
-            findings: gets pictures and class maps without a twin.
+            picture_suffixes: endings of a picture's name after the stem.
+            label_suffix: ending of a class map's name after the stem.
+            classes: number of classes.
+            background: the background class, or None.
+            more_pictures: whether the folder has pictures of other sets too; those without a class map are ignored.
+            findings: gets pictures and class maps without a counterpart.
 
         Raises:
             InputError: a folder is missing or holds no picture.
@@ -96,8 +96,8 @@ def open_folder(folder: pathlib.Path, findings: Findings) -> ClassMapFiles:
     """The class maps of a folder with `im/`, `gt/` and `classes.json`.
 
     Args:
-        folder: holds them.
-        findings: gets pictures and class maps without a twin.
+        folder: with the three.
+        findings: gets pictures and class maps without a counterpart.
 
     Raises:
         InputError: one of the three is missing, or the file names no classes.

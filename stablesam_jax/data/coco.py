@@ -1,6 +1,6 @@
 """Object masks from a COCO json: polygons and both kinds of run lengths, decoded as pycocotools decodes them.
 
-Crowds are not objects, and neither is an annotation that covers no pixel or has no mask: what is left out is counted.
+Crowds, annotations without a mask and masks without a pixel are not objects. They are left out and counted.
 """
 
 import array
@@ -26,26 +26,26 @@ from stablesam_jax.data.rle import CompressedRunLengths
 from stablesam_jax.errors import InputError, shown
 from stablesam_jax.files.picture_file import MAX_PIXELS, SUFFIXES, Header, read_header, read_picture
 
-PICTURES, ANNOTATIONS = "images", "annotations"  # folders; the latter is a json's name too
-SLACK = 1.0  # pixels that a box may reach outside its picture: annotation tools round
-Id = Any  # a whole number or a name, as tools have them for pictures and categories
+PICTURES, ANNOTATIONS = "images", "annotations"  # folders; the latter is also the name of a json
+SLACK = 1.0  # pixels by which a box may exceed its picture, because annotation tools round
+Id = Any  # an integer or a string: tools use both for pictures and categories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Annotation:
-    """An object as the file has it."""
+    """An annotation of the file."""
 
-    annotation_id: int  # another for each object of a picture
+    annotation_id: int  # unique among the objects of a picture
     image_id: Id
-    category_id: Id  # None: the file has none
+    category_id: Id  # None if the file has none
     bbox_xywh: tuple[float, float, float, float]  # pixels
-    area: float  # pixels, as the file says: decides whether an object is small
+    area: float  # pixels, from the file; COCO's AP by size uses it
     iscrowd: bool
     run_lengths: CompressedRunLengths
 
     @property
     def pixels(self) -> int:
-        """How many it covers."""
+        """Number of pixels that it covers."""
         return outlines.area(self.run_lengths)
 
     def mask(self) -> np.ndarray:
@@ -56,12 +56,12 @@ class Annotation:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Image:
     name: str
-    file: str  # a path takes three times the memory
+    file: str  # a pathlib.Path takes three times the memory
     size: tuple[int, int]  # W, H
 
 
 def jsons(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The COCO jsons of a folder or of its `annotations/`; not those of a single picture that lies beside."""
+    """The COCO jsons of a folder or of its `annotations/`, without jsons of single pictures."""
     stems = list_files(folder, SUFFIXES)
     found = [file for stem, files in list_files(folder, {".json"}).items() if stem not in stems for file in files]
     if (folder / ANNOTATIONS).is_dir():
@@ -70,7 +70,7 @@ def jsons(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def root_of(annotations: pathlib.Path) -> pathlib.Path:
-    """The folder of a data set whose json is here or in `annotations/`."""
+    """The folder of the data set to which a json belongs; the json may be in its `annotations/`."""
     return annotations.parent.parent if annotations.parent.name == ANNOTATIONS else annotations.parent
 
 
@@ -80,17 +80,17 @@ class CocoPictures(Reader):
     own_labels = False
 
     def __init__(self, name: str, pictures_in: pathlib.Path, annotations: pathlib.Path, findings: Findings):
-        """Reads the json; no picture is opened but those whose size it does not say.
+        """Reads the json, and the headers of pictures whose size it lacks.
 
         Args:
             name: of the set; begins the names of its pictures.
-            pictures_in: folder that the pictures are in, or below.
+            pictures_in: folder of the pictures, which may be in subfolders.
             annotations: the json.
-            findings: gets the pictures and annotations that cannot be used, the pictures without an object, and how
-                many annotations are left out.
+            findings: gets unusable pictures and annotations, pictures without objects, and the number of annotations
+                left out.
 
         Raises:
-            InputError: the json cannot be read, or is no COCO json.
+            InputError: the json cannot be read, or is not a COCO json.
         """
         self.name, self.annotations_file = name, annotations
         content = _read(annotations)
@@ -101,12 +101,12 @@ class CocoPictures(Reader):
         crowds = 0
         entries = content.pop("annotations")
         entries.reverse()
-        while entries:  # each is forgotten as soon as it is read: there may be a million
+        while entries:  # popped, so that the memory of each entry is freed; there may be a million
             entry = entries.pop()
             try:
                 image_id = _id(entry, "image_id")
                 if image_id in unusable:
-                    continue  # that is named already
+                    continue  # its picture has a finding already
                 if image_id not in images:
                     raise ValueError(f"is of picture {image_id}, which is not listed")
                 if (reason := _without_mask(entry)) is not None:
@@ -135,7 +135,7 @@ class CocoPictures(Reader):
             findings.append(Finding("no object", name, image.name, pathlib.Path(image.file), text))
 
     def with_empty_pictures(self) -> "CocoPictures":
-        """The same with the pictures that have no object: evaluation counts what a detector finds there."""
+        """Returns a copy with the pictures without objects, in which average precision counts false detections."""
         every = copy.copy(self)
         every._list(self._images_by_id)
         return every
@@ -144,7 +144,7 @@ class CocoPictures(Reader):
         self.image_ids = list(image_ids)
         self._listed = [self._images_by_id[image_id] for image_id in self.image_ids]
         self.names = [image.name for image in self._listed]
-        # With crowds, as evaluation has them.
+        # Crowds included, since average precision needs them.
         self.annotations = [tuple(self._annotations_by_id[image_id]) for image_id in self.image_ids]
 
     def objects(self, index: int) -> list[Annotation]:
@@ -152,7 +152,7 @@ class CocoPictures(Reader):
         return _objects(self.annotations[index])
 
     def picture_file(self, index: int) -> pathlib.Path:
-        """Where the picture is."""
+        """The path of a picture."""
         return pathlib.Path(self._listed[index].file)
 
     def label_file(self, index: int) -> pathlib.Path:
@@ -165,17 +165,17 @@ class CocoPictures(Reader):
         yield from (pathlib.Path(image.file) for image in self._images_by_id.values())
 
     def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
-        """All pictures, those without an object too."""
+        """All pictures, including those without objects."""
         files = (pathlib.Path(image.file) for image in self._images_by_id.values())
         return [(file, functools.partial(read_picture, file)) for file in files]
 
     def size_hw(self, index: int) -> tuple[int, int]:
-        """Height and width of the picture, as the json says."""
+        """Height and width of the picture, from the json."""
         width, height = self._listed[index].size
         return height, width
 
     def label_header(self, index: int) -> Header:
-        """The size of the picture, as the json says."""
+        """The size of the picture, from the json."""
         return Header(self._listed[index].size)
 
     def label(self, index: int, size_hw: SizeHW | None) -> Objects:
@@ -195,10 +195,10 @@ class CocoPictures(Reader):
         )
 
     def check_for_detection(self, findings: Findings) -> None:
-        """Looks for what average precision needs beyond masks: categories, and whole numbers as ids.
+        """Checks what average precision needs beyond masks: categories, and integers as ids.
 
         Args:
-            findings: gets one for each annotation or picture that lacks it.
+            findings: gets one for each annotation or picture that lacks them.
         """
         for image_id, annotations in self._annotations_by_id.items():
             about = (self.name, self._images_by_id[image_id].name, self.annotations_file)
@@ -215,7 +215,7 @@ class CocoPictures(Reader):
         self, entries: list[dict[str, Any]], folder: pathlib.Path, findings: Findings
     ) -> tuple[dict[Id, _Image], set[Id]]:
         """The usable pictures by id, and the ids of the others."""
-        subset = self.annotations_file.stem.removeprefix("instances_")  # as COCO and CVAT name a json and its folder
+        subset = self.annotations_file.stem.removeprefix("instances_")  # COCO and CVAT name the folder so too
         bases = (folder / PICTURES / subset, folder / subset, folder / PICTURES, self.annotations_file.parent)
         index = PictureIndex(folder, bases)
         images: dict[Id, _Image] = {}
@@ -241,7 +241,7 @@ class CocoPictures(Reader):
                 continue
             unusable.remove(image_id)
             files.add(file)
-        # Names end before the suffix unless that alone tells two pictures apart.
+        # Names have no suffix, unless two pictures differ in it alone.
         stems = [pathlib.PurePosixPath(image.name).with_suffix("") for image in images.values()]
         names = stems if len(set(stems)) == len(stems) else [image.name for image in images.values()]
         return {
@@ -251,7 +251,7 @@ class CocoPictures(Reader):
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """The json, with the two lists of dictionaries that it must have."""
+    """Reads the json and checks its two lists of dictionaries."""
     content = read_json(path, _compact)
     lists = ("images", "annotations")
     if not isinstance(content, dict) or not all(
@@ -262,17 +262,17 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry whose polygons take 8 bytes a number, a quarter of what Python takes for its own."""
+    """Stores the polygons of an entry as arrays, 8 bytes a value, a quarter of Python's lists."""
     polygons = entry.get("segmentation")
     if isinstance(polygons, list) and all(isinstance(polygon, list) for polygon in polygons):
-        with contextlib.suppress(TypeError, OverflowError):  # what is no number is told later
+        with contextlib.suppress(TypeError, OverflowError):  # values that are no numbers are reported later
             entry["segmentation"] = [array.array("d", polygon) for polygon in polygons]
     return entry
 
 
 def _categories(entries: Any) -> dict[Id, str]:
-    """The name of each category by its id; training needs none."""
-    if isinstance(entries, dict):  # some write the names by id
+    """The name of each category by its id; empty if there are none, which training does not need."""
+    if isinstance(entries, dict):  # some tools write id -> name
         return {int(key) if str(key).isdecimal() else key: str(name) for key, name in entries.items()}
     found: dict[Id, str] = {}
     for entry in entries if isinstance(entries, list) else ():
@@ -290,7 +290,7 @@ def _objects(annotations: Sequence[Annotation]) -> list[Annotation]:
 
 
 def _without_mask(entry: Mapping[str, Any]) -> str | None:
-    """What an annotation is that has no mask."""
+    """The kind of an annotation without a mask; None if it has one."""
     segmentation = entry.get("segmentation")
     if segmentation and not (isinstance(segmentation, list) and not any(map(_holds_something, segmentation))):
         return None
@@ -304,10 +304,10 @@ def _holds_something(part: Any) -> bool:
 
 
 def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], place: int) -> Annotation:
-    """An annotation, checked. What it lacks beside its mask is measured, or is its place in the picture.
+    """Checks an annotation. Missing box and area are measured on the mask; a missing id is its place in the picture.
 
     Raises:
-        ValueError: what is wrong with its mask.
+        ValueError: its mask is malformed.
     """
     try:
         lengths = outlines.run_lengths(entry["segmentation"], size)
@@ -326,10 +326,10 @@ def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], p
 
 
 def _id(entry: Mapping[str, Any], key: str) -> Id:
-    """A number or a name; `12.0` and `"12"`, as some programs write it, are 12.
+    """An integer or a string id; `12.0` and `"12"`, which some programs write, are 12.
 
     Raises:
-        KeyError, ValueError: there is none, or it is something else.
+        KeyError, ValueError: it is missing, or of another type.
     """
     value = entry[key]
     if isinstance(value, float) and value.is_integer():
@@ -349,10 +349,10 @@ def _id_or(entry: Mapping[str, Any], key: str, otherwise: Any) -> Any:
 
 
 def _size(entry: Mapping[str, Any], file: str) -> tuple[int, int]:
-    """W, H of a picture as it is said, or as it is.
+    """W, H of a picture from the entry, or else from the file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the entry's is not a size.
     """
     width, height = entry.get("width"), entry.get("height")
     if width is None or height is None:
@@ -370,7 +370,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """X, y, width, height of a box; None where it is no box of its picture."""
+    """X, y, width, height of a box; None if it is malformed or outside its picture."""
     if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
         return None
     left, top, width, height = map(float, value)

@@ -1,8 +1,8 @@
-"""Embedded training data: scenes composed from free photographs whose objects were outlined by hand.
+"""Embedded training data: scenes composed from free photographs with hand-drawn object masks.
 
-In every scene one cut-out of a real object lies on a crop of another photograph (after Ghiasi et al., "Simple
-Copy-Paste", arXiv 2012.07177): one object a picture, as in most of HQSeg-44K, which the paper trains on. Sources and
-licences: `collage_assets/LICENCES.md`.
+Each scene has one cut-out of a real object, pasted onto a crop of another photograph (after Ghiasi et al., "Simple
+Copy-Paste", arXiv 2012.07177). So there is one object a picture, as in most of HQSeg-44K, which the paper trains on.
+Sources and licences: `collage_assets/LICENCES.md`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ASSETS = pathlib.Path(__file__).parent / "collage_assets"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Photographs:
-    """What one split may use; no photograph serves two splits."""
+    """The photographs of one split; splits have none in common."""
 
     labelled: tuple[str, ...]  # im/NAME.jpg with gt/NAME.png: objects, backgrounds
     textures: tuple[str, ...]  # background/NAME.jpg: backgrounds
@@ -37,14 +37,14 @@ SPLITS = {  # 9 photographs with 37 objects; 4 photographs with 10 objects
     "held_out": Photographs(labelled=("camera", "chelsea", "coffee"), textures=("brick",)),
 }
 
-# gt/NAME.png gives a pixel to the smallest object there. Here: (photograph, object) -> the objects that are its parts.
+# In gt/NAME.png a pixel has the number of its smallest object. (photograph, object) -> objects that are parts of it.
 PARTS = {
     ("astronaut", 2): (5,),  # the woman; the patch on her suit
     ("chelsea", 1): (2, 3),  # the cat; her eyes
     ("coffee", 2): (4,),  # the cup; the coffee in it
     ("grace_hopper", 2): (3, 4, 5),  # the woman; her hat, ribbons and name tag
 }
-# Cut loose, these are no longer the thing that they are in their photograph, or too like another one.
+# Not to be cut out: incomplete as a cut-out, or too similar to another one.
 NEVER_CUT_OUT = {
     ("chelsea", 1),  # the cat: the frame cuts her on three sides
     ("chelsea", 3),  # her second eye
@@ -53,26 +53,26 @@ NEVER_CUT_OUT = {
 }
 
 LONGEST_SIDE = (0.3, 0.8)  # of the object, as shares of the scene's side
-MAX_ENLARGEMENT = 2.0  # of a cut-out; beyond it, blur gives the object away
+MAX_ENLARGEMENT = 2.0  # of a cut-out; with more, its blur would mark the object
 MIN_AREA = 0.003  # of the object's visible part, as a share of the scene
 MIN_VISIBLE = 0.5  # share of the object that is visible
-DEFOCUS_SHARE, DEFOCUS = 0.3, 0.006  # of the scenes; deviation of the background's blur at most, share of the side
-SHADOW_DEPTH = (0.0, 0.5)  # light that a shadow takes
-SHADOW_REACH = (0.01, 0.05)  # its distance from the object, and three times its softness, as shares of the side
-NOISE = 5.0  # grey levels, deviation at most: one camera saw it all
-EDGE_STEP, EDGE_SHARE = 25, 0.6  # grey levels by which an object differs from its background, on that share of its edge
+DEFOCUS_SHARE, DEFOCUS = 0.3, 0.006  # share of scenes with a blurred background; largest sigma, as a share of the side
+SHADOW_DEPTH = (0.0, 0.5)  # share of the light that a shadow removes
+SHADOW_REACH = (0.01, 0.05)  # its distance from the object, and three times its sigma, as shares of the side
+NOISE = 5.0  # grey levels, largest sigma; the same noise on object and background
+EDGE_STEP, EDGE_SHARE = 25, 0.6  # least contrast to the background in grey levels, on this share of an object's edge
 
 
 class Collage(Sequence[LabelledPicture]):
     """`count` square scenes; scene i is a pure function of (split, seed, i), and `count` does not change it."""
 
     def __init__(self, split: str, count: int, seed: int, size: int = 512):
-        """Describes the scenes without drawing any.
+        """Sets the parameters; scenes are computed on access.
 
         Args:
             split: "train" or "held_out"; they have no photograph in common.
             count: number of scenes.
-            seed: another seed, other scenes; not negative.
+            seed: not negative.
             size: side of a scene in pixels.
 
         Raises:
@@ -94,13 +94,13 @@ class Collage(Sequence[LabelledPicture]):
         index %= self.length
         rng = np.random.default_rng([list(SPLITS).index(self.split), self.seed, index])
         mask = np.zeros((), bool)
-        while not mask.any():  # now and then nobody could see the object; the next draw of the same rng replaces it
+        while not mask.any():  # the object is hardly visible: draw again from the same rng
             picture, mask = _scene(rng, SPLITS[self.split], self.size)
         return LabelledPicture(self.names[index], picture, mask[None])
 
 
 def _scene(rng: np.random.Generator, photographs: Photographs, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """An object on a background: (size, size, 3) uint8, and its mask, empty where too little of it is to be seen."""
+    """An object on a background: (size, size, 3) uint8, and its mask, empty if too little of it is visible."""
     name, k = _pick_object(rng, photographs)
     scene = _background(rng, photographs, size, but=name)
     if rng.random() < DEFOCUS_SHARE:
@@ -122,8 +122,8 @@ def _paste(
     """Blends `colour` (h, w, 3) by `alpha` (h, w), 0 to 1, into `scene` (size, size, 3), both uint8.
 
     Returns:
-        The scene, whose background alone gets `light`, (size, size); and the object's mask, (size, size) bool, empty
-        where its edge does not stand out from the background.
+        the scene, with `light` (size, size) on the background alone, and the object's mask, (size, size) bool, empty
+        if its edge has too little contrast to the background.
     """
     (h, w), (rows, columns) = alpha.shape, scene.shape[:2]
     x, y = (centre_xy - (w / 2, h / 2)).astype(int)
@@ -140,7 +140,7 @@ def _paste(
 
 
 def _shadow(alpha: np.ndarray, size: int, centre_xy: np.ndarray, *, softness: float) -> np.ndarray:
-    """(h, w) opacity of an object -> (size, size) float32 of 0 to 1, its shadow about a place of the scene."""
+    """(h, w) opacity of an object -> its shadow around `centre_xy`, (size, size) float32 in [0, 1]."""
     (h, w), (x, y) = alpha.shape, centre_xy
     move = np.array([[1, 0, x - w / 2], [0, 1, y - h / 2]])
     return cv2.GaussianBlur(cv2.warpAffine(alpha, move, (size, size)), (0, 0), softness)
@@ -153,7 +153,7 @@ def _cut_out(rng: np.random.Generator, name: str, k: int, longest: float) -> tup
     scale = min(longest / max(w, h), MAX_ENLARGEMENT)
     w_new, h_new = max(round(w * scale), 1), max(round(h * scale), 1)
     colour = _resize(picture[y : y + h, x : x + w], h_new, w_new)
-    softness = max(0.9 * scale, 0.5)  # pixels of the scene: hides the staircase of an enlarged mask
+    softness = max(0.9 * scale, 0.5)  # pixels of the scene, sigma: smooths the steps of an enlarged mask
     mask = _resize(cv2.GaussianBlur(piece, (0, 0), softness / scale)[y : y + h, x : x + w], h_new, w_new)
     if rng.random() < 0.5:
         colour, mask = colour[:, ::-1], mask[:, ::-1]
@@ -164,13 +164,13 @@ def _cut_out(rng: np.random.Generator, name: str, k: int, longest: float) -> tup
     turn[:, 2] += ((w_box - w_new) / 2, (h_box - h_new) / 2)
     colour = cv2.warpAffine(np.ascontiguousarray(colour), turn, (w_box, h_box), borderMode=cv2.BORDER_REPLICATE)
     mask = cv2.warpAffine(np.ascontiguousarray(mask), turn, (w_box, h_box))
-    # The outermost pixels carry the old background's colour: the new edge lies just inside of the old one.
+    # The outermost pixels contain the old background's colour, so the new edge is just inside the old one.
     alpha = np.clip(0.5 + max(2 * softness, 1.5) * (mask - 0.65), 0, 1)
     return _recolour(rng, colour, strength=0.6), alpha
 
 
 def _background(rng: np.random.Generator, photographs: Photographs, size: int, *, but: str) -> np.ndarray:
-    """A recoloured crop of a photograph but one, as often a texture as a picture of objects: (size, size, 3) uint8."""
+    """A recoloured crop of any photograph except `but`, half of them textures: (size, size, 3) uint8."""
     if rng.random() < 0.5:
         picture = _texture(str(rng.choice(photographs.textures)))
         picture = np.rot90(picture, int(rng.integers(4)))
@@ -204,7 +204,7 @@ def _recolour(rng: np.random.Generator, picture: np.ndarray, *, strength: float)
 
 
 def _pick_object(rng: np.random.Generator, photographs: Photographs) -> tuple[str, int]:
-    """A photograph, as often as it has objects, but 24 coins no more often than a portrait with 5; and one of them."""
+    """Draws a photograph, weighted by its number of objects up to a limit, and one of its objects."""
     objects = {name: _cut_outs(name) for name in photographs.labelled}
     weights = np.array([min(len(numbers), 5) for numbers in objects.values()])
     name = str(rng.choice(list(objects), p=weights / weights.sum()))
@@ -213,7 +213,7 @@ def _pick_object(rng: np.random.Generator, photographs: Photographs) -> tuple[st
 
 @functools.cache
 def _labelled(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph (H, W, 3) uint8 and its objects (M, H, W) bool, each whole with its parts."""
+    """A photograph (H, W, 3) uint8 and its objects (M, H, W) bool, each with its parts."""
     picture = read_picture(ASSETS / "im" / f"{name}.jpg")
     regions, _ = read_masks(ASSETS / "gt" / f"{name}.png", picture.shape[:2])
     objects = [regions[[k, *(p - 1 for p in PARTS.get((name, k + 1), ()))]].any(0) for k in range(len(regions))]
@@ -235,7 +235,7 @@ def _texture(name: str) -> np.ndarray:
 def _largest_piece(name: str, k: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """The largest connected piece of an object, (H, W) float32 in {0, 1}, and its x, y, width and height.
 
-    An object that is seen on both sides of another one falls apart when it is pasted without it.
+    An object that another one divides would be several pieces when it is pasted alone.
     """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(_labelled(name)[1][k].astype(np.uint8))
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())

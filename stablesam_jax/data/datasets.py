@@ -1,6 +1,6 @@
-"""Every data set of the project in the layout of its official release, or of HQ-SAM's or MESS's preparation.
+"""The data sets of the paper in the layout of their official release, or of HQ-SAM's or MESS's preparation.
 
-Paths lie below the folder that the user names. Sources: HQ-SAM `train/train.py`; X-Decoder, branch `seginw`; MESS
+Paths are relative to the folder that the user names. Sources: HQ-SAM `train/train.py`; X-Decoder, branch `seginw`; MESS
 `mess/datasets/register_*.py`. Counts of pictures are those that the papers report or imply.
 """
 
@@ -23,8 +23,8 @@ class OneObject:
     count: int
 
 
-# HQSeg-44K, in the order in which HQ-SAM joins it, and the four test sets. The literature says DUT-OMRON; the files are
-# DUTS. HRSOD is read from masks_max255: its own masks hold instance numbers, which a threshold would lose.
+# HQSeg-44K, in HQ-SAM's order, and the four test sets. The literature says DUT-OMRON, but the files are DUTS. HRSOD is
+# read from masks_max255, because its own masks hold instance numbers, which the threshold would remove.
 ONE_OBJECT = {
     "dis5k-tr": OneObject("DIS5K/DIS-TR/im", "DIS5K/DIS-TR/gt", 3000),
     "thinobject5k-tr": OneObject(
@@ -53,7 +53,7 @@ class Instances:
     annotations: str
 
 
-# Folders of SGinW, as they are spelled.
+# Folders of SGinW, in their own spelling.
 SGINW = (
     "Airplane-Parts Bottles Brain-Tumor Chicken Cows Electric-Shaver Elephants Fruits Garbage Ginger-Garlic Hand "
     "Hand-Metal House-Parts HouseHold-Items Nutterfly-Squireel Phones Poles Puppies Rail Salmon-Fillet Strawberry "
@@ -72,7 +72,7 @@ INSTANCES = {
 class Classes:
     """Pictures and class maps; 255 is "ignore" in all."""
 
-    domain: str  # whose mean the paper's Table 8 gives
+    domain: str  # domain of MESS; Table 8 has the mean of each
     pictures: str
     labels: str
     picture_suffix: str
@@ -80,7 +80,7 @@ class Classes:
     classes: int
     background: int | None
     count: int
-    more_pictures: bool = False  # the folder of pictures holds those of other splits too
+    more_pictures: bool = False  # whether the folder of pictures has those of other splits too
 
 
 def _mess(
@@ -104,7 +104,7 @@ ENGINEERING, AGRICULTURE = "Engineering", "Agriculture & Biology"
 _CORROSION = "Corrosion Condition State Classification/original/Test"
 _ZEROWASTE = "zerowaste-f/splits_final_deblurred/test"
 _PAXRAY = "paxray_dataset/{}_detectron2/test"
-PAXRAY_TASKS = ("lungs", "bones", "mediastinum", "diaphragm")  # one set of the 22, whose figure is their mean
+PAXRAY_TASKS = ("lungs", "bones", "mediastinum", "diaphragm")  # together one set of the 22; its result is their mean
 _PST900 = "PST900_RGBT_Dataset/test"
 MESS = {
     "mess/bdd100k": Classes(
@@ -181,7 +181,7 @@ MESS = {
     ),
 }
 
-# What DIR of GROUP:DIR is to hold: sets of one evaluation, each with a figure of its own.
+# The sets of GROUP:DIR, which are evaluated one by one.
 GROUPS = {"sginw": tuple(f"sginw/{name}" for name in SGINW.split()), "mess": tuple(MESS)}
 NAMES = (*JOINED, *ONE_OBJECT, *INSTANCES, *MESS)
 Reader = SoftPairs | CocoPictures | ClassMapFiles
@@ -192,8 +192,8 @@ def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Read
 
     Args:
         name: one of `NAMES`.
-        root: folder that its official paths lie below.
-        findings: gets what cannot be used.
+        root: folder to which its official paths are relative.
+        findings: gets unusable files.
 
     Raises:
         InputError: an unknown name, or missing folders.
@@ -225,7 +225,7 @@ def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Read
 
 
 def official_count(name: str) -> int | None:
-    """How many pictures the release of a data set holds, where that is known."""
+    """Number of pictures in the release of a data set, or None if unknown."""
     if name in JOINED:
         return sum(ONE_OBJECT[member].count for member in JOINED[name])
     row = ONE_OBJECT.get(name) or MESS.get(name)

@@ -1,7 +1,7 @@
-"""What is found of a data set beside its pictures: faults, and hints at what may be right or wrong.
+"""Findings about a data set: faults, and hints at what may be wrong.
 
-Readers never raise for a single file: they add what they find, and who opened them decides. A fault stops training and
-evaluation, or leaves its picture out where that was asked for; a hint is told.
+Readers do not raise for a single file. They collect findings, and the caller decides: a fault stops training and
+evaluation, or leaves out its picture with the option for that; a hint becomes a warning.
 """
 
 import collections
@@ -21,10 +21,10 @@ class Kind(NamedTuple):
 
     severity: Literal["fault", "hint"]
     title: str
-    stops: bool = False  # training and evaluation, unless what is meant may be left out
+    stops: bool = False  # whether it stops training and evaluation, unless the picture may be left out
 
 
-KINDS = {  # in the order in which they are shown
+KINDS = {  # in the order in which they are printed
     "not checked": Kind("hint", "pictures in no known layout"),
     "parts": Kind("hint", "folders of several parts"),
     "left out": Kind("hint", "annotations that are left out"),
@@ -50,14 +50,14 @@ KINDS = {  # in the order in which they are shown
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something odd or wrong with one file."""
+    """A fault of one file, or a hint about it."""
 
-    kind: str  # of KINDS
+    kind: str  # key of KINDS
     source: str  # name of the data set
-    picture: str  # name of the picture that it is about, or of the set
+    picture: str  # name of the picture, or of the set
     file: pathlib.Path
     text: str  # one line: what is wrong, and what to do
-    other: pathlib.Path | None = None  # the file that it is equal to
+    other: pathlib.Path | None = None  # of a duplicate, the file that it equals
 
     @property
     def severity(self) -> str:
@@ -66,7 +66,7 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """File and text, as any terminal shows them."""
+        """File and text in one line, escaped for any terminal."""
         return shown(f"{self.file}: {self.text}")
 
 
@@ -74,10 +74,10 @@ Findings = list[Finding]
 
 
 def tell(findings: Iterable[Finding]) -> None:
-    """Raises for what stops a command, and warns of the rest.
+    """Raises an error for findings that stop a command, and warns about the others.
 
     Raises:
-        InputError: one line with the first faults.
+        InputError: a finding stops the command; one line with the first ones.
     """
     findings = list(findings)
     refuse([finding.line for finding in findings if KINDS[finding.kind].stops])
@@ -90,7 +90,7 @@ def tell(findings: Iterable[Finding]) -> None:
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raises one error for all faults, if there is any.
+    """Raises one error for all faults, if there are any.
 
     Raises:
         InputError: one line with the first few.
@@ -102,11 +102,11 @@ def refuse(faults: Sequence[str]) -> None:
 
 
 def cannot_be_read(kind: str, source: str, picture: str, file: pathlib.Path, error: InputError) -> Finding:
-    """A reader's refusal of a file, as a finding."""
+    """Turns the error of reading a file into a finding."""
     return Finding(kind, source, picture, file, str(error).removeprefix(f"{shown(file)}: "))
 
 
 def left_out(source: str, file: pathlib.Path, counts: Mapping[str, int]) -> Findings:
-    """What of a file or folder is no object that can be learned from, by what it is; none if there is nothing."""
+    """A hint with the annotations of a file or folder that are left out, counted by kind; none if there are none."""
     shares = ", ".join(f"{what} {count:,}" for what, count in counts.items() if count)
     return [Finding("left out", source, source, file, f"left out: {shares}.")] if shares else []

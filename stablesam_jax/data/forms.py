@@ -1,4 +1,4 @@
-"""The forms that a folder of pictures may have, each recognised by its content: a form is a reader and a row."""
+"""The forms of data folders, recognised by their content. A form is a reader and a row of `FORMS`."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from stablesam_jax.data.readers import GT, IM, Beside, PairsFolder, Reader, list
 from stablesam_jax.errors import shown
 from stablesam_jax.files.picture_file import SUFFIXES
 
-JSONS_IN = (".", "annotations", "labels", "json", "jsons")  # where the json of each picture may lie
-LOOKED_AT = 20  # jsons that tell what all of a folder are
+JSONS_IN = (".", "annotations", "labels", "json", "jsons")  # folders that may have a json for each picture
+LOOKED_AT = 20  # jsons of a folder that are parsed to recognise the kind of all
 SPLITS = ("train", "training", "valid", "val", "validation", "test", "testing")
 
 Name = str  # of the set
@@ -28,8 +28,8 @@ Name = str  # of the set
 class Form:
     """A form of folders."""
 
-    name: str  # as the command `build` takes it
-    holds: str  # in messages, after "a folder with"
+    name: str  # for the command `build`
+    holds: str  # description for messages, after "a folder with"
     recognises: Callable[[pathlib.Path], bool]
     open: Callable[[pathlib.Path, Name, Findings], Sequence[Reader]]
 
@@ -65,7 +65,7 @@ def _are_beside(folder: pathlib.Path) -> bool:
 
 
 def _jsons_in(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
-    """The folder whose jsons are of a kind, one for each picture."""
+    """The folder that has a json of a kind for each picture, or None."""
     for place in (folder / part for part in JSONS_IN):
         files = (
             [file for of_stem in list_files(place, {".json"}).values() for file in of_stem] if place.is_dir() else []
@@ -76,7 +76,7 @@ def _jsons_in(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
 
 
 def _one_json_each(kind: str, parse: Parse) -> Form:
-    """A form with a json for each picture, beside it or in a folder of their own."""
+    """A form with a json for each picture, in the same folder or in one of `JSONS_IN`."""
 
     def open_folder(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Reader]:
         place = _jsons_in(folder, kind)
@@ -112,7 +112,7 @@ def _yolo(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Read
 
 
 def _splits(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The parts for training, validation and test that a folder holds."""
+    """The subfolders for training, validation and test."""
     if not folder.is_dir():
         return []
     return [child for child in sorted(folder.iterdir()) if child.name.lower() in SPLITS and child.is_dir()]
@@ -145,14 +145,14 @@ FORMS = (  # the first that recognises a folder opens it
 
 
 def recognise(folder: pathlib.Path, name: str | None = None) -> Form | None:
-    """The form of a folder, or none that is known.
+    """Recognises the form of a folder; None if it has none of `FORMS`.
 
     Args:
-        folder: that is there or not.
-        name: of the only form that is meant.
+        folder: may be missing.
+        name: of the only form to try; None: all.
 
     Raises:
-        InputError: it is there and cannot be listed.
+        InputError: the folder exists and cannot be listed.
     """
     meant = [form for form in FORMS if name in (None, form.name)]
     return next((form for form in meant if form.recognises(folder)), None) if folder.is_dir() else None

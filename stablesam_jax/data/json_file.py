@@ -1,4 +1,4 @@
-"""JSON of annotation tools: read whole, and told apart by its keys."""
+"""JSON of annotation tools: reading, and recognising the tool by the keys."""
 
 import json
 import pathlib
@@ -9,19 +9,19 @@ from typing import Any
 from stablesam_jax.errors import InputError
 
 COCO, LABELME, SA1B = "coco", "labelme", "sa-1b"
-SMALL = 2**22  # bytes of a file that is parsed to see what it is
-LOOK = 2**16  # bytes at either end of a larger one that are looked at
+SMALL = 2**22  # bytes up to which a file is parsed to recognise its kind
+LOOK = 2**16  # bytes at each end of a larger file that are searched instead
 
 
 def read_json(path: pathlib.Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a file holds, in UTF-8, 16 or 32, with a mark of it or without.
+    """Reads a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         path: of the file.
-        hook: takes the place of every dictionary as soon as it is read.
+        hook: applied to every dictionary as soon as it is parsed, see `json.loads`.
 
     Raises:
-        InputError: it cannot be read, or is no JSON.
+        InputError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_bytes(), object_hook=hook)
@@ -32,7 +32,7 @@ def read_json(path: pathlib.Path, hook: Callable[[dict[str, Any]], Any] | None =
 
 
 def kind_of(path: pathlib.Path) -> str | None:
-    """Which tool's JSON it is: one of the kinds above; None where it is another, or cannot be read."""
+    """The kind of a JSON file, one of those above; None if it is another or cannot be read."""
     try:
         if path.stat().st_size > SMALL:
             return _kind_by_ends(path)

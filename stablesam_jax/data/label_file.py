@@ -1,7 +1,7 @@
 """Label files: which pixels belong to which object or class.
 
-Exact masks (the layout "pairs") hold one number per object and are never guessed at. The masks of the official releases
-are soft at their edges and are thresholded. Class maps hold one class per pixel.
+Exact masks (the layout "pairs") hold one number per object; an ambiguous one is refused. The masks of the official
+releases are soft at their edges and are thresholded. Class maps hold one class per pixel.
 """
 
 import pathlib
@@ -15,10 +15,10 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import Stored, count_frames, read_stored
 
 IGNORE = 255  # belongs to no object and no class
-IGNORE_16 = 65535  # the same where numbers exceed 255
-THRESHOLD = 128  # of soft masks: above it is object (protocol: HQ-SAM, train/utils/misc.py)
+IGNORE_16 = 65535  # the same in a mask with numbers above 255
+THRESHOLD = 128  # of soft masks: larger values are object (protocol: HQ-SAM, train/utils/misc.py)
 LOSSY = ("JPEG", "MPO", "AVIF")
-MOST_MASK_BYTES = 2**32  # of all objects of one picture
+MOST_MASK_BYTES = 2**32  # largest memory for the masks of one picture
 SizeHW = tuple[int, int]
 
 
@@ -29,11 +29,12 @@ class OtherSizeError(InputError):
 def read_masks(path: pathlib.Path, size_hw: SizeHW | None) -> tuple[np.ndarray, tuple[int, ...]]:
     """Reads the exact mask file of a picture.
 
-    A palette's indices are the numbers; its colours mean nothing. Colour files are accepted where they show greys only.
+    In a file with a palette the indices are the numbers, and the colours are ignored. Colour files are accepted if all
+    pixels are grey.
 
     Args:
-        path: 0 is background; one other number is one object, several are one object each, and 255 is then "ignore", or
-            65535 where there are numbers above 255.
+        path: 0 is background. One other number is one object. Several are one object each, and 255 is then "ignore", or
+            65535 if there are numbers above 255.
         size_hw: the picture's size; None: any.
 
     Returns:
@@ -69,10 +70,10 @@ def read_masks(path: pathlib.Path, size_hw: SizeHW | None) -> tuple[np.ndarray, 
 
 
 def empty_masks(path: pathlib.Path, count: int, size_hw: tuple[int, ...]) -> np.ndarray:
-    """Room (M, H, W) bool for the objects of a picture.
+    """Allocates (M, H, W) bool for the objects of a picture.
 
     Raises:
-        InputError: they would take more memory than any machine should need for one picture.
+        InputError: it would take more than `MOST_MASK_BYTES`.
     """
     height, width = size_hw
     if count * height * width > MOST_MASK_BYTES:
@@ -84,10 +85,10 @@ def empty_masks(path: pathlib.Path, count: int, size_hw: tuple[int, ...]) -> np.
 
 
 def read_soft_mask(path: pathlib.Path, size_hw: SizeHW | None) -> np.ndarray:
-    """Reads the mask of one object by its first channel as (H, W) bool: what is above `THRESHOLD`.
+    """Reads the mask of one object as (H, W) bool: the first channel above `THRESHOLD`.
 
     Raises:
-        InputError: unreadable file, another size than the picture's, or nothing is above the threshold.
+        InputError: unreadable file, another size than the picture's, or no value above the threshold.
     """
     stored = _read(path)
     picture = stored.image
@@ -109,7 +110,7 @@ def read_classes(path: pathlib.Path, size_hw: SizeHW | None, *, classes: int) ->
     """Reads a class map as (H, W) uint8: classes from 0 up, or `IGNORE`.
 
     Raises:
-        InputError: unreadable file, another size than the picture's, colours, or a number that is no class.
+        InputError: unreadable file, another size than the picture's, colours, or a number that is not a class.
     """
     label = _numbers(path, _read(path))
     _check_size(path, label, size_hw)
@@ -128,14 +129,14 @@ def _check_size(path: pathlib.Path, label: np.ndarray, size_hw: SizeHW | None) -
 
 
 def other_size(mask_hw: tuple[int, ...], picture_hw: tuple[int, ...]) -> str:
-    """What is wrong with a mask whose size is not its picture's."""
+    """The message for a mask whose size differs from its picture's."""
     turned = " (one is turned; mind the EXIF orientation)" if mask_hw == picture_hw[::-1] else ""
     (height, width), (rows, columns) = mask_hw, picture_hw
     return f"the mask is {width} x {height} pixels, its picture {columns} x {rows}{turned}; make them equal."
 
 
 def _read(path: pathlib.Path) -> Stored:
-    """The file, where a label can be in it."""
+    """Reads a file and checks that it has a single frame."""
     stored = read_stored(path)
     if (frames := count_frames(path)) > 1:
         raise InputError(f"{path}: the mask has {frames} frames or pages; store one.")
@@ -143,7 +144,7 @@ def _read(path: pathlib.Path) -> Stored:
 
 
 def _numbers(path: pathlib.Path, stored: Stored) -> np.ndarray:
-    """The numbers (H, W) of a mask file, where every channel that could differ does not."""
+    """The numbers (H, W) of a mask file, if it is lossless and its colour channels are equal."""
     picture = stored.image
     if picture.format in LOSSY:
         raise InputError(
@@ -173,23 +174,23 @@ def _numbers(path: pathlib.Path, stored: Stored) -> np.ndarray:
 
 
 def _counts(label: np.ndarray) -> dict[int, int]:
-    """number -> pixels that have it, in the order of the numbers."""
+    """number -> count of its pixels, in the order of the numbers."""
     if label.dtype != np.uint8:
         return dict(zip(*(found.tolist() for found in np.unique(label, return_counts=True)), strict=True))
-    histogram = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(int)  # a tenth of the time
+    histogram = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(int)  # a tenth of np.unique's time
     return {number: int(count) for number, count in enumerate(histogram) if count}
 
 
 def _looks_soft(label: np.ndarray, numbers: np.ndarray, counts: Mapping[int, int], *, white: int) -> bool:
-    """Whether the numbers besides 0 and white are shades of one object's edge, not objects.
+    """Whether the values other than 0 and white are grey levels of one object's soft edge, not numbers of objects.
 
-    Shades lie in thin bands: fewer than half of them fill a square of 3 x 3 pixels anywhere. And some are bright, or
-    all are rare beside white. Measured: of 1,528 masks of several objects or classes, each has at least 89 % of its
-    numbers fill a square; of 300 masks after resizing, slight blur or JPEG, at most 33 %. A lone 127 or 128 beside
-    white is the unknown zone of a trimap, however wide.
+    Grey levels of an edge are in thin bands: fewer than half of the values fill a square of 3 x 3 pixels anywhere.
+    Measured: in each of 1,528 masks of several objects or classes at least 89 % of the values fill a square, in 300
+    masks after resizing, slight blur or JPEG at most 33 %. Further, edges have bright levels, or white has more pixels.
+    A single value of 127 or 128 beside white is the unknown zone of a trimap, whatever its width.
 
-    Thin objects in a border of white, which is to be ignored, are dark as no edge is, and not rare beside it: a border
-    of 10 pixels on either side of an object of 1 is 20 times as large.
+    Thin objects with a border of white, "ignore", differ from an edge: their values are small, and white has at most 20
+    times their pixels, as for an object 1 pixel wide with borders of 10 pixels.
     """
     whites, others = counts.get(white, 0), sum(counts[number] for number in numbers)
     if whites and len(numbers) == 1 and numbers[0] in (white // 2, white // 2 + 1):

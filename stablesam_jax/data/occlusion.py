@@ -1,9 +1,8 @@
-"""Synthetic occlusion (sec. 4.4): the cut-out of an object from another picture over an object, or behind it.
+"""Synthetic occlusion (sec. 4.4): pastes an object of another picture in front of an object, or behind it.
 
 The paper gives no recipe. Here half of the occluded pictures have the cut-out in front, where it hides a part of the
-object, and half behind, where the object hides a part of it. Masks are what is left to be seen; the cut-out is an
-object of the picture like any other. So an object is met in both roles, and a model learns that an outline may be
-somebody else's.
+object, and half behind, where the object hides a part of it. Masks contain the visible pixels, and the cut-out becomes
+one more object of the picture. So the model is trained on objects in both roles.
 """
 
 import functools
@@ -14,29 +13,29 @@ import numpy as np
 
 from stablesam_jax.data.readers import Pictures
 
-CUTOUTS = 128  # different cut-outs of one seed: decoded once, they cost no time afterwards
+CUTOUTS = 128  # cut-outs of one seed; each is decoded once and kept
 LONGEST_CUTOUT = 512  # pixels; 128 of them take 130 MB at most
-CUTOUT_AREA = (0.005, 0.6)  # share of its picture that a cut-out covers: no specks, and no backgrounds
-FRAGMENT = 0.8  # share of an object in its largest piece; what others cut in two makes no cut-out
-RELATIVE_SIZE = (0.3, 1.2)  # longest side of a cut-out as a share of that of the object that it meets
-MOST_HIDDEN = 0.5  # share of an object, the cut-out included, that another one may hide
-LEAST_HIDDEN = 0.03  # share of the hidden one of the two; less is no occlusion
+CUTOUT_AREA = (0.005, 0.6)  # share of its picture that a cut-out covers, which excludes specks and backgrounds
+FRAGMENT = 0.8  # least share of an object in its largest piece, which excludes objects that others divide
+RELATIVE_SIZE = (0.3, 1.2)  # longest side of a cut-out relative to that of the target object
+MOST_HIDDEN = 0.5  # largest share of any object, the cut-out included, that may be hidden
+LEAST_HIDDEN = 0.03  # least share of the rear one of the two that must be hidden
 TRIES = 10
-EDGE = 0.7  # pixels, deviation of the blur of a cut-out's edge
+EDGE = 0.7  # pixels, sigma of the blur of a cut-out's edge
 
 
 class Cutout(NamedTuple):
-    """An object without its picture."""
+    """An object cut out of its picture."""
 
-    picture: np.ndarray  # (h, w, 3) uint8, the box around it
-    mask: np.ndarray  # (h, w) bool, in one piece for the most part
+    picture: np.ndarray  # (h, w, 3) uint8, cropped to its box
+    mask: np.ndarray  # (h, w) bool
 
 
 class Cutouts:
-    """Objects to occlude with, a function of (pictures, seed, number). Read when first asked for, and kept."""
+    """Objects to occlude with, a function of (pictures, seed, number). Read on first access, and kept."""
 
     def __init__(self, pictures: Pictures, seed: int):
-        """Reads none yet."""
+        """Reads nothing."""
         self.pictures, self.seed = pictures, seed
         self._kept = functools.lru_cache(CUTOUTS)(self._cut)
 
@@ -44,11 +43,11 @@ class Cutouts:
         return CUTOUTS
 
     def __getitem__(self, number: int) -> Cutout | None:
-        """Cut-out `number`; None where ten pictures have no object to be cut out, as of textures or backgrounds."""
+        """Cut-out `number`; None if ten pictures have no suitable object, as in a set of textures."""
         return self._kept(number)
 
     def __reduce__(self):
-        return type(self), (self.pictures, self.seed)  # a worker process reads its own
+        return type(self), (self.pictures, self.seed)  # pickled without the cut-outs: a worker process reads its own
 
     def _cut(self, number: int) -> Cutout | None:
         rng = np.random.default_rng([self.seed, number])
@@ -61,7 +60,7 @@ class Cutouts:
 
 
 def cut_out(picture: np.ndarray, mask: np.ndarray) -> Cutout | None:
-    """Cuts an object out, reduced to `LONGEST_CUTOUT`; None where it is none to be pasted elsewhere.
+    """Cuts an object out, reduced to `LONGEST_CUTOUT`; None if it is unsuitable, see `CUTOUT_AREA` and `FRAGMENT`.
 
     Args:
         picture: (H, W, 3) uint8.
@@ -82,10 +81,10 @@ def cut_out(picture: np.ndarray, mask: np.ndarray) -> Cutout | None:
 def occlude(
     rng: np.random.Generator, picture: np.ndarray, masks: np.ndarray, cutout: Cutout
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a cut-out over an object of the picture, or behind it, at a random size and place.
+    """Pastes a cut-out over an object of the picture, or behind it, at a random size and place.
 
-    No object loses more than `MOST_HIDDEN` of its area, the cut-out included; a place where one would is drawn anew,
-    and after `TRIES` the picture stays as it is.
+    No object loses more than `MOST_HIDDEN` of its area, the cut-out included. Other places are drawn again; after
+    `TRIES` draws the picture is unchanged.
 
     Args:
         rng: advanced by the call.
@@ -94,8 +93,8 @@ def occlude(
         cutout: from another picture.
 
     Returns:
-        picture (H, W, 3) uint8, and the masks of what is visible, (M + 1, H, W) bool with the cut-out's as the last,
-        or the given ones where nothing was pasted.
+        picture (H, W, 3) uint8, and the masks of visible pixels, (M + 1, H, W) bool with the cut-out last, or the given
+        masks if nothing was pasted.
     """
     height, width = picture.shape[:2]
     target = int(rng.integers(len(masks)))
@@ -117,7 +116,7 @@ def occlude(
         shape, here = pasted[inside], masks[:, *window]
         covered = shape if in_front else shape & ~here[target]
         hidden = np.array([np.count_nonzero(mask & covered) for mask in here]) / areas
-        # Of the cut-out, what the target hides or lies beyond the picture's border.
+        # Share of the cut-out that is hidden by the target or beyond the picture's border.
         own = 1 - np.count_nonzero(covered) / max(int(np.count_nonzero(pasted)), 1)
         met = hidden[target] if in_front else own
         if met < LEAST_HIDDEN or hidden.max() > MOST_HIDDEN or own > MOST_HIDDEN:
@@ -142,6 +141,6 @@ def _resize_mask(mask: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _blend(below: np.ndarray, above: np.ndarray, mask: np.ndarray) -> None:
-    """Writes `above` into `below`, both (h, w, 3) uint8, where mask (h, w) is, its edge softened."""
+    """Pastes `above` into `below`, both (h, w, 3) uint8, where mask (h, w) is set, with a soft edge."""
     opacity = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), EDGE)
     below[...] = cv2.blendLinear(np.ascontiguousarray(above), np.ascontiguousarray(below), opacity, 1 - opacity)

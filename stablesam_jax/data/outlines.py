@@ -1,6 +1,6 @@
-"""Outlines of objects, as polygons or run lengths, to masks: pixel by pixel those of pycocotools.
+"""Converts outlines of objects, polygons or run lengths, to the same masks as pycocotools.
 
-What reaches outside the picture is cut as pycocotools cuts it. faster-coco-eval's mask API is the same code.
+Parts outside the picture are clipped as in pycocotools. faster-coco-eval's mask API is the same code.
 """
 
 import array
@@ -14,10 +14,10 @@ from faster_coco_eval.core import mask as mask_api
 from stablesam_jax.data.label_file import empty_masks
 from stablesam_jax.data.rle import CompressedRunLengths, compress
 
-# pycocotools keeps five points for each pixel of an outline, in integers of 32 bits: without a bound, a single number
-# of a file takes all memory, or more than there are.
-FARTHEST = 1e6  # pixels from the picture's corner
-LONGEST = 5e6  # pixels, of one outline
+# pycocotools allocates five points for each pixel of an outline and counts them in 32 bits. Without bounds a single
+# huge value in a file would exhaust the memory or overflow.
+FARTHEST = 1e6  # pixels, largest distance from the picture's corner
+LONGEST = 5e6  # pixels, largest length of one outline
 
 Polygon = Sequence[float]  # x, y, x, y, ...
 Segmentation = Any  # polygons, or run lengths in either form, as JSON holds them
@@ -27,12 +27,12 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> Compressed
     """The run lengths of an object.
 
     Args:
-        segmentation: a list of polygons, which are united; a single one; or run lengths. What has fewer than three
-            points covers nothing.
+        segmentation: a list of polygons, whose union is taken; a single polygon; or run lengths. A polygon of fewer
+            than three points is empty.
         size: W, H of the picture.
 
     Raises:
-        ValueError: what is wrong with it, after "has".
+        ValueError: it is malformed; the message follows "has".
     """
     if isinstance(segmentation, list):
         return _of_polygons(segmentation, size)
@@ -40,7 +40,7 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> Compressed
 
 
 def area(lengths: CompressedRunLengths) -> int:
-    """Pixels of an object."""
+    """Number of pixels of an object."""
     return int(mask_api.area(lengths))
 
 
@@ -59,7 +59,7 @@ def masks(path: pathlib.Path, objects: Sequence[CompressedRunLengths], size_hw: 
     """The masks (M, H, W) bool of the objects of a picture.
 
     Raises:
-        InputError: they take too much memory; `path` is named.
+        InputError: they take too much memory; names `path`.
     """
     result = empty_masks(path, len(objects), size_hw)
     for place, lengths in enumerate(objects):
@@ -87,7 +87,7 @@ def _numbers(polygon: Any) -> np.ndarray:
     """x, y, x, y, ... as float64.
 
     Raises:
-        ValueError: something is no finite number.
+        ValueError: a value is not a finite number.
     """
     if isinstance(polygon, list) and not all(type(value) in (int, float) for value in polygon):
         raise ValueError("a polygon that is not x, y, x, y, ...")

@@ -1,4 +1,4 @@
-"""Where the picture is that an annotation file speaks of: tools write its path as it was on another computer."""
+"""Finds the picture that an annotation file names by a path of another computer."""
 
 import os
 import pathlib
@@ -10,33 +10,33 @@ from collections.abc import Iterator, Sequence
 from stablesam_jax.data.readers import list_files
 from stablesam_jax.files.picture_file import SUFFIXES, UNREAD
 
-UPLOAD = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
+UPLOAD = re.compile(r"[0-9a-f]{8}-")  # prefix that Label Studio adds to the name of an uploaded file
 
 
 class PictureIndex:
-    """Finds the pictures of one data set, wherever in its folders they are; never one outside of them."""
+    """Finds pictures in the folders of one data set, never outside of them."""
 
     def __init__(self, folder: pathlib.Path, bases: Sequence[pathlib.Path] = ()):
-        """Lists nothing yet.
+        """Lists nothing; the folder is listed on first use.
 
         Args:
             folder: of the data set.
-            bases: folders of it that a path may begin at, the likeliest first; the set's own is the last.
+            bases: folders to which paths may be relative, in order of preference; `folder` is the last.
         """
         self.folder, self.bases = folder, (*bases, folder)
         self._files: dict[str, list[pathlib.Path]] | None = None
 
     def find(self, said: str) -> pathlib.Path:
-        """The file of a picture.
+        """Finds the file of a picture.
 
-        It is where the path leads from one of the bases. Else it is the only file whose path from a base ends as the
-        one that is said, or the other way round: `/home/me/images/a.jpg` is `images/a.jpg`, and so is `a.jpg`.
+        First the path is resolved from each of the bases. Otherwise the file is taken whose path from a base ends with
+        the given path, or the reverse: `/home/me/images/a.jpg` finds `images/a.jpg`, and so does `a.jpg`.
 
         Args:
-            said: the path of the picture, as an annotation file has it.
+            said: path of the picture in the annotation file.
 
         Raises:
-            ValueError: there is none, or more than one; says so after the name.
+            ValueError: there is no such file, or several; the message follows the name.
         """
         spellings = [parts for parts in map(_parts, dict.fromkeys(_spellings(said))) if parts]
         for base in self.bases:
@@ -73,12 +73,12 @@ class PictureIndex:
 
 
 def clean_path(said: str) -> str:
-    """The path of a picture without what is of another computer: drive, host, leading slash, dots."""
+    """The path of a picture without drive, host, leading slash and dots."""
     return "/".join(_parts(said.replace("\\", "/")))
 
 
 def _spellings(said: str) -> Iterator[str]:
-    """What may have been meant: the name as it is, one of Windows, an address, one of Label Studio's local files."""
+    """Readings of a path: as it is, as one of Windows, as a URL, as one of Label Studio's local files."""
     yield said
     slashed = said.replace("\\", "/")
     yield slashed
@@ -90,7 +90,7 @@ def _spellings(said: str) -> Iterator[str]:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """Names of folders and file, without drive, host, and dots; nothing leads above where it begins."""
+    """Names of folders and file, without drive, host and dots; `..` never leads above the first."""
     path = re.sub(r"^[A-Za-z][\w+.-]*://[^/]*|^[A-Za-z]:", "", path)
     parts: list[str] = []
     for part in path.split("/"):
@@ -108,5 +108,5 @@ def _without_upload(spellings: Sequence[tuple[str, ...]]) -> Iterator[tuple[str,
 
 
 def _form(name: str) -> str:
-    """One spelling for all Unicode forms and cases."""
+    """Normalises Unicode form and case."""
     return unicodedata.normalize("NFC", name).casefold()

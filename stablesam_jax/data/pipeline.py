@@ -1,8 +1,7 @@
 """Training batches as a pure function of (seed, step): pictures, targets, prompts.
 
-A view is a picture with its augmentation, numbered: (picture, view) has the same bits whenever it is asked for, so that
-a cache knows it again. Which views, objects and prompts make up step t depends on (seed, t) alone, not on devices,
-threads or on where training was resumed.
+A view is an augmented picture: (picture, view) always has the same bits, so that its features can be cached. The views,
+objects and prompts of step t depend on (seed, t) alone, not on devices, threads or the step of resuming.
 """
 
 import dataclasses
@@ -24,18 +23,18 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
 
 TOKENS = 11  # K: ten points and the token "not a point"
-COARSE_MASK_LOGIT = 255.0  # HQ-SAM feeds its coarse masks as 0 and 255
+COARSE_MASK_LOGIT = 255.0  # HQ-SAM passes its coarse masks as 0 and 255 in place of logits
 REFINED_MASK_LOGIT = 10.0  # order of magnitude of SAM's own logits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How pictures enter training."""
+    """How pictures are augmented."""
 
     size: int  # S, pixels
     scale_range: tuple[float, float]  # of large-scale jitter
     views: int  # augmented versions of each picture
-    occlusion: float = 0.0  # share of the views with an object over or behind one of theirs (sec. 4.4)
+    occlusion: float = 0.0  # share of the views with synthetic occlusion (sec. 4.4)
     seed: int
 
     def __post_init__(self):
@@ -54,11 +53,11 @@ class Views:
     """All augmented versions of all pictures; index = picture * views + view."""
 
     def __init__(self, pictures: Pictures, config: ViewConfig):
-        """Draws none yet."""
+        """Computes nothing; views are computed on access."""
         self.pictures = pictures
         self.config = config
         self.cutouts = Cutouts(pictures, config.seed)
-        # A picture's views hang on its name, not on its place: they stay as they are when others come or go.
+        # Seeded by the picture's name, not its index, so that adding other pictures does not change its views.
         self._numbers = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) for name in pictures.names]
 
     def __len__(self) -> int:
@@ -80,7 +79,7 @@ class Views:
 
 
 def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_size: int) -> prompts.Prompt:
-    """A training prompt for an object.
+    """Draws a training prompt for an object.
 
     Args:
         rng: advanced by the call.
@@ -89,7 +88,7 @@ def draw_prompt(rng: np.random.Generator, kind: str, mask: np.ndarray, *, mask_s
         mask_size: 4G, side of a mask prompt, a multiple of 8.
 
     Returns:
-        The prompt, in the frame of the mask; its mask, where it has one, is (4G, 4G) float32 logits.
+        The prompt, in the frame of the mask; its mask, if it has one, is (4G, 4G) float32 logits.
 
     Raises:
         ValueError: an unknown kind.
@@ -137,10 +136,10 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What a step sees."""
+    """Contents of a batch."""
 
     pictures: int  # B
-    prompts_per_picture: int  # N; a picture with fewer objects has several prompts for one
+    prompts_per_picture: int  # N; a picture with fewer objects has several prompts for some
     kinds: Mapping[str, float]  # kind of prompt -> weight
     mask_size: int  # 4G
     seed: int
@@ -157,13 +156,13 @@ def _check_range(name: str, value: int, lowest: int) -> None:
 
 
 def make_sample(views: Views, config: BatchConfig, index: int, position: int) -> Batch:
-    """One picture with N objects and prompts.
+    """Makes a sample: one picture with N objects and prompts.
 
     Args:
         views: augmented pictures.
         config: kinds and counts.
-        index: which view.
-        position: the sample's number in the whole training run, which seeds the draws.
+        index: of the view.
+        position: index of the sample in the whole training run, which seeds the draws.
 
     Returns:
         `view` (), `picture` (S, S, 3) uint8, `targets` (N, S, S) bool, `coords` (N, K, 2), `labels`, `valid` (N, K),
@@ -196,24 +195,24 @@ def make_sample(views: Views, config: BatchConfig, index: int, position: int) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Feeding:
-    """How batches are made; none of it changes a number in them."""
+    """How batches are computed; their contents do not depend on it."""
 
-    start_step: int = 0  # steps done before
-    host: int = 0  # which of `hosts`, that each make their share of every batch
+    start_step: int = 0  # number of steps done before
+    host: int = 0  # index of this host; each makes its share of every batch
     hosts: int = 1
-    workers: int = 0  # processes beside this one; threads alone serve a few cores, and start at once
+    workers: int = 0  # further processes; on a few cores threads are enough, and start at once
     threads: int = min(16, os.cpu_count() or 1)  # of each process
 
 
 def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> Iterator[Batch]:
-    """Batches from a step on, without end.
+    """Yields batches from a step on, without end.
 
-    Every epoch has its own order of all pictures, and the next view of each; after the last view the first comes again.
+    Every epoch has all pictures in an order of its own, and the next view of each; the first view follows the last.
 
     Args:
         views: augmented pictures.
-        config: what a step sees, over all hosts.
-        feeding: who makes which of it, and how.
+        config: contents of a batch over all hosts.
+        feeding: this host's share, and its workers.
 
     Returns:
         An iterator over dictionaries as in `make_sample`, with a leading axis B / hosts. Host h has the samples h, h +
@@ -231,13 +230,13 @@ def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> 
         view = position // count % views.config.views
         return make_sample(views, config, int(picture) * views.config.views + view, position)
 
-    # Numbered before they are dealt out to hosts and steps: a sample depends on its number in the run alone.
+    # Numbered before they are distributed over hosts and steps, so that a sample depends on its index in the run alone.
     dataset = order.map_with_index(sample)[feeding.start_step * config.pictures + feeding.host :: feeding.hosts]
     dataset = dataset.batch(config.pictures // feeding.hosts, drop_remainder=True)
-    # A short buffer: a batch may take tens of megabytes.
+    # Few prefetched batches, since each may take tens of megabytes.
     fed = dataset.to_iter_dataset(grain.ReadOptions(num_threads=feeding.threads, prefetch_buffer_size=4))
     if feeding.workers:
-        if not absl.flags.FLAGS.is_parsed():  # grain asks for a flag of its own
+        if not absl.flags.FLAGS.is_parsed():  # grain reads an absl flag in its workers
             absl.flags.FLAGS.mark_as_parsed()
         fed = fed.mp_prefetch(grain.MultiprocessingOptions(num_workers=feeding.workers, per_worker_buffer_size=2))
     return iter(fed)

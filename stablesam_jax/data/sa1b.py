@@ -7,10 +7,10 @@ from stablesam_jax.data.json_file import read_json
 
 
 def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
-    """What a json of SA-1B holds; the size of the picture is in it.
+    """Parses a json of SA-1B, which contains the size of the picture.
 
     Raises:
-        InputError, ValueError: it is none.
+        InputError, ValueError: it is not one.
     """
     content = read_json(path)
     try:

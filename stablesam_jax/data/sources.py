@@ -1,6 +1,6 @@
-"""What `--data-dir` may name: one's own folders, built data sets, COCO jsons, and official layouts as NAME:DIR.
+"""Opens what `--data-dir` may name: folders of the user, built data sets, COCO jsons, official layouts as NAME:DIR.
 
-The one place where data are opened, for training, evaluation, building and checking alike.
+Training, evaluation, building and checking all open data here.
 """
 
 import dataclasses
@@ -35,26 +35,26 @@ KNOWN = (
 
 
 def source_name(spec: Spec) -> str:
-    """What a source is called by: NAME of NAME:DIR, else the folder's own name, links resolved, or a json's."""
+    """The name of a source: NAME of NAME:DIR, else that of the folder, with links resolved, or of the json."""
     official, path = _parse(spec)
     return official or (shown(path.stem) if path.is_file() else folder_name(path))
 
 
 def open_data(specs: Sequence[Spec], findings: Findings | None = None, *, check: bool = True) -> Joined:
-    """The pictures of several sources, one after the other; arguments and errors as of `open_sources`."""
+    """The concatenated pictures of several sources; arguments and errors as of `open_sources`."""
     return Joined(list(open_sources(specs, findings, check=check).values()))
 
 
 def open_sources(specs: Sequence[Spec], findings: Findings | None = None, *, check: bool = True) -> dict[str, Pictures]:
-    """Sources of labelled pictures by name. All files are looked at as far as their header.
+    """Opens sources of labelled pictures, by name. The headers of all files are read.
 
     Args:
         specs: each a folder whose form is recognised by its content, a COCO json, or NAME:DIR.
-        findings: gets what cannot be used, and the rest is opened. None: that is an error, and hints are warnings.
-        check: a header that shows a fault counts; for who reads all files whole before use, hints are enough.
+        findings: gets unusable files, and the others are opened. None: unusable files raise, and hints are warnings.
+        check: whether faults of headers count. A caller that reads all files before use needs the hints alone.
 
     Raises:
-        InputError: one cannot be used, or two have one name, so that their pictures could not be told apart.
+        InputError: a source cannot be used, or two have the same name, so that names of pictures would be ambiguous.
     """
     sources: dict[str, Pictures] = {}
     found: Findings = []
@@ -80,15 +80,15 @@ def open_sources(specs: Sequence[Spec], findings: Findings | None = None, *, che
 
 
 def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> tuple[str, Sequence[Reader]]:
-    """The name of a source and the readers of its parts.
+    """Opens a source: its name and the readers of its parts.
 
     Args:
         spec: a folder, a COCO json or NAME:DIR.
-        findings: gets what cannot be used, and hints.
-        form: name of the form that a folder is to have; None: that which recognises it.
+        findings: gets unusable files, and hints.
+        form: name of the form that a folder must have; None: any that recognises it.
 
     Raises:
-        InputError: it is not there, of no form that is known, or cannot be read.
+        InputError: it does not exist, has no known form, or cannot be read.
     """
     official, path = _parse(spec)
     try:
@@ -113,22 +113,22 @@ def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What `find` has come upon."""
+    """A source that `find` has found."""
 
     path: pathlib.Path
-    readers: Sequence[Reader]  # none: pictures in no form that is known
-    pictures: list[tuple[pathlib.Path, Callable[[], np.ndarray]]]  # all, those without an object too, with what reads
+    readers: Sequence[Reader]  # empty for pictures without a known form
+    pictures: list[tuple[pathlib.Path, Callable[[], np.ndarray]]]  # all, see `Reader.every_picture`
 
 
 def find(spec: Spec, findings: Findings) -> list[Found]:
-    """Every source at or below a folder, in the order of their paths; or the one that is named otherwise.
+    """Finds every source in a folder and its subfolders, in the order of paths; or opens the json or NAME:DIR.
 
     Args:
-        spec: as of `open_readers`, or a folder that holds such folders.
-        findings: gets what cannot be used, and hints.
+        spec: as of `open_readers`, or a folder that contains such folders.
+        findings: gets unusable files, and hints.
 
     Raises:
-        InputError: nothing is there, it cannot be read, or holds no picture.
+        InputError: it does not exist, cannot be read, or holds no picture.
     """
     official, path = _parse(spec)
     if official or not path.is_dir():
@@ -144,7 +144,7 @@ def find(spec: Spec, findings: Findings) -> list[Found]:
 
 
 def _walk(path: pathlib.Path, above: frozenset[str], findings: Findings) -> Iterator[Found]:
-    """`above` are the real paths of the folders that led here: a link may lead back."""
+    """Sources in a folder. `above` has the real paths of its parents, because a symbolic link may form a loop."""
     form = recognise(path)
     if form is not None and form.name != "splits":
         readers = form.open(path, folder_name(path), findings)
@@ -167,26 +167,26 @@ def _found(path: pathlib.Path, readers: Sequence[Reader]) -> Found:
 
 
 def open_instances(specs: Sequence[Spec]) -> dict[str, CocoPictures]:
-    """COCO jsons by name, with the pictures that have no object.
+    """Opens COCO jsons by name, including pictures without objects.
 
     Args:
         specs: each a folder with one COCO json, the json itself, coco-val2017:DIR, sginw/NAME:DIR, or sginw:DIR for all
-            25. All pictures are checked as far as their header.
+            25. The headers of all pictures are read.
 
     Raises:
-        InputError: one line with all that cannot be used, hold no boxes, crowds and areas, or have one name.
+        InputError: one line with all specs that cannot be used, lack boxes, crowds and areas, or have the same name.
     """
     return _each(specs, _instances)
 
 
 def open_all_class_maps(specs: Sequence[Spec]) -> dict[str, ClassMaps]:
-    """Class maps by name.
+    """Opens class maps by name.
 
     Args:
-        specs: each as `open_class_maps` takes it, or mess:DIR for all sets.
+        specs: each as of `open_class_maps`, or mess:DIR for all sets.
 
     Raises:
-        InputError: one line with all that cannot be used or have one name.
+        InputError: one line with all specs that cannot be used or have the same name.
     """
     return _each(specs, open_class_maps)
 
@@ -204,14 +204,14 @@ def _instances(spec: Spec) -> CocoPictures:
     every = reader.with_empty_pictures()
     every.check(found)
     every.check_for_detection(found)
-    tell(finding for finding in found if finding.kind not in ("no object", "crowds"))  # they count there
+    tell(finding for finding in found if finding.kind not in ("no object", "crowds"))  # average precision counts both
     if not len(reader):
         raise InputError(f"{os.fspath(spec)}: holds no picture with an object.")
     return every
 
 
 def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str, Named]:
-    """What each of the specs names; a group's name stands for all of its sets."""
+    """Opens each spec; the name of a group stands for all its sets."""
     spread: list[Spec] = []
     for spec in specs:
         official, folder = _parse(spec)
@@ -232,7 +232,7 @@ def _each(specs: Sequence[Spec], open_one: Callable[[Spec], Named]) -> dict[str,
 
 
 def open_class_maps(spec: Spec) -> ClassMaps:
-    """Pictures with a class for every pixel.
+    """Opens pictures with a class for every pixel.
 
     Args:
         spec: a folder with `im/`, `gt/` and `classes.json`, a built one, or mess/NAME:DIR.
@@ -262,7 +262,7 @@ def _twice(name: str) -> str:
 
 
 def _check_apart(readers: Sequence[Reader]) -> None:
-    """Raises an InputError where a picture is in two of them: its objects would be in two places."""
+    """Raises an InputError if two readers have the same picture, since each may have only some of its objects."""
     if len(readers) < 2:
         return
     place: dict[pathlib.Path, pathlib.Path] = {}
@@ -277,7 +277,7 @@ def _check_apart(readers: Sequence[Reader]) -> None:
 
 
 def _unknown(path: pathlib.Path) -> str:
-    """Why a folder is not opened."""
+    """The message for a folder that cannot be opened."""
     if not path.is_dir():
         return f"{path}: no such folder; {KNOWN}."
     there = [part for part in (IM, GT) if (path / part).is_dir()]
@@ -288,7 +288,7 @@ def _unknown(path: pathlib.Path) -> str:
 
 
 def _parse(spec: Spec) -> tuple[str, pathlib.Path]:
-    """NAME, or nothing, and the path; the same path however it is spelled."""
+    """NAME, or "", and the normalised path."""
     name, colon, folder = os.fspath(spec).partition(":")
     if colon and not os.path.exists(spec):
         return name, pathlib.Path(folder)

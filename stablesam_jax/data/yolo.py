@@ -1,7 +1,7 @@
 """Annotations of YOLO for segmentation: a text file for each picture, a line for each object.
 
-A line is the class and the outline as x, y, x, y, ..., shares of the picture's width and height. A line of five numbers
-is a rectangle and no mask. The names of classes are in `data.yaml` or `classes.txt`, in the folder or above it.
+A line has the class and the outline as x, y, x, y, ..., as shares of the picture's width and height. A line of five
+numbers is a rectangle and has no mask. Names of classes are in `data.yaml` or `classes.txt`, in the folder or above it.
 """
 
 import collections
@@ -16,11 +16,11 @@ from stablesam_jax.errors import InputError
 
 IMAGES, LABELS = "images", "labels"  # folders
 YAML, CLASSES = ("data.yaml", "data.yml", "dataset.yaml"), ("classes.txt", "obj.names")
-FAR = 1.0  # shares of the picture that an outline may reach outside it, and is cut; more is in pixels
+FAR = 1.0  # shares of the picture by which an outline may exceed it and is clipped; larger values are pixels, a fault
 
 
 def read_classes(folder: pathlib.Path) -> Mapping[int, str]:
-    """The names of the classes by number, where a file here or one or two folders above has them."""
+    """Names of classes by number, from a file in this folder or up to two levels above; empty without one."""
     for place in (folder, folder.parent, folder.parent.parent):
         for file in (place / name for name in (*YAML, *CLASSES)):
             try:
@@ -34,10 +34,10 @@ def read_classes(folder: pathlib.Path) -> Mapping[int, str]:
 
 
 def parse(path: pathlib.Path, size: tuple[int, int], *, classes: Mapping[int, str]) -> Drawing:
-    """What a text file of YOLO holds, for a picture of W x H pixels.
+    """Parses a text file of YOLO for a picture of W x H pixels.
 
     Raises:
-        InputError, ValueError: it is none, or a line is broken; says which.
+        InputError, ValueError: it is not one, or a line is malformed; names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

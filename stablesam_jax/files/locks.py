@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder."""
+"""Locks for folders, so that one process at a time writes to each."""
 
 import contextlib
 import datetime
@@ -15,14 +15,14 @@ from stablesam_jax.files.disk import PathLike
 
 @contextlib.contextmanager
 def owned(folder: PathLike) -> Iterator[None]:
-    """Holds a folder, which need not exist, until the end of the context or of the process.
+    """Locks a folder, which need not exist, until the end of the context or of the process.
 
     The lock is a file `.NAME.lock` beside the folder, which names its owner. The operating system releases it when the
-    process ends, also by kill -9, so that no lock is ever stale. At the end the file is removed, and so are parent
-    folders that were made for it and are empty.
+    process ends, even by kill -9, so that no lock is ever stale. At the end the file is removed, and so are parent
+    folders that were created for it and are empty.
 
     Raises:
-        InputError: another process holds the folder; names that process. Or the lock cannot be made.
+        InputError: another process has locked the folder, and the message names it; or the lock cannot be created.
     """
     folder = pathlib.Path(folder).resolve()
     path = folder.with_name(f".{folder.name}.lock")
@@ -41,7 +41,7 @@ def owned(folder: PathLike) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%F %T}")
         yield
     finally:
-        # Removed while it is held: who waits for it looks whether its file is still there.
+        # Unlinked before the release: a process that gets the lock then checks whether its file still exists.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()

@@ -1,11 +1,11 @@
-"""Picture files: upright RGB of 8 bits, whatever is stored.
+"""Reads picture files as upright RGB of 8 bits, whatever is stored.
 
-Pillow decodes; pictures are turned as their EXIF data say, so they look as any viewer shows them.
+Pillow decodes. Pictures are rotated by their EXIF orientation, as viewers show them.
 
-Files of 16 bits hold the values of cameras and scanners of 8, 10, 12, 14 or 16. One rule: white is the largest value of
-the fewest of these bits that hold every value of the picture. So nothing is cut, black stays black, a value twice as
-large is twice as bright, and a picture of 12 bits, whose white would be 16 of 255 otherwise, is seen as it was taken. A
-picture of true 16 bits that is dark, with nothing above a quarter of white, is brightened by a whole factor, not lost.
+Files of 16 bits may hold values of 8, 10, 12, 14 or 16 bits, depending on the camera or scanner. White is the largest
+value of the smallest of these depths that holds every value of the picture. So nothing is clipped, brightness is linear
+from black, and a picture of 12 bits, whose white would otherwise be 16 of 255, has its full range. A dark picture of 16
+bits, with all values below a quarter of white, is brightened by an integer factor.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from stablesam_jax.errors import InputError
 
-MAX_PIXELS = 150_000_000  # half a gigabyte of RGB; a file of a few bytes may claim any size
-# What Pillow may decode. Not EPS, which runs a program of its own, nor what has no mark that tells it from other files.
+MAX_PIXELS = 150_000_000  # half a gigabyte of RGB; a file of a few bytes may declare any size
+# Formats that Pillow may decode. Not EPS, which runs an external program, nor formats without a magic number.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     (
@@ -34,7 +34,7 @@ SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     )
 )
-UNREAD = {  # suffix of a picture that is not read -> what it is
+UNREAD = {  # suffix of an unsupported format -> its name
     **dict.fromkeys((".heic", ".heif", ".hif"), "a HEIC picture"),
     **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"), "a camera's raw picture"),
     **dict.fromkeys((".exr", ".hdr"), "a picture without a known white"),
@@ -45,12 +45,12 @@ UNREAD = {  # suffix of a picture that is not read -> what it is
 CONVERT = "which is not read; convert it to JPEG or PNG"
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 TIFF_PHOTOMETRIC, TIFF_MAX_SAMPLE_VALUE = 262, 281  # tags
-PILLOWS_FAULTS = (  # of a file that is broken, none of which is the program's
+PILLOWS_FAULTS = (  # exceptions that Pillow raises on broken files
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError),
     *(TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
-UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
+UPRIGHT = {  # EXIF orientation -> transposition that makes the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -61,13 +61,13 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
 }
 SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
 DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras and scanners
-# Pillow keeps the high byte of each channel of 16 bits; what it would have to read for the low one.
+# Pillow keeps only the high byte of 16-bit channels. Raw mode of the file -> raw mode with which it reads the low byte.
 LOW_BYTES = {
     "RGB;16B": "RGB;16L",
     "RGB;16L": "RGB;16B",
     "RGBA;16B": "RGBA;16L",
     "RGBA;16L": "RGBA;16B",
-    "LA;16B": "RGBA",  # four bytes: both of grey, both of alpha
+    "LA;16B": "RGBA",  # as four bytes: two of grey, two of alpha
 }
 if sys.byteorder == "little":
     LOW_BYTES |= {"RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B"}
@@ -77,7 +77,7 @@ Source = str | os.PathLike[str] | Image.Image | IO[bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says of its picture."""
+    """Size, orientation and depth of a picture, from its header."""
 
     size: tuple[int, int]  # W, H, upright
     orientation: int = 1  # EXIF, 1 to 8; 1 is upright as stored
@@ -85,30 +85,30 @@ class Header:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """W, H of the pixels as they are stored."""
+        """W, H as stored, before the rotation by the orientation."""
         return self.size[::-1] if self.orientation in SIDEWAYS else self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A decoded picture, upright, as its file has it."""
+    """A decoded picture, upright, with the values of the file."""
 
     image: Image.Image
-    deep: np.ndarray | None  # (H, W) or (H, W, C) uint16, where the file has 16 bits a channel
-    white: int  # of `deep`
-    white_is_zero: bool  # `deep` counts from white, as an X-ray's film does
-    raw: str  # how Pillow names the bytes, as "L;4"
+    deep: np.ndarray | None  # (H, W) or (H, W, C) uint16, if the file has 16 bits a channel
+    white: int  # value of white in `deep`
+    white_is_zero: bool  # whether `deep` is inverted, as in X-ray films
+    raw: str  # Pillow's raw mode of the file, such as "L;4"
 
 
 def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a picture as (H, W, 3) uint8 RGB, turned upright as its EXIF data say.
+    """Reads a picture as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
-    Where a picture is transparent, the colour stored beneath is shown. Of several frames or pages the first is read.
+    Transparency is ignored: pixels have their stored colour. Of several frames or pages the first is read.
 
     Args:
         source: path of a file, an open file, or a picture that Pillow opened.
-        max_pixels: H times W at most, checked before anything is decoded. Pillow has a limit of its own above ours,
-            twice PIL.Image.MAX_IMAGE_PIXELS.
+        max_pixels: largest H times W, checked before decoding. Pillow has its own, higher limit, twice
+            PIL.Image.MAX_IMAGE_PIXELS.
 
     Raises:
         InputError: the file is missing, broken, cut short, of floating-point pixels, or larger than `max_pixels`.
@@ -128,7 +128,7 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
-    """Decodes a picture as it is stored, and turns it upright.
+    """Decodes a picture with the values of the file, and makes it upright.
 
     Raises:
         InputError: it cannot be read, or is larger than `max_pixels`.
@@ -140,15 +140,15 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
                 f"{_name(source)}: has {width} x {height} pixels, more than the {max_pixels} that are allowed; "
                 "make it smaller or raise max_pixels."
             )
-        tags = getattr(picture, "tag_v2", {})  # a TIFF's
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF
         said = tags.get(TIFF_MAX_SAMPLE_VALUE, 0)
         white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
         raw = _raw_mode(picture)
         image = _loaded_upright(picture)
         deep = None
         if image.mode.startswith("I;16"):
-            deep = np.asarray(image).astype(np.uint16)  # in the machine's order of bytes
-        elif raw in LOW_BYTES and not isinstance(source, Image.Image):  # that has lost its low bytes, or may have
+            deep = np.asarray(image).astype(np.uint16)  # in native byte order
+        elif raw in LOW_BYTES and not isinstance(source, Image.Image):  # an opened Image may be decoded already
             deep = _both_bytes(source, image, raw)
     if deep is None:
         return Stored(image, None, 255, False, raw)
@@ -157,7 +157,7 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
 
 
 def white_of(largest: int) -> int:
-    """The value that is white in a picture of 16 bits whose largest value is given.
+    """The value of white in a picture of 16 bits with the given largest value.
 
     >>> [white_of(value) for value in (200, 900, 2288, 4095, 4096, 30000)]
     [255, 1023, 4095, 4095, 16383, 65535]
@@ -174,36 +174,36 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     with _opened(path) as picture:
         deep = picture.mode.startswith("I;16") or ";16" in _raw_mode(picture)
         orientation = _orientation(picture)  # decodes a PNG file, whose EXIF data may come last
-        # Pillow swaps the sides of a TIFF when it opens it, those of other files never.
+        # Pillow swaps width and height of a rotated TIFF on opening, and of no other format.
         sideways = orientation in SIDEWAYS and picture.format != "TIFF"
         size = picture.size[::-1] if sideways else picture.size
         return Header(size, orientation, deep)
 
 
 def count_frames(path: str | os.PathLike[str]) -> int:
-    """How many frames or pages a file holds.
+    """Number of frames or pages of a file.
 
     Raises:
         InputError: it cannot be read.
     """
     with _opened(path) as picture:
-        # The second picture of a camera's MPO file shows the same.
+        # An MPO file of a camera has a second picture, a preview of the first or its stereo partner.
         return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
 
 
 def unread(path: pathlib.PurePath) -> str | None:
-    """What a file is by its suffix, where that is a picture which is not read."""
+    """The name of an unsupported picture format by the file's suffix; None for other files."""
     name = path.name.lower()
     return next((what for suffix, what in UNREAD.items() if name.endswith(suffix)), None)
 
 
 def _loaded_upright(picture: Image.Image) -> Image.Image:
     if isinstance(picture, ImageFile.ImageFile):
-        # Pillow maps an uncompressed grey TIFF of a known name into memory, and scrambles it where it lies sideways.
+        # Pillow memory-maps an uncompressed grey TIFF that has a file name, and then scrambles a rotated one.
         name, picture.filename = picture.filename, ""
         picture.load()
         picture.filename = name
-    # Not ImageOps.exif_transpose: it writes the EXIF data anew, which fails on what some cameras put there.
+    # Not ImageOps.exif_transpose: it rewrites the EXIF data, which fails on data of some cameras.
     turn = UPRIGHT.get(_orientation(picture))
     if turn is None:
         return picture
@@ -213,27 +213,27 @@ def _loaded_upright(picture: Image.Image) -> Image.Image:
 
 
 def _colours(deep: np.ndarray) -> np.ndarray:
-    """(H, W) as it is, (H, W, C) without alpha."""
+    """Drops alpha of (H, W, C); returns (H, W) unchanged."""
     return deep[..., :3] if deep.ndim == 3 else deep
 
 
 def _eight_bits(deep: np.ndarray, white: int, *, white_is_zero: bool) -> np.ndarray:
-    """A picture of 16 bits as (H, W, 3) uint8."""
+    """Converts a picture of 16 bits to (H, W, 3) uint8."""
     levels = (np.arange(white + 1) * 255 // white).astype(np.uint8)
     levels = levels[::-1] if white_is_zero else levels
-    values = np.stack([levels[row] for row in _colours(deep)])  # by rows: indices take 8 bytes each
+    values = np.stack([levels[row] for row in _colours(deep)])  # row by row, because indexing makes int64 indices
     return values if values.ndim == 3 else np.stack([values] * 3, axis=-1)
 
 
 def _raw_mode(picture: Image.Image) -> str:
-    """How Pillow reads the bytes of a picture that is not decoded yet."""
+    """Pillow's raw mode of a picture that is not decoded yet; "" if it has none."""
     args = picture.tile[0].args if isinstance(picture, ImageFile.ImageFile) and picture.tile else ""
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""
 
 
 def _both_bytes(source: Source, high: Image.Image, raw: str) -> np.ndarray:
-    """The channels (H, W, C) uint16 of a picture of which `high` holds the high bytes."""
+    """The channels (H, W, C) uint16 of a picture, of which `high` has the high bytes."""
     if hasattr(source, "seek"):
         source.seek(0)
     with _opened(source) as picture:
@@ -259,18 +259,18 @@ def _name(source: Source) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "the picture"
 
 
-_filters = threading.Lock()  # Python's warning filters are one list for all threads
+_filters = threading.Lock()  # warnings.catch_warnings changes filters that all threads share
 
 
 @contextlib.contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
-    """The picture before it is decoded; what Pillow raises on a bad file becomes an InputError."""
+    """Opens a picture without decoding it; Pillow's errors on bad files become an InputError."""
     with _faults(source):
         if isinstance(source, Image.Image):
             yield source
             return
         with _filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is the caller's
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit here
             picture = Image.open(source, formats=FORMATS)
         with picture:
             yield picture
@@ -278,7 +278,7 @@ def _opened(source: Source) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _faults(source: Source) -> Iterator[None]:
-    """What Pillow raises on a bad file, as an InputError."""
+    """Turns Pillow's errors on bad files into an InputError."""
     try:
         yield
     except InputError:
@@ -291,7 +291,7 @@ def _faults(source: Source) -> Iterator[None]:
 
 
 def _no_picture(source: Source) -> str:
-    """What a file is that Pillow does not know."""
+    """The message for a file that Pillow does not recognise."""
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(source)
         with open(path, "rb") as file:

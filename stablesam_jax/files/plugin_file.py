@@ -1,4 +1,4 @@
-"""A trained plugin as one sealed safetensors file, with its configuration and history in the header."""
+"""A trained plugin as one sealed safetensors file, with its configuration and metadata in the header."""
 
 import dataclasses
 import json
@@ -13,13 +13,14 @@ from stablesam_jax.params import Params, digest, flatten, unflatten
 
 
 def save_plugin(path: PathLike, plugin_params: Params, *, config: PluginConfig, metadata: Mapping[str, Any]) -> None:
-    """Writes a plugin file; it appears whole or not at all.
+    """Writes a plugin file atomically.
 
     Args:
-        path: file that does not exist yet, in a folder that does.
+        path: new file; missing folders are created.
         plugin_params: the subtree `plugin`, float32.
-        config: configuration it was trained with.
-        metadata: base model (`base` and `base_sha256`, see `check_base`), data, recipe, figures; what JSON can hold.
+        config: configuration that it was trained with.
+        metadata: base model (`base` and `base_sha256`, see `check_base`), data, recipe, results; values that JSON can
+            hold.
 
     Raises:
         InputError: the file exists, or cannot be written.
@@ -35,23 +36,23 @@ def load_plugin(path: PathLike) -> tuple[Params, PluginConfig, dict[str, Any]]:
         parameters as numpy arrays (the subtree `plugin`), their configuration, and the metadata.
 
     Raises:
-        InputError: the file is absent, no plugin, damaged, or of a configuration that this version does not know.
+        InputError: the file is absent, not a plugin, damaged, or of a configuration that this version lacks.
     """
     tensors, header = sealed_file.read(path, kind="plugin", keys=("config", "metadata"))
     return unflatten(tensors), _config(path, json.loads(header["config"])), json.loads(header["metadata"])
 
 
 def check_base(path: PathLike, metadata: Mapping[str, Any], config: SamConfig, params: Params) -> None:
-    """Refuses to put a plugin on another base than it was trained on: its offsets mean nothing there.
+    """Checks that a plugin is used with the base that it was trained on; on another its offsets are meaningless.
 
     Args:
-        path: of the plugin, to be named.
-        metadata: from `load_plugin`. Without `base_sha256` it says nothing about the base, and passes.
+        path: of the plugin, for the message.
+        metadata: from `load_plugin`. Without `base_sha256` any base passes.
         config: of the base.
-        params: of the base as it is loaded, float32; their `params.digest` is compared.
+        params: of the base as loaded, float32; their `params.digest` is compared.
 
     Raises:
-        InputError: another base; names both.
+        InputError: the base differs; names both.
     """
     expected = metadata.get("base_sha256")
     if expected is None or expected == (found := digest(params)):

@@ -1,6 +1,6 @@
-"""A safetensors file that is whole or absent, and in which no byte changes unseen.
+"""A safetensors file that is written atomically and verified on reading.
 
-safetensors hands out a flipped bit as a number, so the header also holds a SHA-256 over everything else.
+safetensors has no checksum, so the header also holds a SHA-256 over tensors and header.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from stablesam_jax.files.disk import PathLike, whole_file
 
 
 def write(path: PathLike, tensors: Mapping[str, ArrayLike], header: Mapping[str, str]) -> None:
-    """Writes a file; it appears whole or not at all.
+    """Writes a new file atomically.
 
     Args:
-        path: file that does not exist yet, in a folder that does.
+        path: new file; missing folders are created.
         tensors: arrays by name.
-        header: texts by name.
+        header: strings by name.
 
     Raises:
         InputError: the file exists, or cannot be written.
@@ -39,7 +39,7 @@ def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str,
 
     Args:
         path: written by `write`.
-        kind: what it should be, for messages.
+        kind: expected kind of file, for messages.
         keys: of the header, all that were written.
 
     Returns:
@@ -69,7 +69,7 @@ def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str,
 
 
 def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
-    """SHA-256 over header texts and tensors, each with its name, type and shape."""
+    """SHA-256 over the header and the tensors, each with its name, dtype and shape."""
     sha = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
