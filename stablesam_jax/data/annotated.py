@@ -1,6 +1,6 @@
-"""Pictures with an annotation file each, which outlines the objects: what labelme, YOLO and SA-1B have in common.
+"""Pictures with one annotation file each, which has outlines of the objects: labelme, YOLO and SA-1B.
 
-Nothing is kept of the files but their names: a million pictures take no more memory than their list.
+Only the names of the files are kept in memory, so that a million pictures need no more than their list.
 """
 
 import collections
@@ -33,7 +33,7 @@ EMPTY = "masks without a pixel"
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """An object as a file outlines it."""
+    """The outline of an object in a file."""
 
     segmentation: outlines.Segmentation  # pixels
     number: int
@@ -42,12 +42,12 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What an annotation file holds."""
+    """Contents of an annotation file."""
 
     objects: list[Drawn]
-    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what is no object -> how many
-    size: tuple[int, int] | None = None  # W, H of the picture, where the file says it
-    picture: str | None = None  # what the file calls its picture
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # kind of annotation -> number left out
+    size: tuple[int, int] | None = None  # W, H of the picture, if the file has it
+    picture: str | None = None  # path of the picture in the file
 
 
 # Reads an annotation file of a picture of W x H pixels; raises an InputError, or a ValueError that says what the file
@@ -63,7 +63,7 @@ class _Pair:
 
 
 class AnnotatedFolder(Reader):
-    """The pictures of a folder whose annotation files show objects, in the order of these files."""
+    """The pictures of a folder whose annotation files have objects, in the order of these files."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class AnnotatedFolder(Reader):
 
         Args:
             name: of the set; begins the names of its pictures.
-            pictures_in: folder of the pictures, in folders within or not.
-            labels_in: folder of the annotation files, in folders of the same names; it may be the same one.
+            pictures_in: folder of the pictures, which may be in subfolders.
+            labels_in: folder of the annotation files, in subfolders of the same names; may equal `pictures_in`.
             suffix: of the annotation files.
-            parse: what reads one.
-            findings: gets what cannot be used, pictures without an object, and how many annotations are left out.
+            parse: reads one annotation file.
+            findings: gets unusable files, pictures without objects, and the number of annotations left out.
         """
         self.name, self.parse = name, parse
         self.pictures = list_files(pictures_in, SUFFIXES, within=True)
@@ -106,11 +106,11 @@ class AnnotatedFolder(Reader):
         findings += left_out(name, labels_in, passed_over)
 
     def picture_file(self, index: int) -> pathlib.Path:
-        """Where the picture is."""
+        """The path of a picture."""
         return self.used[index].picture
 
     def label_file(self, index: int) -> pathlib.Path:
-        """Where the annotation file is."""
+        """The path of a picture's annotation file."""
         return self.used[index].label
 
     def files(self) -> Iterable[pathlib.Path]:
@@ -118,7 +118,7 @@ class AnnotatedFolder(Reader):
         return (file for listing in (self.pictures, self.labels) for files in listing.values() for file in files)
 
     def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
-        """All pictures, those without an object too."""
+        """All pictures, including those without objects."""
         files = (file for files in self.pictures.values() for file in files)
         return [(file, functools.partial(read_picture, file)) for file in files]
 
@@ -135,13 +135,13 @@ class AnnotatedFolder(Reader):
         )
 
     def look(self, index: int) -> Findings:
-        """All is looked at when it is opened."""
+        """Nothing: the constructor has checked everything."""
         return []
 
     def _read(
         self, label: pathlib.Path, size: tuple[int, int]
     ) -> tuple[list[tuple[Drawn, CompressedRunLengths]], Drawing]:
-        """The objects of an annotation file that cover a pixel, and all that it holds.
+        """The objects of an annotation file that cover at least one pixel, and all its contents.
 
         Raises:
             InputError: it cannot be used.
@@ -163,7 +163,7 @@ class AnnotatedFolder(Reader):
         return objects, drawing
 
     def _pairs(self, index: PictureIndex, findings: Findings) -> list[_Pair]:
-        """Each annotation file with the picture of its name, or else the one that it names."""
+        """Pairs each annotation file with the picture of the same name, or else with the picture that it names."""
         stems = {label: picture for picture, label in twins(self.pictures, self.labels).items()}
         pairs = []
         for stem, (label, *_) in self.labels.items():
@@ -177,7 +177,7 @@ class AnnotatedFolder(Reader):
             except ValueError:
                 drawing = Drawing([])
             if not of_name and not drawing.objects and not drawing.left_out:
-                continue  # some other file that lies here
+                continue  # a file of another kind, such as settings of a tool
             said = drawing.picture
             try:
                 if said is None:
@@ -189,7 +189,7 @@ class AnnotatedFolder(Reader):
         return pairs
 
     def _look(self, pair: _Pair) -> tuple[bool, Findings, Mapping[str, int]]:
-        """Whether a picture can be used, what is odd about it, and what of it is left out."""
+        """Whether a picture can be used, findings about it, and counts of annotations left out."""
         try:
             header = read_header(pair.picture)
         except InputError as error:
@@ -199,8 +199,17 @@ class AnnotatedFolder(Reader):
         except InputError as error:
             return False, [cannot_be_read("mask", self.name, pair.name, pair.label, error)], {}
         said = Header(drawing.size or header.size)
-        names = {"source": self.name, "picture_name": pair.name}
-        found = list(disagreements(pair.picture, header, pair.label, said, **names))
+        found = list(
+            disagreements(
+                pair.picture,
+                header,
+                pair.label,
+                said,
+                says_size=drawing.size is not None,
+                source=self.name,
+                picture_name=pair.name,
+            )
+        )
         if not objects:
             text = "has no object; it is left out."
             found.append(Finding("no object", self.name, pair.name, pair.picture, text))

@@ -1,7 +1,7 @@
 """Annotations of labelme: a json for each picture.
 
-A polygon, a rectangle, a circle or a mask is an object; shapes of one label and group are one. Points and lines have no
-area. The picture that the json may hold itself (`imageData`) is not looked at.
+A polygon, a rectangle, a circle or a mask is an object; shapes with the same label and group are one object. Points and
+lines have no area and are left out. The embedded picture (`imageData`) is ignored.
 """
 
 import base64
@@ -20,15 +20,15 @@ from stablesam_jax.data.json_file import read_json
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import read_stored
 
-POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # of four or any number of points
-ROUND = 0.02  # pixels that the outline of a circle may be off
+POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # shape types whose points are the outline
+ROUND = 0.02  # pixels, largest error of the polygon that approximates a circle
 
 
 def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
-    """What a json of labelme holds, for a picture of W x H pixels.
+    """Parses a json of labelme for a picture of W x H pixels.
 
     Raises:
-        InputError, ValueError: it is none, or a shape is broken; says which.
+        InputError, ValueError: it is not one, or a shape is malformed; names the shape.
     """
     content = read_json(path)
     shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -67,10 +67,10 @@ def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
 
 
 def _polygon(kind: str, points: Any) -> list[float] | None:
-    """The outline of a shape as x, y, x, y, ...; None where it has no area.
+    """The outline of a shape as x, y, x, y, ...; None if it has no area.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: it is malformed.
     """
     try:
         corners = np.array(points, np.float64).reshape(-1, 2)
@@ -82,11 +82,11 @@ def _polygon(kind: str, points: Any) -> list[float] | None:
         return corners.ravel().tolist()
     if kind not in ("rectangle", "circle"):
         return None
-    if kind == "rectangle" and len(corners) == 4:  # newer versions write all of its corners
+    if kind == "rectangle" and len(corners) == 4:  # newer versions of labelme write all four corners
         return corners.ravel().tolist()
     if len(corners) != 2:
         raise ValueError(f"is a {kind} of {len(corners)} points, not 2")
-    (left, top), (right, bottom) = corners
+    (left, top), (right, bottom) = corners.tolist()
     if kind == "rectangle":
         return [left, top, right, top, right, bottom, left, bottom]
     radius = math.hypot(right - left, bottom - top)
@@ -96,10 +96,10 @@ def _polygon(kind: str, points: Any) -> list[float] | None:
 
 
 def _mask(shape: dict[str, Any], size: tuple[int, int]) -> rle.RunLengths:
-    """The run lengths of a mask, which lies in its box.
+    """The run lengths of a mask, which the file stores cropped to its box.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: it is malformed.
     """
     try:
         corners = np.array(shape.get("points"), np.float64).reshape(2, 2)

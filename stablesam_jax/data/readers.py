@@ -1,8 +1,8 @@
-"""Pictures with object masks, from folders that hold a file of each: what every source of pictures looks like.
+"""Pictures with object masks: the interface of all sources, and folders with a picture and a mask file each.
 
-The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size, in folders within or not. A
-mask holds 0 for the background and one other number for one object (255, say), or one number per object (255 is then
-"ignore"). Picture and mask are each turned upright as their own EXIF data say.
+The layout "pairs": `im/STEM.jpg` (or any common format) and `gt/STEM.png` of the same size, also in subfolders. A mask
+holds 0 for the background and one other number for one object (255, say), or one number per object (255 is then
+"ignore"). Picture and mask are each rotated by their own EXIF orientation.
 """
 
 import abc
@@ -22,10 +22,10 @@ from stablesam_jax.data.label_file import SizeHW, read_masks, read_soft_mask
 from stablesam_jax.errors import InputError, shown
 from stablesam_jax.files.picture_file import CONVERT, SIDEWAYS, SUFFIXES, Header, read_header, read_picture, unread
 
-MASK_SUFFIXES = frozenset({".bmp", ".gif", ".pbm", ".pgm", ".png", ".tif", ".tiff"})  # of formats that lose nothing
-IM, GT = "im", "gt"  # of a folder of pairs
+MASK_SUFFIXES = frozenset({".bmp", ".gif", ".pbm", ".pgm", ".png", ".tif", ".tiff"})  # of lossless formats
+IM, GT = "im", "gt"  # subfolders of the layout "pairs"
 
-Listing = Mapping[str, Sequence[pathlib.Path]]  # what is before the suffix -> files
+Listing = Mapping[str, Sequence[pathlib.Path]]  # path without suffix -> files
 Result = TypeVar("Result")
 
 
@@ -34,15 +34,15 @@ class Objects:
     """The objects of a picture."""
 
     masks: np.ndarray  # (M, H, W) bool, none empty
-    numbers: tuple[int, ...] = ()  # M, what the source calls each object: number in the mask, or annotation id
-    categories: tuple[str, ...] = ()  # M, what each object is, where the source tells
+    numbers: tuple[int, ...] = ()  # M, of each object in the source: number in the mask, or annotation id
+    categories: tuple[str, ...] = ()  # M, category of each object, if the source has them
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledPicture:
     """A picture and the masks of its objects."""
 
-    name: str  # identifies the picture: prompts of an evaluation are drawn from it
+    name: str  # unique; seeds the prompts of an evaluation
     picture: np.ndarray  # (H, W, 3) uint8 RGB
     masks: np.ndarray  # as in `Objects`
     numbers: tuple[int, ...] = ()
@@ -50,7 +50,7 @@ class LabelledPicture:
 
 
 class Pictures(Protocol):
-    """A source of labelled pictures whose names are known without reading them."""
+    """A source of labelled pictures; names are available without reading the files."""
 
     names: list[str]
 
@@ -60,11 +60,11 @@ class Pictures(Protocol):
 
 
 class Reader(abc.ABC):
-    """A source whose pictures and labels can be read each on its own."""
+    """Base of sources whose pictures and labels can be read separately."""
 
     name: str  # of the set; begins the names of its pictures
     names: list[str]
-    own_labels = True  # each picture has a label file of its own
+    own_labels = True  # whether each picture has its own label file
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,30 +76,30 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def picture_file(self, index: int) -> pathlib.Path:
-        """Where the picture is."""
+        """The path of a picture."""
 
     @abc.abstractmethod
     def label_file(self, index: int) -> pathlib.Path:
-        """Where it is said what is on it."""
+        """The path of a picture's label file."""
 
     @abc.abstractmethod
     def files(self) -> Iterable[pathlib.Path]:
-        """All files that the source depends on, those that cannot be used too."""
+        """All files of the source, including unusable ones."""
 
     @abc.abstractmethod
     def label(self, index: int, size_hw: SizeHW | None) -> Any:
-        """What is on the picture.
+        """Reads the label of a picture.
 
         Args:
             index: of the picture.
-            size_hw: its size; None, where it is not known: whatever the label says.
+            size_hw: size of the picture; None to accept the label's.
 
         Raises:
             InputError: the label cannot be used.
         """
 
     def label_header(self, index: int) -> Header | None:
-        """The size that the label says and how it was turned; None where it says neither.
+        """Size and orientation of the label; None if it has neither.
 
         Raises:
             InputError: the label cannot be read.
@@ -111,17 +111,17 @@ class Reader(abc.ABC):
         return read_picture(self.picture_file(index))
 
     def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
-        """All pictures by their file, those without an object too, with what reads them."""
+        """All pictures, including those without objects: the path and a function that reads it."""
         return [(self.picture_file(index), functools.partial(self.picture, index)) for index in range(len(self))]
 
     def check(self, findings: Findings) -> None:
-        """Adds what `look` finds of every picture, on all cores."""
+        """Adds the findings of `look` for every picture, on all cores."""
         for found in on_all_cores(self.look, range(len(self))):
             findings += found
 
     def look(self, index: int) -> Findings:
-        """What the headers of a picture and its label show: files that cannot be read, labels of another size than
-        their picture, and those that may have been drawn on it before it was turned.
+        """Checks the headers of a picture and its label: unreadable files, different sizes, and labels that may have
+        been drawn before the picture was rotated by its EXIF orientation.
         """
         name, picture_file, label_file = self.names[index], self.picture_file(index), self.label_file(index)
         found: Findings = []
@@ -140,9 +140,23 @@ class Reader(abc.ABC):
 
 
 def disagreements(
-    file: pathlib.Path, picture: Header, label_file: pathlib.Path, label: Header, *, source: str, picture_name: str
+    file: pathlib.Path,
+    picture: Header,
+    label_file: pathlib.Path,
+    label: Header,
+    *,
+    says_size: bool = True,
+    source: str,
+    picture_name: str,
 ) -> Iterator[Finding]:
-    """What shows that a label was drawn on another picture than the one that is read, or on it before it was turned."""
+    """Findings about different sizes or EXIF orientations of a picture and its label.
+
+    Args:
+        file, picture: the picture.
+        label_file, label: the label.
+        says_size: the label's size is its own, not taken from the picture.
+        source, picture_name: what both are called.
+    """
     if label.size != picture.size:
         turn = f", {_times(picture.stored_size)} before its EXIF data turn it" if picture.orientation != 1 else ""
         drawn = picture.orientation != 1 and label.size == picture.stored_size
@@ -151,7 +165,8 @@ def disagreements(
         yield Finding("size", source, picture_name, file, text)
     elif picture.orientation != label.orientation:
         width, height = picture.size
-        if (picture.orientation in SIDEWAYS) == (label.orientation in SIDEWAYS) or width == height:
+        sideways = (picture.orientation in SIDEWAYS) != (label.orientation in SIDEWAYS)
+        if not (sideways and says_size and width != height):  # else the size shows that it was drawn upright
             of_picture, of_label = (
                 header.orientation if header.orientation != 1 else "none" for header in (picture, label)
             )
@@ -163,21 +178,21 @@ def disagreements(
 
 
 def on_all_cores(function: Callable[[Any], Result], items: Iterable[Any]) -> Iterator[Result]:
-    """The results in order; what reads files leaves Python's lock most of the time."""
+    """Results in order. Threads suffice, since reading files mostly releases the interpreter lock."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         yield from threads.map(function, items)
 
 
 def list_files(folder: pathlib.Path, suffixes: Collection[str], *, within: bool = False) -> Listing:
-    """The visible files of a folder that end in one of the suffixes, by what is before it, ordered by full name.
+    """Lists the visible files of a folder with one of the suffixes, by path without suffix, ordered by full name.
 
     Args:
-        folder: where.
+        folder: to list.
         suffixes: in lower or upper case.
-        within: of the folders in it too.
+        within: whether subfolders are listed too.
 
     Raises:
-        InputError: no such folder, or one that cannot be listed.
+        InputError: the folder does not exist or cannot be listed.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder.")
@@ -191,7 +206,7 @@ def list_files(folder: pathlib.Path, suffixes: Collection[str], *, within: bool 
 
 
 def _files(folder: pathlib.Path, *, within: bool, above: frozenset[str]) -> Iterator[pathlib.Path]:
-    """`above` are the real paths of the folders that led here: a link may lead back."""
+    """Files of a folder. `above` has the real paths of its parents, because a symbolic link may form a loop."""
     above |= {os.path.realpath(folder)}
     try:
         with os.scandir(folder) as entries:
@@ -209,7 +224,7 @@ def _files(folder: pathlib.Path, *, within: bool, above: frozenset[str]) -> Iter
 
 
 def twins(pictures: Collection[str], labels: Collection[str]) -> dict[str, str]:
-    """Stem of a picture -> that of its label: the same, or the same in another Unicode form, as other systems write."""
+    """Stem of a picture -> stem of its label, which may have another Unicode form, as macOS writes names."""
     forms: dict[str, list[str]] = {}
     for stem in labels:
         forms.setdefault(unicodedata.normalize("NFC", stem), []).append(stem)
@@ -222,7 +237,7 @@ def twins(pictures: Collection[str], labels: Collection[str]) -> dict[str, str]:
 
 
 def unread_pictures(name: str, folder: pathlib.Path, *, within: bool = False) -> Iterator[Finding]:
-    """The pictures of a folder that are of no kind that is read."""
+    """Findings about pictures of a folder in unsupported formats."""
     for path in sorted(_files(folder, within=within, above=frozenset())):
         if (what := unread(path)) is not None:
             stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -231,7 +246,7 @@ def unread_pictures(name: str, folder: pathlib.Path, *, within: bool = False) ->
 
 
 class LabelledFiles(Reader):
-    """Pictures and label files of the same size and name, in the order of their names; the base of what reads them."""
+    """Base of readers of pictures and label files with the same size and name, in the order of the names."""
 
     def __init__(self, name: str, pictures: Listing, labels: Listing, *, labels_in: pathlib.Path, findings: Findings):
         """Pairs the files without reading them.
@@ -241,7 +256,7 @@ class LabelledFiles(Reader):
             pictures: files by stem.
             labels: files by stem.
             labels_in: folder of the labels, for messages.
-            findings: gets what has no twin, or several.
+            findings: gets files with no counterpart or several.
         """
         self.name, self.pictures, self.labels = name, pictures, labels
         self.names: list[str] = []
@@ -269,11 +284,11 @@ class LabelledFiles(Reader):
             findings += [Finding("no picture", name, f"{name}/{shown(stem)}", file, text) for file in labels[stem]]
 
     def picture_file(self, index: int) -> pathlib.Path:
-        """Where the picture is."""
+        """The path of a picture."""
         return self.pairs[index][0]
 
     def label_file(self, index: int) -> pathlib.Path:
-        """Where the mask is."""
+        """The path of a picture's mask."""
         return self.pairs[index][1]
 
     def label_header(self, index: int) -> Header:
@@ -285,7 +300,7 @@ class LabelledFiles(Reader):
         return (file for listing in (self.pictures, self.labels) for files in listing.values() for file in files)
 
     def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
-        """All pictures, those without a mask too."""
+        """All pictures, including those without a mask."""
         files = (file for files in self.pictures.values() for file in files)
         return [(file, functools.partial(read_picture, file)) for file in files]
 
@@ -297,9 +312,9 @@ class PairsFolder(LabelledFiles):
         """Lists the pairs without reading them.
 
         Args:
-            folder: holds `im/` and `gt/`.
-            findings: gets pictures and masks without a twin, and pictures that are not read; None: that is an error.
-            name: of the set; by default the folder's.
+            folder: with `im/` and `gt/`.
+            findings: gets pictures and masks without a counterpart, and unsupported pictures; None: they raise.
+            name: of the set; default: the folder's.
 
         Raises:
             InputError: no `im/` or `gt/`, or no picture.
@@ -350,7 +365,7 @@ class Beside(LabelledFiles):
 
 
 class SoftPairs(LabelledFiles):
-    """Pictures of one object each, whose masks are soft at their edges, from any two folders or one."""
+    """Pictures of one object each, with masks that are soft at their edges, from two folders or one."""
 
     def __init__(self, name: str, pictures_in: pathlib.Path, masks_in: pathlib.Path, findings: Findings):
         """Lists NAME.jpg and NAME.png without reading them.
@@ -358,8 +373,8 @@ class SoftPairs(LabelledFiles):
         Args:
             name: of the set.
             pictures_in: folder of the pictures.
-            masks_in: folder of the masks, the same perhaps.
-            findings: gets pictures and masks without a twin.
+            masks_in: folder of the masks; may be the same.
+            findings: gets pictures and masks without a counterpart.
 
         Raises:
             InputError: a folder is missing or holds no picture.
@@ -378,7 +393,7 @@ class Selection:
     """Some of the pictures of a source, in a given order."""
 
     def __init__(self, source: Pictures, indices: Sequence[int], names: Sequence[str] | None = None):
-        """Takes the pictures at `indices`, under names of their own where these are given."""
+        """Selects the pictures at `indices`, with `names` if given."""
         self.source, self.indices = source, indices
         self.names = [source.names[index] for index in indices] if names is None else list(names)
 
@@ -390,10 +405,10 @@ class Selection:
 
 
 class Joined:
-    """Several sources, one after the other."""
+    """Several sources, concatenated."""
 
     def __init__(self, sources: Sequence[Pictures]):
-        """Joins the sources."""
+        """Concatenates the sources."""
         self.places = [(source, index) for source in sources for index in range(len(source))]
         self.names = [source.names[index] for source, index in self.places]
 
@@ -414,7 +429,7 @@ def settle(faults: Mapping[str, str], refused: None) -> None:
 
 
 def folder_name(folder: pathlib.Path) -> str:
-    """The last part of a folder's path, of "." and "a/.." too."""
+    """The last part of a folder's absolute path, so that "." and "a/.." have a name too."""
     return shown(os.path.basename(os.path.abspath(folder)))
 
 

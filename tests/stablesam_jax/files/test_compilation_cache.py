@@ -66,3 +66,19 @@ def test_the_users_cache_folder_is_the_default_and_jaxs_own_variable_goes_first(
     monkeypatch.setattr(compilation_cache.jax.config, "update", seen.__setitem__)
     path = compilation_cache.keep_compiled_programs()
     assert str(path) == seen["jax_compilation_cache_dir"] == place.format(tmp_path)
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    from stablesam_jax.files import compilation_cache
+
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    seen = {}
+    monkeypatch.setattr(compilation_cache.jax.config, "update", seen.__setitem__)
+    assert compilation_cache.keep_compiled_programs() is None
+    assert seen == {}
