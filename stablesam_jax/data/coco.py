@@ -61,7 +61,12 @@ class _Image:
 
 
 def jsons(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The COCO jsons of a folder or of its `annotations/`, without jsons of single pictures."""
+    """The COCO jsons of a folder or of its `annotations/`, without jsons of single pictures.
+
+    `annotations.json` is the only one that counts where it is there.
+    """
+    if kind_of(folder / f"{ANNOTATIONS}.json") == COCO:
+        return [folder / f"{ANNOTATIONS}.json"]
     stems = list_files(folder, SUFFIXES)
     found = [file for stem, files in list_files(folder, {".json"}).items() if stem not in stems for file in files]
     if (folder / ANNOTATIONS).is_dir():

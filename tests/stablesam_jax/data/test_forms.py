@@ -97,6 +97,13 @@ def test_jsons_that_speak_of_the_same_picture_are_not_mixed(tmp_path):
     assert "keypoints.json speak of the same picture a.jpg; give one of these files as the data" in message
 
 
+def test_annotations_json_goes_before_other_jsons(tmp_path):
+    folder = write_export("coco", tmp_path / "set")
+    (folder / "older.json").write_text(json.dumps(shapes_json(SHAPES) | {"annotations": []}))
+    (folder / "copy.json").write_text((folder / "annotations.json").read_text())
+    equal(sources.open_data([folder]), "coco")
+
+
 def test_a_part_of_a_folder_may_be_given_alone(tmp_path):
     for name in ALONE:
         folder = write_export(name, tmp_path / name)

@@ -246,9 +246,10 @@ def test_a_group_is_all_of_its_sets(tmp_path):
 def test_all_sets_that_cannot_be_used_are_named_at_once(tmp_path):
     write_official("sginw/Rail", tmp_path)
     several = coco_folder(tmp_path / "several")
+    (several / "annotations.json").rename(several / "one.json")
     (several / "more.json").write_text(json.dumps(coco_json(["a.jpg"]) | {"annotations": []}))
     assert "holds several COCO jsons" in refusal(sources.open_instances, [several])
-    assert list(sources.open_instances([several / "annotations.json"])) == ["annotations"]
+    assert list(sources.open_instances([several / "one.json"])) == ["one"]
     message = refusal(sources.open_instances, [f"sginw/Rail:{tmp_path}", f"sginw/Trash:{tmp_path}", pairs(tmp_path)])
     assert "Trash/valid/_annotations_min1cat.coco.json: cannot be read" in message
     assert f"{tmp_path}: holds no COCO json, whose boxes, areas and crowds are needed" in message
