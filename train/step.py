@@ -21,12 +21,12 @@ Objective = Literal["stable", "full-resolution", "pretrain"]
 
 @flax.struct.dataclass
 class State:
-    """What a step changes."""
+    """The part of a run's state that a step changes."""
 
     step: jax.Array  # () int32, steps done
-    trained: Params  # the leaves that train
+    trained: Params  # the trained leaves
     optimizer: optax.OptState
-    averaged: Params | None = None  # the same leaves, as a moving average over the steps, where one is asked for
+    averaged: Params | None = None  # moving average of the trained leaves over the steps, with --ema
 
 
 @flax.struct.dataclass
@@ -34,26 +34,26 @@ class Measured:
     """Means over a batch."""
 
     loss: jax.Array  # ()
-    iou: jax.Array  # (), of the single low-resolution mask, or the HQ token's where that trains, with its target
+    iou: jax.Array  # (), IoU of the target with the low-resolution mask: the single one, or the HQ token's if it trains
 
 
 def normalise(pictures: jax.Array, config: SamConfig) -> jax.Array:
-    """(B, S, S, 3) uint8 -> float32 model input. Padding is part of the picture here, as in HQ-SAM's training."""
+    """(B, S, S, 3) uint8 -> float32 model input. Padding is normalised like the picture, as in HQ-SAM's training."""
     shape = (1, 1, 1, 3)
     mean, std = jnp.array(config.pixel_mean).reshape(shape), jnp.array(config.pixel_std).reshape(shape)
     return (pictures.astype(jnp.float32) - mean) / std
 
 
 def encoder_halves(sam: Sam, *, neck_trains: bool) -> tuple[Callable, Callable]:
-    """The image encoder as a frozen half, whose result may be cached, and the rest.
+    """Splits the image encoder into a frozen half, whose features may be cached, and the rest.
 
     Args:
         sam: the model.
-        neck_trains: cut sam_nano's encoder before its neck, which pre-training trains.
+        neck_trains: split sam_nano's encoder before its neck, which pre-training trains.
 
     Returns:
-        freeze(params, pictures uint8) -> features, and embed(params, features) -> `ImageEmbedding`; the features may
-        come as a cache keeps them, in float16.
+        freeze(params, pictures uint8) -> features, and embed(params, features) -> `ImageEmbedding`. embed also accepts
+        cached features, which are float16.
     """
 
     apply: Callable[..., Any] = sam.apply
@@ -88,11 +88,11 @@ def make_update(
         sam: the model.
         optimizer: of the trained leaves.
         objective: "stable": point-sampled cross entropy and dice on the single mask (sec. 9); where the model has
-            HQ-SAM's parts on the HQ token's mask alone, as HQ-SAM trains (train/train.py), though it answers with the
-            sum of both. "full-resolution": the same at every pixel. "pretrain": SAM's loss on SAM's four masks.
+            HQ-SAM's parts on the HQ token's mask alone, as HQ-SAM trains (train/train.py), though it predicts the sum
+            of both. "full-resolution": the same at every pixel. "pretrain": SAM's loss on SAM's four masks.
         neck_trains: see `encoder_halves`.
-        clicks: rounds after the first, each with a click on an error of the mask before; for "pretrain".
-        ema: decay of the moving average, where the state holds one.
+        clicks: rounds after the first, each with a click on an error of the previous mask; for "pretrain".
+        ema: decay of the moving average, if the state has one.
 
     Returns:
         update(state, frozen parameters, batch, seed) -> state, measured. The batch is as in `pipeline.make_sample` with
@@ -154,9 +154,9 @@ def make_update(
 
 
 def moving_average(averaged: Params, trained: Params, step: jax.Array, *, decay: float) -> Params:
-    """decay * averaged + (1 - decay) * trained; the first steps count for more, lest the start be remembered for long.
+    """decay * averaged + (1 - decay) * trained.
 
-    The usual ramp: decay is at most (1 + step) / (10 + step).
+    The decay is at most (1 + step) / (10 + step), so that the initial parameters lose their weight quickly.
     """
     count = step.astype(jnp.float32)
     kept = jnp.minimum(jnp.float32(decay), (1 + count) / (10 + count))
@@ -170,6 +170,6 @@ def average_pool(maps: jax.Array, size: int) -> jax.Array:
 
 
 def sample_keys(seed: jax.Array, positions: jax.Array, prompts: int) -> jax.Array:
-    """A key for each prompt of each sample, from the sample's number in the run: (B,) uint32 -> (B, prompts) keys."""
+    """A key for each prompt of each sample, from the sample's index in the run: (B,) uint32 -> (B, prompts) keys."""
     keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(seed), position))(positions)
     return jax.vmap(lambda key: jax.random.split(key, prompts))(keys)

@@ -1,4 +1,4 @@
-"""An encoded picture: all that prompts need of it, and by whom it was encoded."""
+"""An encoded picture, with the identity of the model that encoded it."""
 
 import dataclasses
 import functools
@@ -15,10 +15,10 @@ from stablesam_jax.params import Params
 
 
 class Encoder:
-    """What of a model decides an embedding: its configuration without plugin, and the parameters that encode.
+    """The encoder of a model: its configuration without plugin, and the parameters that embeddings depend on.
 
-    Two are equal if they encode every picture alike. Most often they share their arrays; only where they do not, bytes
-    are read and compared, once, which takes seconds for a gigabyte.
+    Two are equal if they give the same embeddings. Usually they share arrays; otherwise bytes are hashed and compared,
+    once, which takes seconds per gigabyte.
     """
 
     def __init__(self, config: SamConfig, params: Params):
@@ -27,7 +27,7 @@ class Encoder:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """The same in words and digests, as files hold it."""
+        """The identity that embedding files contain, see `embedding_file.identity`."""
         return embedding_file.identity(self._config, self._params)
 
     def __eq__(self, other: object) -> bool:
@@ -38,7 +38,7 @@ class Encoder:
             return True
         return self.identity == other.identity
 
-    __hash__ = None  # type: ignore[assignment]  # no digest is worth a look-up
+    __hash__ = None  # type: ignore[assignment]  # hashing would have to read all parameters
 
     def __str__(self) -> str:
         return self.identity["model"]
@@ -46,18 +46,18 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Picture:
-    """What `Predictor.encode` made of a picture. It never changes, so threads may share it.
+    """A picture encoded by `Predictor.encode`. Immutable, so threads may share it.
 
         picture = predictor.encode("dog.jpg")
         masks, iou_predictions, low_res_masks = predictor.predict(box=boxes, picture=picture)
 
-    It holds on to the parameters of the encoder that made it.
+    It keeps the encoder's parameters in memory.
     """
 
     embedding: ImageEmbedding = dataclasses.field(repr=False)  # B = 1, of HQ-SAM fused
     original_size: tuple[int, int]  # height and width in pixels
     digest: str  # SHA-256 of size and pixels, upright and in RGB
-    model: Encoder = dataclasses.field(repr=False)  # what made it
+    model: Encoder = dataclasses.field(repr=False)  # that made the embedding
 
 
 def digest(picture: np.ndarray) -> str:

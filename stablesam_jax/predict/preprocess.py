@@ -1,4 +1,4 @@
-"""Picture to model input, coordinates to the model's frame.
+"""Converts pictures to the model's input, and coordinates to its frame.
 
 The same arithmetic as segment_anything's ResizeLongestSide and Sam.preprocess.
 """
@@ -14,7 +14,7 @@ from stablesam_jax.prompts import Prompt
 
 
 def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """Height and width after the longer side is brought to `image_size`; halves go up, and no side vanishes.
+    """Height and width after the longer side is resized to `image_size`; halves round up, and no side is below 1.
 
     >>> resized_size((333, 500), 1024)
     (682, 1024)
@@ -25,7 +25,7 @@ def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
 
 
 def check_picture(picture: np.ndarray) -> None:
-    """Raises an `InputError`, with the remedy, for anything but (H, W, 3) uint8 with at least one pixel."""
+    """Raises an `InputError` with a remedy unless the picture is (H, W, 3) uint8 with at least one pixel."""
     shape, dtype = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
     if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8 or 0 in shape:
         raise InputError(
@@ -68,11 +68,11 @@ def _remedy(picture: object) -> str:
 def preprocess(picture: np.ndarray, config: SamConfig) -> np.ndarray:
     """Resizes, normalises, then pads with zeros at the bottom and on the right.
 
-    Pillow resizes, because it rounds to 8 bits between its two passes: nothing else gives the official model's input.
+    Pillow resizes, as in the official code: it rounds to 8 bits between its two passes, which other libraries do not.
 
     Args:
         picture: (H, W, 3) uint8, RGB.
-        config: for the size S of the model's input, the mean and the deviation of pixels.
+        config: has the size S of the model's input, and mean and standard deviation of pixels.
 
     Returns:
         (S, S, 3) float32. Padding is 0, the mean colour.
@@ -98,7 +98,7 @@ def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], image_size: int
         image_size: S.
 
     Returns:
-        (..., 2) float32. The factors come from the rounded sizes, so they differ a little between x and y.
+        (..., 2) float32. The factors are ratios of rounded sizes, so those of x and y differ slightly.
     """
     height, width = size_hw
     new_height, new_width = resized_size(size_hw, image_size)
@@ -106,6 +106,6 @@ def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], image_size: int
 
 
 def in_model_frame(prompt: Prompt, size_hw: tuple[int, int], image_size: int) -> Prompt:
-    """A prompt in pixels of a picture, in pixels of the model's input; see `to_model_frame`."""
+    """Maps a prompt in pixels of a picture to pixels of the model's input; see `to_model_frame`."""
     box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, image_size).reshape(4)
     return dataclasses.replace(prompt, points=to_model_frame(prompt.points, size_hw, image_size), box=box)
