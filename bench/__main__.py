@@ -1,8 +1,8 @@
-"""How fast are we? Every figure is a ratio, theirs / ours, of times that were taken in turns in one run.
+"""Benchmarks: every result is a ratio, theirs / ours, of times measured alternately in one run.
 
     python -m bench --rows encoder point decode predict stability startup train
 
-A family of rows is a function that yields cases; `ROWS` names them.
+`ROWS` has, for each family of rows, the function that yields its cases.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def check_options(options: Options) -> None:
         check_writable(options.json, "--json")
     available = len(os.sched_getaffinity(0))
     if not 1 <= options.threads <= available:
-        raise InputError(f"--threads {options.threads}: there are 1 to {available} processors to be had.")
+        raise InputError(f"--threads {options.threads}: must be from 1 to {available}, the available processors.")
     if ("data" in options.rows) != bool(options.data_dir):
         raise InputError("--rows data and --data-dir go together: give folders with im/ and gt/.")
     if min(options.repeats, options.batch_size, *(options.prompts or [0]), *(options.pictures or [0])) < 1:
@@ -67,11 +67,11 @@ def check_options(options: Options) -> None:
             raise InputError(f"--models {name}: no model with an official twin; there are {', '.join(WITH_TWIN)}.")
     if options.dtype != "float32" and (others := [row for row in options.rows if row not in IN_ANY_DTYPE]):
         raise InputError(
-            f"--dtype {options.dtype}: {others[0]} is compared in float32; {', '.join(IN_ANY_DTYPE)} in any."
+            f"--dtype {options.dtype}: {others[0]} is compared in float32 only; {', '.join(IN_ANY_DTYPE)} in any dtype."
         )
     if options.dtype == "tf32" and torch_device().type == "cpu":
-        raise InputError("--dtype tf32: is for a GPU; a processor multiplies float32 as it is.")
-    options.configs()  # refuses a size
+        raise InputError("--dtype tf32: is for a GPU; a CPU has no TF32.")
+    options.configs()  # raises for an input size that a model cannot have
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         share_gpu()
         check_options(options)
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA has a thread for each
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA starts one thread for each
         torch.set_num_threads(options.threads)
-        parallel.split_cpu(options.batch_size)  # as train.main does; what uses one device has all threads
+        parallel.split_cpu(options.batch_size)  # as train.main does; a program on one of the devices has all threads
         set_up(options.dtype)
         device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
         limits = measure_limits(options.dtype)
         print(
-            f"{device}, {options.threads} threads, load {load:.1f} when it began; limits: "
+            f"{device}, {options.threads} threads, load {load:.1f} at the start; limits: "
             f"{limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.0f} GB/s"
         )
         found, measured = [], []

@@ -1,7 +1,7 @@
-"""HQ-SAM's training step in PyTorch, as its train/train.py and train/utils/loss_mask.py do it.
+"""HQ-SAM's training step in PyTorch, after its train/train.py and train/utils/loss_mask.py.
 
-Left out is what costs nothing beside the rest and would count against it: reading and augmenting pictures, the other
-prompts, SAM's own decoder, whose masks nobody uses, DistributedDataParallel, and logging.
+Omitted, in favour of HQ-SAM: reading and augmenting pictures, other prompts than boxes, SAM's own decoder, whose masks
+the loop does not use, DistributedDataParallel, and logging.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ ADDED = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedd
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """The state of a training run: HQ-SAM, whose added parts train, and their Adam."""
+    """The state of a training run: HQ-SAM with SAM's parts frozen, and Adam for the added parts."""
 
     sam: torch_sam.Official
     optimizer: torch.optim.Optimizer
@@ -55,7 +55,7 @@ class Loop:
                 image_pe = prompt_encoder.get_dense_pe()
             here = slice(index, index + 1)
             logits, _ = decoder.predict_masks(embedding[here], image_pe, sparse, dense, features[here])
-            masks.append(logits[:, -1:])  # the HQ token's
+            masks.append(logits[:, -1:])  # of the HQ token, the last
         loss = point_sampled_loss(torch.cat(masks), torch.from_numpy(targets).float())
         self.optimizer.zero_grad()
         loss.backward()
@@ -64,12 +64,12 @@ class Loop:
 
 
 def start(config: SamConfig, params: Params, wrap: Callable[[Any], Any]) -> Loop:
-    """A run from our weights of an HQ-SAM; all but what HQ-SAM adds to SAM rests.
+    """Starts a run from our weights of an HQ-SAM. Everything is frozen except the parts that HQ-SAM adds to SAM.
 
     Args:
         config: of the HQ-SAM.
         params: its weights.
-        wrap: what becomes of its encoder and of its decoder, as torch.compile, or themselves.
+        wrap: applied to encoder and decoder: torch.compile or the identity.
     """
     sam = twins.load_official(config, params)
     sam.requires_grad_(False)
@@ -82,7 +82,7 @@ def start(config: SamConfig, params: Params, wrap: Callable[[Any], Any]) -> Loop
 
 
 def point_sampled_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy plus dice at points that are mostly those where a mask is undecided.
+    """Cross entropy plus dice at sampled points, most of them where the logit is closest to 0.
 
     Args:
         logits: (B, 1, h, w).
@@ -92,8 +92,8 @@ def point_sampled_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     with torch.no_grad():
         candidates = torch.rand(count, OVERSAMPLING * POINTS, 2)
         chosen = _sample(logits, candidates).abs().topk(important, dim=1, largest=False).indices
-        undecided = torch.gather(candidates, 1, chosen[..., None].expand(-1, -1, 2))
-        points = torch.cat([undecided, torch.rand(count, POINTS - important, 2)], dim=1)
+        uncertain = torch.gather(candidates, 1, chosen[..., None].expand(-1, -1, 2))
+        points = torch.cat([uncertain, torch.rand(count, POINTS - important, 2)], dim=1)
         truth = _sample(targets, points)
     sampled = _sample(logits, points)
     cross_entropy = binary_cross_entropy_with_logits(sampled, truth, reduction="none").mean(dim=1)
@@ -108,6 +108,6 @@ def _sample(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def join(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `encode` would give for all pictures at once."""
+    """Concatenates results of `encode`."""
     embeddings, early = zip(*parts, strict=True)
     return torch.cat(embeddings), torch.cat(early)

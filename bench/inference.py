@@ -1,6 +1,6 @@
-"""Rows of what a user waits for: encoding a picture, decoding prompts, and both together, against PyTorch.
+"""Rows of inference against PyTorch: encoding pictures, decoding prompts, and both together.
 
-Weights are random and the same on both sides, which must give the same masks.
+Both sides have the same random weights and must give the same masks.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ from stablesam_jax.predict.preprocess import preprocess
 from stablesam_jax.prompts import jittered_box
 
 PHOTOGRAPH = (4000, 3000)  # width and height, 12 megapixels
-SAME_EMBEDDING = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.3}  # largest difference, in deviations
+SAME_EMBEDDING = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.3}  # largest difference, in standard deviations
 SAME_MASKS = {"float32": 1e-4, "tf32": 0.01, "bfloat16": 0.03}  # share of the pixels that may differ
 BOX = np.array([0.2, 0.2, 0.8, 0.8])  # shares of width and height
 
 
 def encoder_cases(options: Options) -> Iterator[Case]:
-    """Pictures to their embeddings; both stay where the model is, on a GPU."""
+    """Pictures to their embeddings, without transfers: on a GPU both are in its memory."""
     for (name, config), count in itertools.product(options.configs().items(), options.pictures):
         pixels = _pixels(config, count)
         what = count_of("picture", count)
@@ -71,10 +71,11 @@ def encoder_cases(options: Options) -> Iterator[Case]:
 
 
 def point_cases(options: Options) -> Iterator[Case]:
-    """Pictures with a foreground point each to three low-resolution masks.
+    """Pictures with one foreground point each to three low-resolution masks.
 
-    After segment-anything-fast, which asks a point for every object and times masks of the picture's size, too.
-    Pictures and points are on the device, and are encoded at once; PyTorch decodes picture by picture, as its Sam does.
+    Similar to the benchmark of segment-anything-fast, which has a point for every object and also times the resizing of
+    masks. Pictures and points are on the device. All pictures are encoded in one batch; PyTorch decodes them one by
+    one, as its Sam does.
     """
     for (name, config), count in itertools.product(options.configs().items(), options.pictures):
         pixels = _pixels(config, count)
@@ -114,13 +115,13 @@ def decode_cases(options: Options) -> Iterator[Case]:
 
 
 def predict_cases(options: Options) -> Iterator[Case]:
-    """A photograph in memory and one box to a mask of its size."""
+    """A photograph in memory and one box to a mask at the photograph's size."""
     boxes = BOX[None] * np.tile(PHOTOGRAPH, 2)
     return _whole_cases(options, "12 megapixels and a box to a mask", _picture(PHOTOGRAPH), boxes, lambda masks: masks)
 
 
 def stability_cases(options: Options) -> Iterator[Case]:
-    """A picture and as many slightly different boxes as the paper takes, to masks and their stability."""
+    """A picture and slightly different boxes, as many as in the paper, to masks and their stability."""
     picture = _picture((1024, 768))
     boxes = _boxes(JITTERS, picture.shape[:2])
 
@@ -185,15 +186,15 @@ def _official_point(config: SamConfig, pixels: np.ndarray, points: np.ndarray, w
 
 
 def _point_cost(config: SamConfig, pixels: np.ndarray, points: np.ndarray) -> Cost:
-    def answer(sam: Sam, pictures: jax.Array, prompts: Prompts) -> jax.Array:
+    def both(sam: Sam, pictures: jax.Array, prompts: Prompts) -> jax.Array:
         return sam.decode(sam.encode(pictures), prompts, masks="multi").low_res_masks
 
     sam = assemble(config)
-    return cost_of(functools.partial(sam.apply, method=answer), {"params": shapes(sam)}, pixels, _point_prompts(points))
+    return cost_of(functools.partial(sam.apply, method=both), {"params": shapes(sam)}, pixels, _point_prompts(points))
 
 
 def _point_prompts(points: np.ndarray) -> Prompts:
-    """(B, 2) -> a prompt for each picture."""
+    """(B, 2) points -> one prompt for each picture."""
     tokens = [sparse_tokens(point[None], np.array([1]), None, length=2) for point in points]
     return Prompts(*(jnp.asarray(np.stack(column)[:, None]) for column in zip(*tokens, strict=True)))
 
@@ -211,7 +212,7 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
     embedding = _embedding(config)
     device = torch_device()
     features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous().to(device)
-    # HQ-SAM's decoder fuses both at each call; ours has done it with the picture.
+    # HQ-SAM's decoder fuses embedding and early features in every call; ours fuses once a picture, unmeasured here.
     early = {}
     if config.hq:
         early_features = torch.tensor(np.asarray(embedding.early, np.float32)).to(device)
@@ -258,12 +259,12 @@ def _boxes(count: int, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _picture(size: tuple[int, int]) -> np.ndarray:
-    """A photograph, enlarged to (width, height)."""
+    """A photograph resized to (width, height)."""
     return np.asarray(Image.fromarray(read_picture(IMAGE)).resize(size, Image.Resampling.BICUBIC))
 
 
 def _pixels(config: SamConfig, count: int) -> np.ndarray:
-    """(B, S, S, 3) of a photograph, again and again."""
+    """(B, S, S, 3): a photograph, preprocessed and repeated."""
     picture = preprocess(_picture((config.image_size, config.image_size)), config)
     return np.repeat(picture[None], count, axis=0)
 

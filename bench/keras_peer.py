@@ -1,7 +1,7 @@
 """keras-hub's SAM on JAX with our parameters, as a side of the benchmark.
 
-Its public `predict` encodes the picture again for every prompt, so encoder and decoder are compiled here by hand. It
-has a ViT for an encoder, no HQ-SAM, and float32 is what is compared.
+Its public `predict` encodes the picture again for every prompt, so its encoder and decoder are compiled separately
+here. It supports ViT encoders and no HQ-SAM; the comparison is in float32.
 """
 
 import os
@@ -18,7 +18,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.params import flatten
 
-# What has parameters, in the order in which keras-hub's layers hold them; a name stands for kernel or scale, and bias.
+# Our names in the order of keras-hub's weights; a name stands for a leaf, or for its kernel or scale followed by bias.
 _BLOCK = ("norm1", "norm2", "attn/qkv", "attn/proj", "attn/rel_pos_h", "attn/rel_pos_w", "mlp/lin1", "mlp/lin2")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _LAYER = (
@@ -34,7 +34,7 @@ _LAYER = (
 )
 _PROMPTS = (
     "pe_layer/positional_encoding_gaussian_matrix",
-    *(f"point_embeddings_{label}" for label in (1, 0, 2, 3)),  # it has the foreground first
+    *(f"point_embeddings_{label}" for label in (1, 0, 2, 3)),  # keras-hub has the foreground first
     "not_a_point_embed",
     *(f"mask_downscaling_{index}" for index in (0, 1, 3, 4, 6)),
     "no_mask_embed",
@@ -52,17 +52,17 @@ _MASKS = (
 
 
 def keras_encoder(options: Options, config: SamConfig, pixels: np.ndarray) -> dict[str, Work]:
-    """The side that encodes (B, S, S, 3) normalised pixels to (B, S / 16, S / 16, 256), where it is asked for.
+    """The side that encodes (B, S, S, 3) normalised pixels to (B, S / 16, S / 16, 256); none without --keras-hub.
 
     Raises:
-        InputError: keras-hub has no such model; when the work is done, keras-hub is not installed.
+        InputError: keras-hub has no such model. If keras-hub is not installed, the work itself raises one.
     """
 
     def prepare() -> Work:
         encoder = _encoder(config)
         state = _state(encoder)
         encode = jax.jit(lambda state, pictures: encoder.stateless_call(*state, pictures)[0])
-        # It normalises within the model what lies between 0 and 1.
+        # keras-hub's model takes pixels in [0, 1] and normalises them itself.
         pictures = (pixels * np.array(config.pixel_std) + np.array(config.pixel_mean)).astype(np.float32) / 255
         pictures = jax.device_put(pictures)
         return lambda: encode(state, pictures)
@@ -73,7 +73,7 @@ def keras_encoder(options: Options, config: SamConfig, pixels: np.ndarray) -> di
 def keras_decoder(
     options: Options, config: SamConfig, embed: Callable[[SamConfig], ImageEmbedding], boxes: np.ndarray
 ) -> dict[str, Work]:
-    """The side that decodes (N, 4) boxes to (N, 4 G, 4 G) low-resolution logits, where it is asked for.
+    """The side that decodes (N, 4) boxes to (N, 4 G, 4 G) low-resolution logits; none without --keras-hub.
 
     Raises:
         InputError: as `keras_encoder`.
@@ -99,13 +99,13 @@ def _side(options: Options, config: SamConfig, prepare: Callable[[], Work]) -> d
     if not options.keras_hub:
         return {}
     if not isinstance(config.encoder, ViTConfig) or config.dtype != "float32":
-        raise InputError("--keras-hub: it has SAM's ViT-B, L and H, and is compared in float32.")
+        raise InputError("--keras-hub: supports SAM's ViT-B, L and H in float32; choose such a model and dtype.")
     return {"keras-hub": prepared(prepare)}
 
 
 def _encoder(config: SamConfig) -> Any:
     vit = config.encoder
-    assert isinstance(vit, ViTConfig)  # `_side` has seen to it
+    assert isinstance(vit, ViTConfig)  # checked in `_side`
     encoder = _import_keras_hub().models.ViTDetBackbone(
         hidden_size=vit.width,
         num_layers=vit.depth,
@@ -138,7 +138,7 @@ def _decoder(config: SamConfig) -> tuple[Any, Any]:
 
 
 def _fill(layer: Any, leaves: Mapping[str, jax.Array], names: Sequence[str]) -> None:
-    """Gives a layer its parameters."""
+    """Sets a layer's weights from our parameters."""
     values = []
     for name in names:
         of_name = [path for path in (name, f"{name}/kernel", f"{name}/scale", f"{name}/bias") if path in leaves]
@@ -153,7 +153,7 @@ def _fill(layer: Any, leaves: Mapping[str, jax.Array], names: Sequence[str]) -> 
 
 
 def _state(layer: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-    """What `stateless_call` takes first."""
+    """The first two arguments of `stateless_call`."""
     return (
         [variable.value for variable in layer.trainable_variables],
         [variable.value for variable in layer.non_trainable_variables],
@@ -161,7 +161,7 @@ def _state(layer: Any) -> tuple[list[jax.Array], list[jax.Array]]:
 
 
 def _import_keras_hub() -> Any:
-    os.environ["KERAS_BACKEND"] = "jax"  # read when keras is imported
+    os.environ["KERAS_BACKEND"] = "jax"  # keras reads it on import
     try:
         import keras_hub
     except ImportError as error:

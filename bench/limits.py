@@ -1,4 +1,4 @@
-"""What no program can beat on this machine: its matrix rate and its memory bandwidth, and what a work asks of them."""
+"""Roofline of the machine, its matmul rate and memory bandwidth, and the arithmetic and traffic of a program."""
 
 import dataclasses
 import functools
@@ -14,44 +14,44 @@ from jax.extend import core
 
 from bench.device import Precision, dtype_of, finished, torch_device
 
-_SIDE = {"cpu": 3072, "cuda": 8192}  # of the products: as wide as a ViT's layers; what fills a GPU
-_MOVED = {"cpu": 1 << 26, "cuda": 1 << 28}  # numbers that are copied: 256 MiB and 1 GiB, beyond every cache
-_TRIES = 5  # the best counts: a limit is what was reached once
+_SIDE = {"cpu": 3072, "cuda": 8192}  # of the matrices: that of a ViT's layers; enough to fill a GPU
+_MOVED = {"cpu": 1 << 26, "cuda": 1 << 28}  # float32 values that are copied: 256 MiB and 1 GiB, larger than any cache
+_TRIES = 5  # the fastest counts, since the limit is the best that the machine reaches
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a work asks of a machine at the least."""
+    """Lower bounds of a program's arithmetic and memory traffic."""
 
-    flops: float  # of matrix products and convolutions, a multiplication and an addition being two
-    bytes: float  # of all that goes in and comes out, once
+    flops: float  # of matmuls and convolutions, where a multiply-add is two
+    bytes: float  # of all inputs and outputs, each moved once
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a machine gives."""
+    """Rates that the machine reaches."""
 
     flops_per_second: float
     bytes_per_second: float
 
     def seconds(self, cost: Cost) -> float:
-        """The least time."""
+        """The least time for a cost: of arithmetic or of traffic, whichever is longer."""
         return max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
 
 
 def measure_limits(precision: Precision = "float32") -> Limits:
-    """Products by whichever of XLA and PyTorch is faster, and copies of large arrays, on the device.
+    """Measures matmuls, by whichever of XLA and PyTorch is faster, and copies of large arrays, on the device.
 
     Args:
-        precision: of the products; on a GPU `set_up` must have been told the same.
+        precision: of the matmuls. On a GPU `set_up` must have been called with the same.
     """
     device, dtype = torch_device(), dtype_of(precision)
     side, moved = _SIDE[device.type], _MOVED[device.type]
     matrix = np.random.default_rng(0).standard_normal((side, side), np.float32)
     ours, theirs = jnp.asarray(matrix, dtype), torch.from_numpy(matrix).to(device, getattr(torch, dtype))
-    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     times = [
-        _best(lambda: product(ours, ours)),
+        _best(lambda: matmul(ours, ours)),
         _best(lambda: torch.mm(theirs, theirs)),
     ]
     copy = _best(_copy_of_host(moved) if device.type == "cpu" else _copy_of_device(moved, device))
@@ -70,15 +70,15 @@ def _copy_of_device(moved: int, device: torch.device) -> Callable[[], Any]:
 
 
 def cost_of(function: Callable[..., Any], *arguments: Any, axis_env: Any = None) -> Cost:
-    """Counts a program's products without running it.
+    """Counts the matmuls and convolutions of a program without running it.
 
-    XLA's own analysis takes the body of a loop once, however often it runs. Where devices have programs of their own,
-    the CPU's counts: it is the shorter arithmetic, and a GPU's kernels do not show theirs.
+    XLA's own analysis counts the body of a loop once, however often it runs. Where the program depends on the device,
+    the CPU's is counted: it has less arithmetic, and cuDNN's kernels are opaque to tracing.
 
     Args:
         function: what JAX can trace.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
-        axis_env: names and sizes of the axes that it takes means over.
+        axis_env: names and sizes of the mapped axes over which it reduces.
     """
     with jax.default_device(jax.devices("cpu")[0]):
         traced = jax.make_jaxpr(function, axis_env=axis_env)(*arguments)

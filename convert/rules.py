@@ -1,8 +1,8 @@
-"""How a tensor of the official files becomes a leaf of our tree, and back: one table.
+"""Conversion between tensors of the official files and leaves of our tree, as one table for both directions.
 
-Modules bear the official names, so paths need one rule: `/` becomes `.`, and a number after an underscore at the end of
-a component becomes an index (`blocks_3` -> `blocks.3`, but `conv1` and `neck/0` keep theirs). The table says the rest:
-what the last component is called, how its axes turn, and its type in the file.
+Modules have the official names, so paths need one rule: `/` becomes `.`, and a number after an underscore at the end of
+a component becomes an index (`blocks_3` -> `blocks.3`; `conv1` and `neck/0` are unchanged). The table has the name of
+the last component, the permutation of axes, and the dtype in the file.
 """
 
 import collections
@@ -16,26 +16,27 @@ from numpy.typing import DTypeLike
 from stablesam_jax.errors import InputError
 from stablesam_jax.params import Params, flatten, unflatten
 
-SHOWN_FAULTS = 8  # tensors with numbers that are not finite; in a diverged model it is all of them
+SHOWN_FAULTS = 8  # tensors with non-finite values that a message names; in a diverged model all tensors have some
 
 Axes = tuple[int, ...] | None  # a permutation of axes, torch -> flax, or None to keep them
 
 KEEP: Axes = None
 DENSE: Axes = (1, 0)  # (out, in) -> (in, out)
 CONV: Axes = (2, 3, 1, 0)  # (out, in, height, width) -> (height, width, in, out)
-DEPTHWISE: Axes = (2, 3, 0, 1)  # (channels, 1, height, width) -> (height, width, channels), without the 1 at the end
-# (in, out, height, width) -> (height, width, in, out), not flipped: output pixel (2h + i, 2w + j) takes weight (i, j).
+DEPTHWISE: Axes = (2, 3, 0, 1)  # (channels, 1, height, width) -> (height, width, channels); the axis of length 1 goes
+# (in, out, height, width) -> (height, width, in, out). Not flipped, since kernel and stride are 2: output pixel
+# (2h + i, 2w + j) is input (h, w) times weight (i, j).
 UPSCALE: Axes = (2, 3, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One row: which leaves of the target, what their source is called, how its axes turn, its type."""
+    """One row: leaves of our tree, and name, axes and dtype of their tensors in the file."""
 
-    target: str  # regular expression that the whole path of the leaf matches
-    source: str  # last component of the source's name; {leaf} stands for that of the target
+    target: str  # regular expression, matched against the whole path of a leaf
+    source: str  # last component of the tensor's name; {leaf} stands for that of the leaf
     axes: Axes  # torch -> flax, as for np.transpose; flax -> torch is its inverse
-    dtype: DTypeLike = np.float32  # in the file; our leaves are float32, which must hold every number exactly
+    dtype: DTypeLike = np.float32  # of the tensor; our leaves are float32, and the conversion must be exact
 
 
 RULES = (
@@ -54,7 +55,7 @@ RULES = (
     Rule(r".*/(pos_embed|rel_pos_[hw]|attention_biases|positional_encoding_gaussian_matrix)", "{leaf}", KEEP),
 )
 
-# Tensors that some files carry along, though the official classes do not store them: name, why we do without.
+# Tensors in some files that the official classes do not store: name, why they are not needed.
 DROPPED = (
     (r"pixel_(mean|std)", "the configuration holds them"),
     (r"image_encoder\..*\.attention_bias_idxs", "they follow from the size of the window"),
@@ -62,11 +63,11 @@ DROPPED = (
 
 
 def rule_of(path: str) -> Rule:
-    """The one row for a leaf.
+    """The row that matches a leaf.
 
     Raises:
         InputError: no row matches, as for the encoder of sam_nano, which has no official twin.
-        ValueError: two rows match, a fault of the table.
+        ValueError: two rows match: a bug in the table.
     """
     rules = [rule for rule in RULES if re.fullmatch(rule.target, path)]
     if not rules:
@@ -83,7 +84,7 @@ def source_name(path: str) -> str:
 
 
 def source_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a leaf of this shape has in a state dict."""
+    """The shape in a state dict of a leaf with shape `shape`."""
     axes = rule_of(path).axes
     if axes is None:
         return shape
@@ -92,30 +93,29 @@ def source_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def dropped(names: Iterable[str]) -> list[str]:
-    """One remark for each row of DROPPED that names of a state dict match."""
+    """One remark for each row of DROPPED that matches names of a state dict."""
     counts = collections.Counter(reason for name in names if (reason := _why_dropped(name)))
     return [f"{count} tensors dropped: {reason}" for reason, count in counts.items()]
 
 
 def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
-    """Fills a tree from a state dict; every leaf is filled once, every tensor is used once.
+    """Converts a state dict to a tree. Every leaf must be filled once, every tensor must be used once.
 
     Args:
-        state: tensors by their official name; those of DROPPED are passed over.
+        state: tensors by official name; those of DROPPED are ignored.
         target: tree whose leaves have `shape` and `dtype` (jax.ShapeDtypeStruct).
 
     Returns:
-        tree of numpy arrays, number for number those of the state dict, and views of them: where these are views of a
-        file, a model of any size takes no memory yet.
+        tree of numpy arrays with the values of the state dict, as views: arrays that map a file take no memory yet.
 
     Raises:
-        InputError: one line with every missing, unexpected, wrongly shaped, wrongly typed and unusable tensor.
+        InputError: one line with every tensor that is missing, unexpected, or of wrong shape, dtype or values.
     """
     names = {path: source_name(path) for path in flatten(target)}
-    known = set(names.values())
+    expected_names = set(names.values())
     faults: dict[str, list[str]] = {
         "missing": [name for name in names.values() if name not in state],
-        "unexpected": [name for name in state if name not in known and not _why_dropped(name)],
+        "unexpected": [name for name in state if name not in expected_names and not _why_dropped(name)],
         "wrong shape": [],
         "wrong type": [],
         "not exact in float32": [],
@@ -137,8 +137,8 @@ def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
         elif not _is_exact(array, leaf.dtype):
             faults["not exact in float32"].append(name)
         else:
-            turned = array if rule.axes is None else array.transpose(rule.axes)
-            leaves[path] = turned.reshape(leaf.shape).astype(leaf.dtype, copy=False)
+            transposed = array if rule.axes is None else array.transpose(rule.axes)
+            leaves[path] = transposed.reshape(leaf.shape).astype(leaf.dtype, copy=False)
     if any(faults.values()):
         text = "; ".join(f"{kind} ({len(found)}): {_listed(kind, found)}" for kind, found in faults.items() if found)
         raise InputError(f"The tensors do not fit the model: {text}. Give a complete, sound checkpoint.")
@@ -146,13 +146,13 @@ def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
 
 
 def to_torch(params: Params) -> dict[str, np.ndarray]:
-    """The table read backwards: a tree to a state dict with official names, number for number.
+    """Converts a tree to a state dict with official names: the inverse of `to_flax`.
 
     Returns:
-        tensors by name, in the types of the official files; views of the leaves where they can be.
+        tensors by name, in the dtypes of the official files; views of the leaves where possible.
 
     Raises:
-        InputError: a leaf that the official models do not have, or whose numbers do not fit its type there.
+        InputError: a leaf that the official models do not have, or with values that its official dtype cannot hold.
     """
     state = {}
     for path, leaf in flatten(params).items():
@@ -161,13 +161,15 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
         if rule.axes is not None:
             array = array.reshape(_padded(array.shape, rule.axes)).transpose(np.argsort(rule.axes))
         if not _is_exact(array, rule.dtype):
-            raise InputError(f"{path}: holds numbers that {np.dtype(rule.dtype)} cannot, as official files have it.")
+            raise InputError(
+                f"{path}: has values that {np.dtype(rule.dtype)}, its dtype in official files, cannot hold."
+            )
         state[source_name(path)] = array.astype(rule.dtype, copy=False)
     return state
 
 
 def _padded(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Our shape with the axes of length 1 that we do without."""
+    """Appends the axes of length 1 that a leaf lacks."""
     return shape + (1,) * (len(axes) - len(shape))
 
 
@@ -176,7 +178,7 @@ def _why_dropped(name: str) -> str | None:
 
 
 def _is_exact(array: np.ndarray, dtype: DTypeLike) -> bool:
-    """Whether an array survives the way to a type and back."""
+    """Whether a cast to a dtype keeps every value."""
     if array.dtype == dtype:
         return True
     with np.errstate(invalid="ignore"):  # NaN to int

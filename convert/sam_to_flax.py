@@ -1,4 +1,4 @@
-"""Official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder of this package.
+"""Converts official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder of this package.
 
 python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output runs/sam_vit_b
 """
@@ -29,8 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 OURS = "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM)."
 WHOLE = "Give the file of the whole model, as sam_hq_epoch_K.pth or sam_vit_b_01ec64.pth."
 
-# How files of other models begin a name; what they are; what to give instead. The first that fits counts.
-STRANGERS = (
+# Unsupported models: prefix of a tensor's name, model, remedy. The first row that fits counts.
+UNSUPPORTED = (
     ("hf_token.", "HQ-SAM's mask decoder alone, as epoch_K.pth of its training", WHOLE),
     ("transformer.", "SAM's mask decoder alone, as *_maskdecoder.pth", WHOLE),
     ("image_encoder.trunk.", "SAM 2", OURS),
@@ -45,34 +45,32 @@ HQ_PARTS = ("mask_decoder.hf_", "mask_decoder.compress_vit_feat.", "mask_decoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Converts official weights into a checkpoint folder; which model they are is recognised."""
+    """Converts official weights into a checkpoint folder. The model is recognised from the weights."""
 
     checkpoint: pathlib.Path
     """File of segment_anything, segment_anything_hq or MobileSAM: .pth, .pt or .safetensors."""
     output: pathlib.Path
-    """Folder to make; it must not exist."""
+    """New folder."""
     model: str | None = None
-    """What the file should be, as sam_vit_b; another model is refused."""
+    """The expected model, such as sam_vit_b; a file of another one is refused."""
 
 
 def recognise(shapes_by_name: Shapes) -> SamConfig:
-    """The configuration of the model to which a state dict belongs.
-
-    A ViT's input size follows from its absolute positions; TinyViT's does not depend on its weights.
+    """Recognises the model to which a state dict belongs.
 
     Args:
         shapes_by_name: official name -> shape.
 
     Returns:
-        one of MODELS, at the input size of the weights where they tell it.
+        one of MODELS; for a ViT at the input size of its absolute positions. TinyViT's weights do not depend on it.
 
     Raises:
-        InputError: it is none of them; says what it is where that can be told.
+        InputError: it is none of MODELS; names the model if it is in UNSUPPORTED.
     """
-    for prefix, stranger, remedy in STRANGERS:
+    for prefix, unsupported, remedy in UNSUPPORTED:
         if any(name.startswith(prefix) for name in shapes_by_name):
-            raise InputError(f"This is {stranger}, which cannot be converted. {remedy}")
-    # Any HQ part counts: if it is hf_token itself that is missing, that will be said.
+            raise InputError(f"This is {unsupported}, which cannot be converted. {remedy}")
+    # Any part of HQ-SAM counts, so that a file without hf_token is an HQ-SAM with a missing tensor, not a SAM.
     hq = any(name.startswith(HQ_PARTS) for name in shapes_by_name)
     depths, width = _depths(shapes_by_name), _width(shapes_by_name)
     for config in MODELS.values():
@@ -82,7 +80,9 @@ def recognise(shapes_by_name: Shapes) -> SamConfig:
     if not depths:
         raise InputError(f"This holds no image encoder of a SAM. {OURS}")
     blocks = " + ".join(map(str, depths))
-    raise InputError(f"Its image encoder has {blocks} blocks and is {width} wide, which none of ours is. {OURS}")
+    raise InputError(
+        f"Its image encoder has {blocks} blocks and {width} output channels, as no supported model. {OURS}"
+    )
 
 
 def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = None) -> list[tuple[str, str]]:
@@ -90,14 +90,14 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
 
     Args:
         checkpoint: the file.
-        output: folder to make.
-        model: name in MODELS that the file must be, or None.
+        output: new folder.
+        model: name of the expected model in MODELS, or None for any.
 
     Returns:
-        what was done, as (item, value).
+        a report, as (item, value).
 
     Raises:
-        InputError: the file cannot be used, or the output exists or cannot be written; nothing is left of it then.
+        InputError: the file cannot be used, or the output exists or cannot be written. No partial output remains.
     """
     began = time.monotonic()
     if model is not None and model not in MODELS:
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _depths(shapes_by_name: Shapes) -> tuple[int, ...]:
-    """Blocks in each stage: one stage of a ViT, four of TinyViT. Every other measure is left to `to_flax`."""
+    """Number of blocks in each stage: a ViT has one stage, TinyViT four. `to_flax` checks all other sizes."""
     pattern = re.compile(r"image_encoder\.(layers\.\d+\.)?blocks\.\d+\.")
     blocks = {match[0]: match[1] or "" for name in shapes_by_name if (match := pattern.match(name))}
     return tuple(depth for _, depth in sorted(collections.Counter(blocks.values()).items()))
@@ -153,7 +153,7 @@ def _width(shapes_by_name: Shapes) -> int | None:
 
 
 def _at_its_size(config: SamConfig, shapes_by_name: Shapes) -> SamConfig:
-    """The configuration at the input size that absolute positions (1, G, G, C) were made for; TinyViT has none."""
+    """The configuration at the input size of the absolute positions (1, G, G, C); unchanged for TinyViT."""
     match shapes_by_name.get("image_encoder.pos_embed"):
         case (1, rows, columns, _) if rows == columns:
             return dataclasses.replace(config, image_size=rows * config.encoder.patch_size)
@@ -161,12 +161,12 @@ def _at_its_size(config: SamConfig, shapes_by_name: Shapes) -> SamConfig:
 
 
 def _check_normalisation(state: Mapping[str, np.ndarray], config: SamConfig) -> None:
-    """Compares the constants that odd files hold with ours, before they are dropped."""
+    """Compares the pixel constants, which some files hold, with ours before they are dropped."""
     for name in ("pixel_mean", "pixel_std"):
         if name in state and not np.allclose(state[name].ravel(), getattr(config, name)):
             values = ", ".join(f"{value:g}" for value in state[name].ravel())
             raise InputError(
-                f"Its {name} is {values} instead of {getattr(config, name)}: the model of another pipeline."
+                f"Its {name} is {values} instead of {getattr(config, name)}: it was trained with other preprocessing."
             )
 
 

@@ -1,7 +1,8 @@
-"""A file of PyTorch weights -> state dict of numpy arrays, without running its code and without believing its sizes.
+"""Reads a file of PyTorch weights as numpy arrays, without running its code or trusting the sizes it declares.
 
-A .pth file is a pickle beside raw numbers. Read carelessly, the pickle runs any program, a compressed zip member or a
-tensor with stride 0 fills the memory, and a flipped bit is a weight. All of it is looked at before a tensor is made.
+A .pth file is a pickle beside raw bytes of tensors. In a malicious file the pickle runs a program, and a compressed zip
+member or a tensor with stride 0 fills the memory; a flipped bit changes a weight. All of this is checked before a
+tensor is allocated.
 """
 
 import hashlib
@@ -23,15 +24,16 @@ from stablesam_jax.errors import InputError
 
 State = dict[str, np.ndarray]
 
-# What the pickle of a state dict needs. Reading calls nothing else.
+# Callables in the pickle of a state dict. A pickle with any other is refused.
 ALLOWED_CALLS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch(\.storage)? \w+Storage"
 )
 OTHER_CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 wrote pickles in a row, the first of them this number,
-LEGACY_PROTOCOL = 1001  # and the second this one
+# torch.save before 1.6 wrote pickles one after another; the first holds the magic number, the second the protocol.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
 
-# What zipfile, pickletools and torch.load raise at bytes that make no sense.
+# What zipfile, pickletools and torch.load raise on malformed bytes.
 UNREADABLE = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
@@ -47,7 +49,7 @@ UNREADABLE = (
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("module.", "model.", "sam.", "sam_model.", "net.", "_orig_mod.")
-NESTING = 4  # wrappings or prefixes inside one another that are taken off; a pickle may hold itself without end
+NESTING = 4  # nested wrappers or prefixes that are removed; bounded, because a pickled dictionary may contain itself
 
 
 def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
@@ -58,7 +60,7 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
 
     Returns:
         tensors by name, float16 and bfloat16 widened to float32, and remarks on what was unwrapped or widened. Arrays
-        of a .pth file are views of the file where they need no widening.
+        of a .pth file that are not widened are memory-mapped.
 
     Raises:
         InputError: the file is absent, damaged, would run code or fill the memory, or holds no state dict.
@@ -80,7 +82,7 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
     tensors |= {name: tensors[name].float() for name in half}
     try:
         return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}, remarks
-    except TypeError as error:  # a type that numpy lacks, as those of 8 bits
+    except TypeError as error:  # a dtype that numpy lacks, such as 8-bit floats
         raise InputError(f"{path}: {error}. Save it in float32.") from None
 
 
@@ -132,17 +134,18 @@ def _check_legacy(path: pathlib.Path) -> None:
             raise _damaged(path, "a zip archive without its end")
         if not head.startswith(b"\x80"):
             raise InputError(f"{path}: not a file of torch.save. Give a .pth, .pt or .safetensors file.")
-        # Unlike a file, a mapped one never sets memory aside for a string that claims to be longer than the file.
+        # Mapped, because file.read(n) allocates n bytes, which a string in the pickle declares; a map is bounded.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             content = cast(IO[bytes], mapped)
             if LEGACY_MAGIC not in [argument for _, argument, _ in pickletools.genops(content)]:
                 raise InputError(f"{path}: a pickle, but not of torch.save. Give a .pth, .pt or .safetensors file.")
-            for limit in (LEGACY_PROTOCOL, LEGACY_PROTOCOL, len(mapped), len(mapped)):  # then system, object, keys
+            # Four pickles follow the magic number: protocol, system (which has the protocol too), object, keys.
+            for limit in (LEGACY_PROTOCOL, LEGACY_PROTOCOL, len(mapped), len(mapped)):
                 _check_calls(path, pickletools.genops(content), limit)
 
 
 def _check_calls(path: pathlib.Path, operations: Any, limit: int) -> None:
-    """Looks through a pickle without running it: which functions it names, and whether a number is above the limit."""
+    """Scans a pickle without running it: refuses callables that are not allowed, and integers above the limit."""
     for operation, argument, _ in operations:
         if (operation.name == "GLOBAL" and not ALLOWED_CALLS.fullmatch(argument)) or operation.name in OTHER_CALLS:
             call = argument.replace(" ", ".") if operation.name == "GLOBAL" else f"a {operation.name} instruction"
@@ -152,13 +155,13 @@ def _check_calls(path: pathlib.Path, operations: Any, limit: int) -> None:
             )
         if isinstance(argument, int) and argument > limit:
             raise InputError(
-                f"{path}: declares a size of {argument:,} where {limit:,} is possible: cut short or a trap. "
+                f"{path}: declares a size of {argument:,} where {limit:,} is possible: cut short or malicious. "
                 "Get it again from a source that you trust."
             )
 
 
 def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Finds the tensors inside the wrappings that training scripts leave around them."""
+    """Finds the tensors inside wrapper entries and name prefixes that training scripts add."""
     remarks = []
     for _ in range(NESTING):
         for wrapper in WRAPPERS:

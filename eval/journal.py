@@ -1,7 +1,8 @@
-"""What is found on each picture, kept as soon as it is known, so that a killed evaluation goes on where it was.
+"""Journal of an evaluation: the results of each picture, written at once, so that a killed evaluation resumes.
 
-A file of JSON lines in the output folder: first what was asked, then a line for each picture. Floats survive JSON to
-the bit, so results do not depend on where the work was cut. It is removed once the results are written.
+A file of JSON lines in the output folder: first the settings of the evaluation, then one line per picture. JSON keeps
+floats to the bit, so final results do not depend on where the evaluation was killed. The file is removed once the final
+results are written.
 """
 
 import json
@@ -15,27 +16,27 @@ from stablesam_jax.files.disk import writing
 JOURNAL = "journal.jsonl"  # of the first host
 MOST_DIFFERENCES = 4  # named in one message
 
-Record = Mapping[str, Any]  # what is found on one picture, as JSON holds it
+Record = Mapping[str, Any]  # results of one picture: values that JSON can hold
 
 
 class Journal:
-    """The records of one evaluation by (system, data set, number of the picture)."""
+    """The records of one evaluation by (system, data set, index of the picture)."""
 
-    def __init__(self, folder: pathlib.Path, asked: Mapping[str, Any], *, host: int = 0):
-        """Reads what an earlier run has left; makes nothing.
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], *, host: int = 0):
+        """Reads the journal of an earlier run, if there is one; writes nothing.
 
         Args:
-            folder: of the output.
-            asked: everything that figures depend on, as JSON holds it.
-            host: whose records these are, each has a file of its own.
+            folder: output folder of the evaluation.
+            settings: everything that results depend on, as values that JSON can hold.
+            host: index of the host; each host has a journal of its own.
 
         Raises:
-            InputError: that run was asked something else; says what.
+            InputError: the earlier run had other settings; the message lists the differences.
         """
         self._path = folder / (f"host{host}.{JOURNAL}" if host else JOURNAL)
-        self._asked = json.loads(json.dumps(asked))
+        self._settings = json.loads(json.dumps(settings))  # as `_check` will read them: tuples become lists
         self._records: dict[tuple[str, str, int], Record] = {}
-        self._size = 0  # of what is sound; a line that was torn is written again
+        self._size = 0  # bytes of complete lines; what follows was torn by a kill and is overwritten
         if self._path.exists():
             self._read()
         self.found = len(self._records)  # by the earlier run
@@ -47,7 +48,7 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # torn, though what is there parses: 12 of 123, say
                 break
             if number == 0:
                 self._check(entry)
@@ -57,7 +58,7 @@ class Journal:
             self._size += len(line)
 
     def _check(self, before: Any) -> None:
-        there, here = _flat(before), _flat(self._asked)
+        there, here = _flat(before), _flat(self._settings)
         differ = [
             f"{name} was {there.get(name, 'not given')}, is {here.get(name, 'not given')}"
             for name in {**there, **here}
@@ -66,25 +67,26 @@ class Journal:
         if differ:
             more = f" and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
             raise InputError(
-                f"{self._path}: an evaluation was begun here and asked something else: "
-                f"{', '.join(differ[:MOST_DIFFERENCES])}{more}. Ask the same to go on, or give another --output."
+                f"{self._path}: an evaluation with other options was begun here: "
+                f"{', '.join(differ[:MOST_DIFFERENCES])}{more}. Repeat its options to continue, "
+                "or give another --output."
             )
 
     def get(self, system: str, data_set: str, index: int) -> Record | None:
-        """What is known of a picture."""
+        """The record of a picture, or None where it is not done yet."""
         return self._records.get((system, data_set, index))
 
     def add(self, system: str, data_set: str, index: int, record: Record) -> Record:
-        """Keeps what was found on a picture, and returns it as it will be read.
+        """Writes the record of a picture, and returns it.
 
         Raises:
-            InputError: it cannot be written; what was kept before stays.
+            InputError: it cannot be written; earlier records remain.
         """
         with writing(self._path):
             if not self._size:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._path.write_bytes(b"")
-                self._append(self._asked)
+                self._append(self._settings)
             self._append([system, data_set, index, record])
         return record
 
@@ -97,7 +99,7 @@ class Journal:
         self._size += len(line)
 
     def remove(self) -> None:
-        """Forgets everything: the results are written."""
+        """Deletes the file, once the results are written."""
         self._path.unlink(missing_ok=True)
 
 

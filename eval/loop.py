@@ -1,7 +1,7 @@
 """One encoding of each picture, many prompts: the protocol of the four HQ sets (protocol: HQ-SAM, train/train.py).
 
-The picture is squeezed to the square input of the model, its aspect lost; the single low-resolution mask is brought to
-the picture's own size in one bilinear step and thresholded at 0; metrics are taken there.
+The picture is resized to the square input of the model without keeping its aspect ratio. The single low-resolution mask
+is resized to the picture's own size in one bilinear step and thresholded at 0. Metrics are computed at that size.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from stablesam_jax.predict.preprocess import preprocess
 from stablesam_jax.prompts import Prompt
 
 METRICS = ("miou", "mbiou", "msf")
-CHUNK = 10  # prompts that are decoded at once, half of the paper's 20; the last chunk is padded by repeating a prompt
-TOKEN_BUCKETS = (2, 4, 6, 11)  # lengths that prompts are padded to, so that few programs are compiled
+CHUNK = 10  # prompts per call of the decoder, half of the paper's 20; the last chunk is padded by repeating a prompt
+TOKEN_BUCKETS = (2, 4, 6, 11)  # prompts are padded to one of these numbers of tokens: one compiled program for each
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is asked of every system."""
+    """Which prompts every system gets."""
 
     kinds: tuple[str, ...] = ("gt-box", "noisy-box", "1-point", "3-points")
     prompts: int = PROMPTS_PER_OBJECT  # of each random kind and object
@@ -54,22 +54,22 @@ class Score:
     alpha: float | None = None  # mean of the plugin's alpha_1, where there is one
 
 
-class Answers(NamedTuple):
-    """What a system says to N prompts."""
+class Predictions(NamedTuple):
+    """Output of a system for N prompts."""
 
     low_res_masks: np.ndarray  # (N, 4G, 4G) float32, logits of the single mask
     predicted_iou: np.ndarray  # (N,) float32, the model's own estimate
-    alpha: np.ndarray | None  # (N,) float32, alpha_1 before the last attention that the plugin stands before, if any
+    alpha: np.ndarray | None  # (N,) float32, the plugin's alpha_1 at the last attention that it resamples for, if any
 
 
 class Segmenter:
-    """A system, compiled: squeezed pictures to embeddings, prompts to masks of the picture's own size."""
+    """A compiled system: encodes squeezed pictures, decodes prompts to low-resolution masks."""
 
     def __init__(self, sam: Sam, params: Params):
-        """Prepares the two programs; they are compiled when first used, once for all parameters of a model.
+        """Prepares encoder and decoder. They compile on first use; models that differ in parameters alone share them.
 
-        Of HQ-SAM the HQ token's mask counts, as in its own evaluation (train/train.py), though its predictor answers
-        with the sum of that and SAM's.
+        For HQ-SAM the masks are those of the HQ token, as in its own evaluation (train/train.py). Its predictor returns
+        the sum of that mask and SAM's instead.
         """
         self.config = sam.config
         self.params = jax.device_put(params)
@@ -79,8 +79,8 @@ class Segmenter:
         """(H, W, 3) uint8 -> image embedding of the squeezed picture, B = 1."""
         return self._encode(self.params, preprocess(squeeze(picture, self.config.image_size), self.config)[None])
 
-    def answer(self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]) -> Answers:
-        """What the system says to each prompt.
+    def predict(self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]) -> Predictions:
+        """Decodes prompts in chunks of `CHUNK`, padded to one of `TOKEN_BUCKETS`.
 
         Args:
             embedding: from `encode`.
@@ -101,8 +101,8 @@ class Segmenter:
     def low_res_masks(
         self, embedding: ImageEmbedding, prompts: Sequence[Prompt], size_hw: tuple[int, int]
     ) -> np.ndarray:
-        """The masks alone of `answer`."""
-        return self.answer(embedding, prompts, size_hw).low_res_masks
+        """The low-resolution masks of `predict`."""
+        return self.predict(embedding, prompts, size_hw).low_res_masks
 
     def _tokens(
         self, prompt: Prompt, size_hw: tuple[int, int], length: int
@@ -114,11 +114,11 @@ class Segmenter:
 
 
 @functools.cache
-def _decoder(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Answers]:
-    """(parameters, image embedding of one picture, prompts) -> `Answers` on the device, compiled."""
+def _decoder(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Predictions]:
+    """Compiles (parameters, image embedding of one picture, prompts) -> `Predictions` on the device."""
 
     def decode(params: Params, embedding: ImageEmbedding, prompts: Prompts) -> Any:
-        def answer(coords: jax.Array, labels: jax.Array, valid: jax.Array) -> Answers:
+        def predict(coords: jax.Array, labels: jax.Array, valid: jax.Array) -> Predictions:
             masks, state = sam.apply(
                 {"params": params},
                 embedding,
@@ -129,50 +129,52 @@ def _decoder(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Answers]:
                 mutable=["intermediates"],
             )
             alpha = None if sam.config.plugin is None else state["intermediates"]["plugin"]["alpha"][-1][..., 0]
-            return Answers(masks.low_res_masks[:, :, 0], masks.iou_predictions[:, :, 0], alpha)
+            return Predictions(masks.low_res_masks[:, :, 0], masks.iou_predictions[:, :, 0], alpha)
 
-        # The loop over prompts is out here, since nothing can be shown from within the decoder's own.
-        answers = one_by_one(answer)(prompts.coords, prompts.labels, prompts.valid)
-        return jax.tree.map(lambda x: x[0], answers)
+        # Loop over prompts here: alpha is an intermediate, and intermediates do not leave the decoder's own loop.
+        predictions = one_by_one(predict)(prompts.coords, prompts.labels, prompts.valid)
+        return jax.tree.map(lambda x: x[0], predictions)
 
     return jax.jit(decode)
 
 
 def to_frame(coords: np.ndarray, size_hw: tuple[int, int], size: int) -> np.ndarray:
-    """Pixels of a picture to pixels of its squeezed frame, centre to centre: (K, 2) (x, y) -> (K, 2).
+    """Maps pixels of a picture to pixels of its squeezed frame, centre to centre: (K, 2) (x, y) -> (K, 2).
 
-    A whole number names a pixel; its centre lies half a pixel further, which the prompt encoder adds in the frame. So a
-    mirrored picture with mirrored prompts is the mirrored frame, as for prompts that HQ-SAM draws in the frame itself;
-    scaling alone, as SamPredictor does, would shift them by half the change of a pixel's size. We draw in the picture,
-    because frames differ in size between systems and prompts must not.
+    An integer coordinate names a pixel; the prompt encoder adds the half pixel to its centre. Mapping centres keeps
+    prompts symmetric: a mirrored picture with mirrored prompts gives the mirrored frame, as in HQ-SAM, which draws its
+    prompts in the frame. Scaling alone, as SamPredictor does, would shift them by half the change of a pixel's size.
+    Prompts are drawn in the picture because the frame's size differs between systems and the prompts must not.
     """
     return (coords + 0.5) * (size / np.array([size_hw[::-1]], np.float64)) - 0.5
 
 
 def squeeze(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3) uint8: bilinear without antialias in float, truncated, as HQ-SAM does."""
+    """(H, W, 3) uint8 -> (size, size, 3) uint8: bilinear without antialias in float32, truncated, as HQ-SAM does."""
     resized = cv2.resize(picture.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     return resized.astype(np.uint8)
 
 
 def to_picture(low_res: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(4G, 4G) logits of a squeezed picture -> (H, W) bool mask, one bilinear step, above 0."""
+    """(4G, 4G) logits of a squeezed picture -> (H, W) bool mask: resized in one bilinear step, thresholded at 0."""
     return cv2.resize(low_res, size_hw[::-1], interpolation=cv2.INTER_LINEAR) > 0
 
 
-class Asked(NamedTuple):
-    """An object, the prompts of one kind for it, and what a system says to them."""
+class Prompted(NamedTuple):
+    """An object, prompts of one kind for it, and a system's predictions for them."""
 
     object_id: int
     kind: str
     prompts: list[Prompt]  # in pixels of the picture
-    answers: Answers
+    predictions: Predictions
 
 
-def ask(segmenter: Segmenter, embedding: ImageEmbedding, labelled: LabelledPicture, protocol: Protocol) -> list[Asked]:
-    """Asks for every object of a picture under every kind of prompt."""
+def prompt_objects(
+    segmenter: Segmenter, embedding: ImageEmbedding, labelled: LabelledPicture, protocol: Protocol
+) -> list[Prompted]:
+    """Prompts a system for every object of a picture with every kind of prompt."""
     size_hw = labelled.picture.shape[:2]
-    asked = []
+    prompted = []
     for object_id, target in enumerate(labelled.masks):
         for kind in protocol.kinds:
             drawn = draw_prompts(
@@ -183,44 +185,44 @@ def ask(segmenter: Segmenter, embedding: ImageEmbedding, labelled: LabelledPictu
                 seed=protocol.seed,
                 count=protocol.prompts,
             )
-            asked.append(Asked(object_id, kind, drawn, segmenter.answer(embedding, drawn, size_hw)))
-    return asked
+            prompted.append(Prompted(object_id, kind, drawn, segmenter.predict(embedding, drawn, size_hw)))
+    return prompted
 
 
 def begin_picture(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], list[Score]]:
-    """Asks for every object of a picture under every kind of prompt.
+    """Encodes a picture and prompts for all its objects.
 
     Returns:
-        what is left for the host: a function that brings the masks to the picture's size and scores them.
+        the rest of the work, which needs the host alone: a function that resizes the masks and scores them.
     """
-    asked = ask(segmenter, segmenter.encode(labelled.picture), labelled, protocol)
-    return lambda: [score_object(labelled, one) for one in asked]
+    prompted = prompt_objects(segmenter, segmenter.encode(labelled.picture), labelled, protocol)
+    return lambda: [score_object(labelled, one) for one in prompted]
 
 
-def score_object(labelled: LabelledPicture, asked: Asked) -> Score:
-    """What the answers are worth beside the true mask."""
-    target, answers = labelled.masks[asked.object_id], asked.answers
-    masks = [to_picture(logits, target.shape) for logits in answers.low_res_masks]
+def score_object(labelled: LabelledPicture, prompted: Prompted) -> Score:
+    """Compares the predicted masks of an object with its true mask and with each other."""
+    target, predictions = labelled.masks[prompted.object_id], prompted.predictions
+    masks = [to_picture(logits, target.shape) for logits in predictions.low_res_masks]
     return Score(
         picture=labelled.name,
-        object_id=asked.object_id,
-        kind=asked.kind,
+        object_id=prompted.object_id,
+        kind=prompted.kind,
         miou=float(np.mean([mask_iou(mask, target) for mask in masks])),
         mbiou=float(np.mean([boundary_iou(mask, target) for mask in masks])),
         msf=stability(masks),
-        alpha=None if answers.alpha is None else float(answers.alpha.mean(dtype=np.float64)),
+        alpha=None if predictions.alpha is None else float(predictions.alpha.mean(dtype=np.float64)),
     )
 
 
 def evaluate(segmenter: Segmenter, pictures: Pictures, protocol: Protocol) -> Iterator[list[Score]]:
-    """Scores picture by picture."""
+    """Yields the scores of each picture, in order."""
     return overlapped(lambda index: begin_picture(segmenter, pictures[index], protocol), range(len(pictures)))
 
 
 Summary = dict[str, dict[str, float]]  # kind -> metric -> mean
 
 
-Values = dict[str, dict[str, np.ndarray]]  # kind -> metric -> (P,) float64, a figure of each picture
+Values = dict[str, dict[str, np.ndarray]]  # kind -> metric -> (P,) float64, one value per picture
 
 
 def by_picture(scores: Sequence[Score]) -> Values:
@@ -239,7 +241,7 @@ def by_picture(scores: Sequence[Score]) -> Values:
 
 
 def summarise(scores: Sequence[Score]) -> Summary:
-    """Means over the objects of a picture, then over pictures (protocol: protocols of HQ-SAM, one object each)."""
+    """Means over the objects of a picture, then over pictures. HQ-SAM's sets have one object a picture."""
     return {
         kind: {metric: math.fsum(column) / len(column) for metric, column in metrics.items()}
         for kind, metrics in by_picture(scores).items()

@@ -1,4 +1,4 @@
-"""`python -m eval.main PROTOCOL --system NAME ... --data-dir DIR ... --output DIR`: the paper's tables on any data."""
+"""`python -m eval.main PROTOCOL --system NAME... --data-dir DIR... --output DIR`: protocols on any data."""
 
 import sys
 from collections.abc import Callable
@@ -18,13 +18,13 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {"hq": hq, "coco": coco, "sginw": sgi
 
 
 def main() -> None:
-    """Reads the protocol and its options, and evaluates."""
+    """Parses the protocol and its options, and runs it."""
     keep_compiled_programs()
     with exit_on_input_error():
         try:
             tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog=called("eval"))
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
+            print("interrupted; run the same command to continue", file=sys.stderr)
             sys.exit(130)
 
 

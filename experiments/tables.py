@@ -1,8 +1,8 @@
-"""`python -m experiments.tables`: the paper's Tables 2, 5, 6, 7 and 11 in miniature, every system trained and compared.
+"""`python -m experiments.tables`: trains and compares the systems of the paper's Tables 2, 5, 6, 7 and 11, in small.
 
-Every system is a training run of its own for every seed, with the same budget; all are asked the same prompts on the
-same pictures, which none was trained on. Killed, the same command goes on: what is trained is not trained again, and
-a run whose figures are in scores/ need not lie there any more.
+Every system is trained once for every seed with the same budget, and evaluated with the same prompts on the same
+held-out pictures. When killed, the same command continues: finished runs are not trained again, and a run whose scores
+are in scores/ may be deleted.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TablesConfig:
-    """What is trained on, compared on, and with which budget."""
+    """Pictures, base and budget of the tables."""
 
     data_dir: tuple[pathlib.Path, ...]
     """Pictures to train on; see README.md, "Data"."""
     test_dir: tuple[pathlib.Path, ...]
-    """Pictures to compare on, the mean of all folders; none of them may be among those to train on."""
+    """Pictures to test on; tables have the mean of all folders. None of them may be among those to train on."""
     output: pathlib.Path = pathlib.Path("runs/tables")
-    """Folder of the runs, of their scores/ and of tables.md. The same command goes on where it was stopped."""
+    """Folder of the runs, of their scores/ and of tables.md. The same command continues where it was stopped."""
     model: str = "sam_nano"
     """The base of every system."""
     image_size: int | None = None
@@ -57,11 +57,11 @@ class TablesConfig:
     steps: int = 300
     """Updates of every run, 8 pictures x 4 prompts each."""
     learning_rate: float = 3e-3
-    """Of Adam; it falls to 1 % along a cosine. Three times the paper's suits plugin and mask token within so few
-    steps (results/plugin_placement.md)."""
+    """Of Adam; decays to 1 % along a cosine. Three times the paper's, better for plugin and mask token in so few steps
+    (results/plugin_placement.md)."""
     scale_range: tuple[float, float] = (0.6, 1.6)
-    """Longest side of a picture as a share of the model's input; up to 1 it is never cropped, which clicks gain from
-    (results/plugin_placement.md). What results/training.md has was trained with this default."""
+    """Longest side of a picture as a share of the model's input. Up to 1 no picture is cropped, which improves clicks
+    (results/plugin_placement.md). The runs of results/training.md have this default."""
     occlusion: float = 0.0
     """Share of views with synthetic occlusion, in robust training."""
     count: int = 6
@@ -69,13 +69,13 @@ class TablesConfig:
     limit: int | None = 20
     """Only the first pictures of each test folder."""
     only: tuple[str, ...] = ()
-    """Names of systems, as the folders of their runs are called. Default: all of the tables."""
+    """Names of systems, as in the folders of their runs. Default: all of the tables."""
     cache: pathlib.Path = pathlib.Path(".cache/features")
     """Folder for the frozen encoder's features."""
 
 
 def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
-    """The training run of a system."""
+    """The training configuration of a system."""
     system = SYSTEMS[name]
     changes: dict[str, Any] = {
         "model": config.model,
@@ -97,10 +97,10 @@ def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
 
 
 class Scorer:
-    """What systems do on the test pictures; every embedding is made once for systems that share an encoder."""
+    """Scores systems on the test pictures. Systems with the same encoder share the embeddings."""
 
     def __init__(self, config: TablesConfig):
-        """Opens base and pictures."""
+        """Loads the base and opens the pictures."""
         self.config = config
         self.base = digest(load_model(config.model)[1])
         self.protocol = Protocol(kinds=KINDS, prompts=config.count)
@@ -108,21 +108,24 @@ class Scorer:
         for name, source in open_sources(config.test_dir).items():
             shown = range(len(source) if config.limit is None else min(config.limit, len(source)))
             self.sources[name] = Selection(source, shown)
-        self.known: dict[bool, dict] = {False: {}, True: {}}  # with HQ-SAM's early features or without
+        self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
         self, path: pathlib.Path, options: Mapping[str, Any], make: Callable[[], str | None]
     ) -> dict[str, Values] | None:
-        """Figures of each picture by data set.
+        """Scores a system, or reads its scores from a file.
 
         Args:
-            path: of the file that keeps them; figures that it holds of another base, of other prompts, pictures or
-                options are replaced.
-            options: that the system comes from.
-            make: trains the system, where its figures are not kept, and says what `load_model` knows it by; None where
-                it was asked to stop.
+            path: file of scores. It is replaced if its scores are of another base or of other prompts, pictures or
+                options.
+            options: of the system's training.
+            make: trains the system if there are no scores; returns its name for `load_model`, or None if it was
+                stopped.
+
+        Returns:
+            values of each picture by data set, or None if the training was stopped.
         """
-        asked = _plain(
+        settings = _plain(
             {
                 "base": self.base,
                 "options": options,
@@ -131,47 +134,47 @@ class Scorer:
             }
         )
         kept = json.loads(path.read_text()) if path.exists() else {}
-        if kept and _same(kept["asked"], asked):
+        if kept and _same(kept["asked"], settings):
             scores = {name: [Score(**score) for score in of] for name, of in kept["scores"].items()}
         else:
             system = make()
             if system is None:
                 return None
             sam, params = load_model(system, image_size=self.config.image_size)
-            segmenter = RememberingSegmenter(sam, params, self.known[sam.config.hq])
+            segmenter = RememberingSegmenter(sam, params, self.embeddings[sam.config.hq])
             scores = {
                 name: [score for of in evaluate(segmenter, source, self.protocol) for score in of]
                 for name, source in self.sources.items()
             }
             entries = {name: [dataclasses.asdict(score) for score in of] for name, of in scores.items()}
             path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps({"asked": asked, "scores": entries}) + "\n")
+            write_text(path, json.dumps({"asked": settings, "scores": entries}) + "\n")
         return {name: by_picture(of) for name, of in scores.items()}
 
 
 def _what_matters(run: TrainConfig) -> dict[str, Any]:
-    """The options that decide what a run trains; the base is known by its digest."""
+    """The options that the result of a run depends on, without the base, of which the digest is compared."""
     options = dataclasses.asdict(run)
     return {name: options[name] for name in options.keys() - {*FREE_FIELDS, "model"}}
 
 
-def _same(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Whether figures are of what is asked for, see `train.run.changes`."""
-    before, now = kept["options"], asked["options"]
-    before = {name: value for name, value in before.items() if name in now}  # one that has gone cannot be asked for
-    return {**kept, "options": None} == {**asked, "options": None} and not any(changes(before, now))
+def _same(kept: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether stored scores have these settings, see `train.run.changes`."""
+    before, now = kept["options"], settings["options"]
+    before = {name: value for name, value in before.items() if name in now}  # without options that no longer exist
+    return {**kept, "options": None} == {**settings, "options": None} and not any(changes(before, now))
 
 
 def _plain(value: object) -> Any:
-    """As JSON holds it."""
+    """A value in the form that JSON reads back."""
     return json.loads(json.dumps(value, default=str))
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A system over all its seeds."""
+    """Scores of a system over all its seeds."""
 
-    runs: Sequence[dict[str, Values]]  # of each seed: data set -> kind -> metric -> figure of each picture
+    runs: Sequence[dict[str, Values]]  # of each seed: data set -> kind -> metric -> values of the pictures
 
     def mean(self) -> Summary:
         """The mean over seeds of the mean over data sets."""
@@ -195,13 +198,13 @@ class Found:
 
 
 def share_closed(base: Summary, figures: Summary, kind: str) -> float:
-    """Of the base's gap between the true box and a sloppy prompt, in mIoU, the share that is closed; nan for none."""
+    """Share of the base's gap in mIoU between the true box and a sloppy prompt that is closed; nan without a gap."""
     gap = base["gt-box"]["miou"] - base[kind]["miou"]
     return (figures[kind]["miou"] - base[kind]["miou"]) / gap if gap else math.nan
 
 
 def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], figures: paper.Rows) -> str:
-    """A table of one kind of prompt: ours, what it gained, and the paper's beside it."""
+    """A table of one kind of prompt: our results, the gain over the base, and the paper's results."""
     base = found[""]
     lines = [
         "| system | here | mIoU gained | of each seed | gap closed | paper | gap closed |",
@@ -231,7 +234,7 @@ def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], f
 
 
 def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
-    """All tables that have a row beside the base."""
+    """All tables that have a row other than the base."""
     sections = [
         f"{legend(METRICS)}, mean of {', '.join(path.name for path in config.test_dir)}. Gained: over the base, with "
         "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it holds 0). Gap closed: "
@@ -246,7 +249,7 @@ def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
 
 
 def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train) -> None:
-    """Trains and compares what is not done yet, seed by seed, and writes tables.md after each.
+    """Trains and compares the systems that are not done yet, seed by seed, and writes tables.md after each.
 
     Raises:
         InputError: an option, the base or the pictures cannot be used.
@@ -271,7 +274,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
             run = run_config(config, name, seed)
 
             def make(run: TrainConfig = run) -> str | None:
-                do_train(run)  # goes on, or refuses where a run of other options lies
+                do_train(run)  # resumes; raises if the folder holds a run with other options
                 plugin, model = run.output / "plugin.safetensors", run.output / "model"
                 if plugin.exists():
                     return f"{config.model}+{plugin}"
@@ -286,7 +289,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
 
 
 def main() -> None:
-    """Reads the options, trains and compares."""
+    """Parses the options, trains and compares."""
     config = tyro.cli(TablesConfig, prog=called("tables"))
     with exit_on_input_error():
         parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
@@ -296,7 +299,7 @@ def main() -> None:
         except RunError as error:
             raise SystemExit(f"error: {error}") from None
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
+            print("interrupted; run the same command to continue", file=sys.stderr)
             sys.exit(130)
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskGenerator", "Picture", "Predictor", "Slots", "keep_compiled_programs", "load_model"]
 
-# Found when first asked for: JAX, Flax and Orbax take seconds to import, and every module of the package comes through
-# here, those that a worker process or a --help needs without them too.
+# Imported on first access: JAX, Flax and Orbax take seconds to import, and importing any module of the package runs this
+# file, even where a worker process or --help needs none of them.
 _HOMES = {
     "MaskGenerator": "stablesam_jax.predict.mask_generator",
     "Picture": "stablesam_jax.predict.picture",

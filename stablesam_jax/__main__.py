@@ -1,8 +1,8 @@
 """`stablesam COMMAND ...`, also as `python -m stablesam_jax COMMAND ...`: every tool of the project by one name.
 
-In a wheel the tools lie in `_tools/`, a folder that is no package: `train`, `eval` and `bench` are names that a user's
-own modules may have, and only this program, which puts the folder on its path, can import them. In a clone they are the
-packages beside this one.
+In a wheel the tools are in `_tools/`, a folder that is not a package: `train`, `eval` and `bench` are names that a
+user's own modules may have, and only this program, which adds the folder to its path, can import them. In a clone they
+are the packages beside this one.
 """
 
 import difflib
@@ -27,21 +27,21 @@ def usage() -> str:
 
 
 def missing_packages(extra: str) -> list[str]:
-    """Names of the distributions that an extra asks for and that are not installed.
+    """Names of the distributions that an extra requires and that are not installed.
 
     Args:
         extra: one or more, separated by commas.
 
     Returns:
-        none also where this package runs uninstalled, and nothing is known of its extras.
+        names; empty if this package itself is not installed, since its extras cannot be read then.
     """
     try:
         requirements = importlib.metadata.requires("stablesam-jax") or []
     except importlib.metadata.PackageNotFoundError:
         return []
     extras = "|".join(extra.split(","))
-    asked = [line for line in requirements if re.search(rf"""extra == ['"]({extras})['"]""", line)]
-    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in asked}
+    required = [line for line in requirements if re.search(rf"""extra == ['"]({extras})['"]""", line)]
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required}
     return sorted(name for name in names if not _is_installed(name))
 
 

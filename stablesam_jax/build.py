@@ -31,13 +31,13 @@ def load_model(
     dtype: Dtype | None = None,
     strength: float | None = None,
 ) -> tuple[Sam, Params]:
-    """Reads a model, with a plugin where one is named.
+    """Reads a model, with its plugin if the name has one.
 
     Args:
         system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE` where BASE is one of these; the
-            last `+` counts. A shipped name goes before a folder of the same name.
+            last `+` counts. A shipped name takes precedence over a folder of the same name.
         image_size: side S of the model's input in pixels, instead of the one that it was made for.
-        dtype: what the layers compute in, instead of float32.
+        dtype: compute dtype of the layers, instead of float32.
         strength: of the plugin, 0 to 1, instead of its file's, see `PluginConfig`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Architecture: every number of every model and of the plugin, each written once."""
+"""Architecture: the sizes of every model and of the plugin, each written once."""
 
 import dataclasses
 from typing import Any, Literal, get_args, get_origin

@@ -1,16 +1,18 @@
-"""Several devices and hosts with one program: the only file that knows `jax.pmap` and `jax.distributed`.
+"""Data parallelism over devices and hosts: the only file that uses pmap, shard_map and `jax.distributed`.
 
-Batches are cut along their first axis into equal shards, parameters are the same on every device, gradients and
-measurements are means over the devices. A host makes its own share of a batch and holds its own devices' copies; what
-is read from a run's folder comes from the first.
+Batches are split along their first axis into equal shards, parameters are replicated, gradients and measurements are
+averaged over devices. Each host makes its share of a batch and has the copies of its own devices; only the first host
+reads a run's folder and broadcasts the contents. Two engines run the same program with the same bits.
 """
 
+import abc
+import dataclasses
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,21 +21,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stablesam_jax.errors import InputError
 
+EngineName = Literal["pmap", "jit"]
 AXIS = "devices"
-MOST_CPU_DEVICES = 4  # each holds a copy of all parameters
+MOST_CPU_DEVICES = 4  # each has a copy of all parameters in memory
 
 
 def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
-    """Makes this process one of several that work together; before JAX's first operation.
+    """Joins this process to several hosts. Must be called before JAX's first operation.
 
     Args:
-        coordinator: HOST:PORT of the first, the same for all; or "auto", which takes this and what follows from the
-            cluster, as JAX finds it (Slurm, Open MPI, Kubernetes, Cloud TPU).
-        hosts: how many there are.
-        host: which of them this is, from 0.
+        coordinator: HOST:PORT of the first host, the same on all; or "auto", which takes all three arguments from the
+            cluster that JAX detects (Slurm, Open MPI, Kubernetes, Cloud TPU).
+        hosts: number of hosts.
+        host: index of this one, from 0.
 
     Raises:
-        InputError: they do not fit together, no cluster is found, or the others do not come.
+        InputError: the arguments are inconsistent, no cluster is detected, or the other hosts do not answer.
     """
     if coordinator == "auto":
         settings: dict[str, Any] = {}
@@ -53,11 +56,11 @@ def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
 
 
 def split_cpu(batch_size: int) -> None:
-    """Shows JAX the cores of the processor as devices, as many as divide the batch, before its first operation.
+    """Makes JAX treat CPU cores as devices, as many as divide the batch. Must be called before JAX's first operation.
 
-    XLA leaves many operations of a training step to one core; with parts of the batch, every core has some. Measured on
-    two cores: twice as fast beside other jobs, 1.05 to 1.2 times on a quiet machine. Where JAX runs on accelerators, or
-    JAX_NUM_CPU_DEVICES is set, nothing changes.
+    XLA runs many operations of a training step on one core; with a shard of the batch per device all cores are busy.
+    Measured on two cores: 2 times as fast beside other jobs, 1.05 to 1.2 times on an idle machine. Nothing changes if
+    JAX runs on accelerators or JAX_NUM_CPU_DEVICES is set.
 
     Args:
         batch_size: pictures per step.
@@ -71,7 +74,7 @@ def split_cpu(batch_size: int) -> None:
 
 
 def choose_devices(count: int | None) -> list[jax.Device]:
-    """The first `count` devices of every host, or all; in the same order on all hosts.
+    """The first `count` devices of every host, or all of them, in the same order on all hosts.
 
     Raises:
         InputError: a host has fewer.
@@ -81,27 +84,27 @@ def choose_devices(count: int | None) -> list[jax.Device]:
         by_host.setdefault(device.process_index, []).append(device)
     fewest = min(map(len, by_host.values()))
     if count is not None and not 1 <= count <= fewest:
-        raise InputError(f"--devices {count}: this machine shows JAX {fewest} device(s); ask for 1 to {fewest}.")
+        raise InputError(f"--devices {count}: JAX has {fewest} device(s) on this machine; give 1 to {fewest}.")
     return [device for host in sorted(by_host) for device in by_host[host][:count]]
 
 
-def of_this_host(devices: list[jax.Device]) -> list[jax.Device]:
-    """Those that this process feeds."""
+def of_this_host(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """The devices of this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def from_first_host(tree: Any) -> Any:
-    """The first host's leaves, as numpy arrays; all hosts call it together."""
+    """Broadcasts the first host's leaves, as numpy arrays. A collective: all hosts must call it."""
     return tree if jax.process_count() == 1 else jax.device_get(multihost_utils.broadcast_one_to_all(tree))
 
 
 def on_any_host(flag: bool) -> bool:
-    """Whether it is true on one of the hosts; all call it together, and wait for each other."""
+    """Whether the flag is true on any host. A collective and a barrier: all hosts must call it."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def gather(value: Any) -> list[Any]:
-    """What JSON can hold, from all hosts in their order; all call it together."""
+    """Gathers values that JSON can hold from all hosts, in their order. A collective: all hosts must call it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -111,7 +114,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_same_on_hosts(digest: bytes, what: str) -> None:
-    """Raises an InputError on every host if they do not agree on `digest` of `what`."""
+    """Raises an InputError on every host if the hosts have different digests of `what`."""
     if jax.process_count() > 1:
         every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
         if (every != every[:1]).any():
@@ -119,7 +122,7 @@ def check_same_on_hosts(digest: bytes, what: str) -> None:
 
 
 def check_divides(batch_size: int, devices: int) -> None:
-    """Raises an InputError where a batch cannot be cut into equal shards of one picture or more."""
+    """Raises an InputError if a batch cannot be split into equal shards of at least one picture."""
     if batch_size < 1 or batch_size % devices:
         fitting = max(batch_size // devices * devices, devices)
         raise InputError(
@@ -127,40 +130,110 @@ def check_divides(batch_size: int, devices: int) -> None:
         )
 
 
-def replicate(tree: Any, devices: list[jax.Device]) -> Any:
-    """A copy of every leaf on each of this host's devices, laid out as `run_on_all` returns it, to compile once."""
-    devices = of_this_host(devices)
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-
-    def copies(leaf: Any) -> jax.Array:
-        return jax.device_put(np.broadcast_to(leaf, (len(devices), *np.shape(leaf))), sharding)
-
-    return jax.tree.map(copies, tree)
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every leaf, as numpy arrays."""
-    # The dots keep a number an array: Orbax saves numpy's scalars and then cannot restore them.
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0, ...], tree)
-
-
-def shard(tree: Any, devices: list[jax.Device]) -> Any:
-    """This host's (B, ...) leaves -> (its devices, B / its devices, ...); `check_divides` comes first."""
-    count = len(of_this_host(devices))
-    return jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), tree)
-
-
 def mean(tree: Any) -> Any:
-    """The mean of every leaf over the devices; inside a function run by `run_on_all`."""
+    """The mean of every leaf over the devices. For use inside a function that an engine runs."""
     return jax.lax.pmean(tree, AXIS)
 
 
-def run_on_all(function: Callable[..., Any], devices: list[jax.Device], *, donate: tuple[int, ...] = ()) -> Callable:
-    """Runs `function` on every device with its own shard of each argument.
+@dataclasses.dataclass(frozen=True)
+class Engine(abc.ABC):
+    """Runs functions on all devices, and places arrays on them.
 
-    Args:
-        function: called with leaves without the devices' axis.
-        devices: where, over all hosts; each passes and gets the rows of its own.
-        donate: positions of arguments whose memory may be reused.
+    Arrays that an engine has placed or returned are only for its own methods; inputs and results are numpy arrays.
     """
-    return jax.pmap(function, axis_name=AXIS, devices=devices, donate_argnums=donate)
+
+    devices: Sequence[jax.Device]  # of all hosts, as `choose_devices` gives them
+
+    @abc.abstractmethod
+    def replicate(self, tree: Any) -> Any:
+        """Copies every leaf to each device, in the layout that `run_on_all` returns, so that it compiles once."""
+
+    @abc.abstractmethod
+    def unreplicate(self, tree: Any) -> Any:
+        """One copy of every leaf of a replicated or returned tree, as numpy arrays."""
+
+    @abc.abstractmethod
+    def shard(self, tree: Any) -> Any:
+        """Splits this host's (B, ...) leaves into equal shards for its devices. Call `check_divides` before."""
+
+    @abc.abstractmethod
+    def run_on_all(
+        self, function: Callable[..., Any], *, sharded: tuple[int, ...], donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """Compiles `function` to run on every device. Calls do not wait for the result.
+
+        Args:
+            function: called with the leaves of one device. Its results must be equal on all devices, by `mean`.
+            sharded: positions of the arguments from `shard`; the others come from `replicate` or are results.
+            donate: positions of arguments whose memory may be reused.
+        """
+
+
+class PmapEngine(Engine):
+    """`jax.pmap`: all arrays, replicated ones too, have a leading axis over this host's devices."""
+
+    def replicate(self, tree: Any) -> Any:
+        devices = of_this_host(self.devices)
+        sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+        def copies(leaf: Any) -> jax.Array:
+            return jax.device_put(np.broadcast_to(leaf, (len(devices), *np.shape(leaf))), sharding)
+
+        return jax.tree.map(copies, tree)
+
+    def unreplicate(self, tree: Any) -> Any:
+        # The ellipsis keeps a scalar an array of rank 0: Orbax saves numpy scalars but cannot restore them.
+        return jax.tree.map(lambda leaf: leaf[0, ...], _first_shards(tree))
+
+    def shard(self, tree: Any) -> Any:
+        count = len(of_this_host(self.devices))
+        return jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), tree)
+
+    def run_on_all(
+        self, function: Callable[..., Any], *, sharded: tuple[int, ...], donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donate)
+
+
+class JitEngine(Engine):
+    """`jax.jit` of `jax.shard_map`: arrays are global; batches are sharded along the first axis, others replicated."""
+
+    def replicate(self, tree: Any) -> Any:
+        return self._place(tree, PartitionSpec())
+
+    def unreplicate(self, tree: Any) -> Any:
+        return _first_shards(tree)
+
+    def shard(self, tree: Any) -> Any:
+        return self._place(tree, PartitionSpec(AXIS))
+
+    def run_on_all(
+        self, function: Callable[..., Any], *, sharded: tuple[int, ...], donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        def program(*arguments: Any) -> Any:
+            specs = [PartitionSpec(AXIS) if index in sharded else PartitionSpec() for index in range(len(arguments))]
+            # With check_vma, JAX sums the gradient of a replicated argument over the devices, and `mean` of these equal
+            # sums would still be the sum.
+            mapped = jax.shard_map(
+                function, mesh=self._mesh, in_specs=tuple(specs), out_specs=PartitionSpec(), check_vma=False
+            )
+            return mapped(*arguments)
+
+        # Explicit, because XLA may describe the same layout differently, and then the second step compiles again.
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return jax.jit(program, donate_argnums=donate, out_shardings=everywhere)
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    def _place(self, tree: Any, spec: PartitionSpec) -> Any:
+        return jax.make_array_from_process_local_data(NamedSharding(self._mesh, spec), tree)
+
+
+ENGINES: dict[EngineName, type[Engine]] = {"pmap": PmapEngine, "jit": JitEngine}
+
+
+def _first_shards(tree: Any) -> Any:
+    """The shard of every leaf on this host's first device, as numpy arrays, fetched in one transfer."""
+    return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree))

@@ -1,8 +1,8 @@
-"""Figures of masks, prompts, and what the plugin did; the only file of the library that imports matplotlib.
+"""Figures of masks, prompts and the plugin's resampling; the only file of the library that imports matplotlib.
 
-Every function returns a Figure, neither shown nor saved: `figure.savefig("name.png", dpi=100)` fits a README. In all of
-them the object is green, a prompt magenta, a mask blue and what the plugin does orange: lightness tells these apart
-where hue does not.
+Every function returns a Figure and neither shows nor saves it; `figure.savefig("name.png", dpi=100)` fits a README. In
+all figures the object is green, prompts are magenta, masks blue, and the plugin's positions orange. The colours differ
+in lightness too.
 """
 
 import dataclasses
@@ -26,32 +26,32 @@ from stablesam_jax.prompts import Prompt
 WIDTH = 8.3  # inches
 TEXT = 9  # points
 TITLE = 0.24  # inches above a picture
-HEAT = "magma"  # share of the masks that hold a pixel, 0 to 1
+HEAT = "magma"  # for the share of masks that contain a pixel, 0 to 1
 TARGET_COLOUR, PROMPT_COLOUR, MASK_COLOUR, PLUGIN_COLOUR = "#27e0a3", "#e5007d", "#1e88e5", "#f07800"
 UNION_COLOUR = "#202020"
 # Several masks on one picture: Okabe and Ito's palette, neighbours differing in lightness.
 MASK_COLOURS = ("#56b4e9", "#d55e00", "#f0e442", "#0072b2", "#e69f00", "#009e73", "#cc79a7")
-LARGEST_CIRCLE = 1.3  # cells, radius of the greatest attention weight
+LARGEST_CIRCLE = 1.3  # cells, radius for the largest attention weight
 SHEET_COLUMNS = 8  # of training samples
 MOST_ARROWS = 32  # along the longer side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wobble:
-    """One object, several prompts of one kind, and what each system made of them."""
+    """One object, several prompts of one kind, and the masks of each system."""
 
     picture: np.ndarray  # (H, W, 3) uint8
     target: np.ndarray  # (H, W) bool
     kind: str  # of the prompts, as "noisy-box"
     prompts: Sequence[Prompt]  # in pixels of the picture
     masks: dict[str, np.ndarray]  # system -> (len(prompts), H, W) bool
-    captions: dict[str, str]  # system -> figures under its name
+    captions: dict[str, str]  # system -> text behind its name
 
 
 def wobble_figure(rows: Sequence[Wobble]) -> Figure:
-    """How much masks wobble with the prompt: a row for each object, a heat map for each system.
+    """Draws how masks vary with the prompt: a row for each object, a heat map for each system.
 
-    A stable system's map is white inside the object and black outside; grey is disagreement between prompts.
+    The map of a stable system is white inside the object and black outside; between prompts that disagree it is grey.
 
     Args:
         rows: at least one; all with the same systems.
@@ -69,24 +69,24 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
             show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
         for axis in line:
             outline(axis, row.target, TARGET_COLOUR)
-    said = "Magenta: prompts. Green: the object. Heat: share of their masks that hold the pixel, black 0, light 1."
-    figure.suptitle(said, fontsize=TEXT)
+    legend = "Magenta: prompts. Green: the object. Heat: share of their masks that contain the pixel, black 0, light 1."
+    figure.suptitle(legend, fontsize=TEXT)
     return figure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One prompt of training and what it is to give."""
+    """One prompt of training and its target."""
 
     picture: np.ndarray  # (S, S, 3) uint8, the frame that the model sees
     target: np.ndarray  # (S, S) bool
-    others: np.ndarray  # (M, S, S) bool, all other objects, of which one may have been pasted in
+    others: np.ndarray  # (M, S, S) bool, all other objects, including a pasted occluder
     prompt: Prompt  # in pixels of the frame
     caption: str
 
 
 def samples_figure(samples: Sequence[Sample]) -> Figure:
-    """Training samples: the target green, other objects outlined in orange, the prompt magenta.
+    """Draws training samples: the target green, other objects outlined in orange, the prompt magenta.
 
     Args:
         samples: at least one.
@@ -111,7 +111,7 @@ def samples_figure(samples: Sequence[Sample]) -> Figure:
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes or replaces a picture file as a whole; its suffix says the format.
+    """Writes or replaces a picture file atomically, in the format of its suffix.
 
     Raises:
         InputError: it cannot be written.
@@ -128,11 +128,11 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:
-    """Masks on their picture, with their prompts: dots on the object, crosses beside it, boxes.
+    """Draws masks and their prompts on the picture: dots on the object, crosses beside it, boxes.
 
     Args:
         picture: (H, W, 3) uint8.
-        prompts: N, in pixels of the picture. Several have the colours of their masks.
+        prompts: N, in pixels of the picture. If there are several, each has the colour of its mask.
         masks: (N, H, W) bool.
     """
     figure = Figure(figsize=(WIDTH, WIDTH * _ratio(picture)), layout="constrained")
@@ -151,23 +151,23 @@ def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarr
 def attention_figure(
     picture: np.ndarray, explanation: Explanation, index: int = 0, target: np.ndarray | None = None
 ) -> Figure:
-    """The paper's orange circles: what the output mask token attends to, without the plugin and with it.
+    """Draws the attention of the output mask token as the paper's orange circles, without the plugin and with it.
 
-    A circle for each cell, where its features are read: at its centre without the plugin, at the sampled position with
-    it. The radius is the attention weight, on the same scale in both.
+    Each cell has a circle where its features are read: at its centre without the plugin, at the sampled position with
+    it. The radius shows the attention weight, on one scale for both.
 
     Args:
         picture: (H, W, 3) uint8.
         explanation: from `explain`.
         index: of the prompt.
-        target: (H, W) bool, the object where it is known: outlined, and the share of the attention on it is said.
+        target: (H, W) bool, the object: outlined, and the title has the share of the attention on it.
     """
     figure = Figure(figsize=(WIDTH, WIDTH / 2 * _ratio(picture) + TITLE), layout="constrained")
     panels = {
         "Without the plugin": (explanation.cells, explanation.before[index]),
         "With it": (explanation.positions[index], explanation.after[index]),
     }
-    cell = 2 * (explanation.cells[0, 0, 0] + 0.5)  # pixels; the first centre lies half a cell from the edge
+    cell = 2 * (explanation.cells[0, 0, 0] + 0.5)  # pixels; the first centre is half a cell from the edge
     scale = LARGEST_CIRCLE * cell / max(weights.max() for _, weights in panels.values())
     for axis, (title, (places, weights)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         if target is not None:
@@ -185,7 +185,7 @@ def attention_figure(
             offset_transform=axis.transData,
             facecolors=PLUGIN_COLOUR,
             edgecolors="black",
-            linewidths=0.6 * np.sqrt(weights.ravel() / weights.max()),  # thousands of empty ones leave no specks
+            linewidths=0.6 * np.sqrt(weights.ravel() / weights.max()),  # thinner, so that zero weights draw no dots
             alpha=0.8,
         )
         axis.add_collection(circles)
@@ -196,15 +196,15 @@ def attention_figure(
 def offsets_figure(
     picture: np.ndarray, explanation: Explanation, index: int = 0, target: np.ndarray | None = None
 ) -> Figure:
-    """Where the plugin reads instead: an arrow from the centre of a cell to its sampled position.
+    """Draws the plugin's offsets as arrows from the centre of a cell to its sampled position.
 
-    Large maps show every second or third cell of each row and column.
+    Of large maps every second or third row and column is drawn.
 
     Args:
         picture: (H, W, 3) uint8.
         explanation: from `explain`.
         index: of the prompt.
-        target: (H, W) bool, the object where it is known: outlined.
+        target: (H, W) bool, the object, outlined.
     """
     figure = Figure(figsize=(WIDTH, WIDTH * _ratio(picture)), layout="constrained")
     axis = figure.subplots()
@@ -231,7 +231,7 @@ def offsets_figure(
 
 
 def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:
-    """The masks of several prompts for one object, their union, and how far they fill it: mSF.
+    """Draws the masks of several prompts for one object and their union, and shows mSF, the share that they fill.
 
     Args:
         picture: (H, W, 3) uint8.
@@ -242,7 +242,7 @@ def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.n
     area = max(1, int(np.count_nonzero(union)))
     columns = round(math.sqrt(1.25 * len(masks)))
     rows = math.ceil(len(masks) / columns)
-    # Two pictures on the left are as high as the rows of small ones on the right.
+    # The two pictures on the left are together as high as the rows of small ones on the right.
     ratio, share = _ratio(picture), rows / columns
     left = (share * WIDTH * ratio + (rows - 2) * TITLE) / (ratio * (2 + share))
     left = min(max(left, 0.25 * WIDTH), 0.5 * WIDTH)
@@ -273,7 +273,7 @@ def stability_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.n
 
 
 def alpha_figure(picture: np.ndarray, explanations: Mapping[str, Explanation]) -> Figure:
-    """How the plugin mixes for each prompt: a row for each kind of prompt, a dot for each prompt of it.
+    """Draws the router's alpha_1: a row for each kind of prompt, a dot for each prompt.
 
     Args:
         picture: (H, W, 3) uint8.
@@ -314,7 +314,7 @@ def _ratio(picture: np.ndarray) -> float:
 
 
 def show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
-    """A picture, or shares of 0 to 1 as heat, without ticks and frame; nothing drawn over it changes its limits."""
+    """Draws a picture, or shares in [0, 1] as a heat map, without ticks and frame; fixes the limits of the axes."""
     axis.imshow(picture, cmap=HEAT, vmin=0, vmax=1)
     axis.set_title(title, fontsize=TEXT)
     axis.set(xticks=[], yticks=[], autoscale_on=False)
@@ -322,7 +322,7 @@ def show(axis: Axes, picture: np.ndarray, title: str = "") -> None:
 
 
 def _zoom(axis: Axes, mask: np.ndarray) -> None:
-    """Shows the surroundings of a mask alone, in the picture's own proportions."""
+    """Limits the axes to the surroundings of a mask, with the aspect ratio of the picture."""
     if not mask.any():
         return
     size = np.array(mask.shape)
@@ -334,19 +334,19 @@ def _zoom(axis: Axes, mask: np.ndarray) -> None:
 
 
 def _muted(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W, 3) float32, light grey, so that colours over it are seen."""
+    """(H, W, 3) uint8 -> (H, W, 3) float32 in light grey, on which colours are visible."""
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     return np.repeat((0.4 + 0.55 * grey)[..., None], 3, axis=-1)
 
 
 def tinted(picture: np.ndarray, opacity: np.ndarray, colour: str) -> np.ndarray:
-    """(H, W, 3) float32 and (H, W) of 0 to 1 -> the picture under so much of a colour."""
+    """(H, W, 3) float32 and opacity (H, W) in [0, 1] -> the picture under a colour of that opacity."""
     opacity = opacity[..., None].astype(np.float32)
     return (1 - opacity) * picture + opacity * np.array(to_rgb(colour), np.float32)
 
 
 def _share_on(target: np.ndarray, places: np.ndarray, weights: np.ndarray) -> float:
-    """Of the weights (h, w) at places (h, w, 2), the share that lies on the object."""
+    """The share of the weights (h, w), at places (h, w, 2), that is on the object."""
     height, width = target.shape
     x, y = np.rint(places).astype(int).reshape(-1, 2).T
     on = target[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
@@ -354,7 +354,7 @@ def _share_on(target: np.ndarray, places: np.ndarray, weights: np.ndarray) -> fl
 
 
 def _draw_prompt(axis: Axes, prompt: Prompt, colour: str = PROMPT_COLOUR, *, size: float = 1.0) -> None:
-    """Box and points: a dot on the object, a cross beside it, nothing for a point that is none."""
+    """Draws box and points: a dot on the object, a cross beside it, nothing for the label "not a point"."""
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6 * size))
@@ -367,9 +367,9 @@ def _draw_prompt(axis: Axes, prompt: Prompt, colour: str = PROMPT_COLOUR, *, siz
 
 
 def outline(axis: Axes, mask: np.ndarray, colour: str) -> None:
-    """Draws the edge of a mask, along the picture's border too; nothing where the mask is empty."""
+    """Draws the edge of a mask, along the picture's border too; nothing if the mask is empty."""
     if not mask.any():
-        return  # matplotlib 3.10 warns of a contour of nothing
+        return  # matplotlib 3.10 warns about a contour without lines
     height, width = mask.shape
     framed = np.pad(mask, 1).astype(np.float32)
     axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), framed, [0.5], colors=colour, linewidths=0.9)

@@ -3,10 +3,10 @@
     sam = stabilise(sam_model_registry["vit_b"](checkpoint="sam_vit_b_01ec64.pth"), load_plugin_state("plugin.pth"))
     masks, scores, logits = SamPredictor(sam).predict(...)  # and everything else as before
 
-This file imports nothing but torch, so that it can be copied alone into any project. The packages are not edited:
-forward hooks replace the image side of the two-way transformer's token-to-image attentions. `python -m
-convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth` writes the state. Parameters keep their
-names, with dots, and their axes: kernels are (in, out), that of the depthwise convolution is (k, k, C).
+This file imports only torch and can be copied alone into any project. The official packages are not edited: forward
+hooks replace keys and values of the two-way transformer's token-to-image attentions. The state is written by `python -m
+convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth`. Parameters have the names and axes of
+stablesam_jax, with dots: kernels are (in, out), that of the depthwise convolution is (k, k, C).
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-CONFIG_KEY = "_extra_state"  # PyTorch's name in a state dict for what is no tensor: here {"config", "metadata"}
-REFERENCE_GRID = 64  # cells of SAM's map, for which max_offset_cells is given
-MASK_TOKENS = slice(1, 5)  # after the IoU token; the first makes the single mask
-HQ_TOKEN = 5  # HQ-SAM's own, whose mask it is trained on
+CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for contents other than tensors: {"config", "metadata"}
+REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
+MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
+HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which plugin. The fields are those of stablesam_jax.config.PluginConfig, which explains them."""
+    """Configuration of a plugin. The fields are those of stablesam_jax.config.PluginConfig, which documents them."""
 
     attentions: tuple[int, ...]
     resample: str
@@ -41,37 +41,37 @@ class Config:
     router: bool
     router_token: str
     router_width: int
-    start: str  # of no use here, where weights are loaded
+    start: str  # initialisation; unused here, where weights are loaded
     embedding_width: int
-    strength: float = 1.0  # files of before it was known lack it
+    strength: float = 1.0  # older files lack it
 
 
 def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what convert.flax_to_torch or `torch.save(sam.plugin.state_dict(), path)` wrote, for `stabilise`."""
+    """Reads a file of convert.flax_to_torch or of `torch.save(sam.plugin.state_dict(), path)`, for `stabilise`."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
-    """Puts a plugin into a SAM, in place.
+    """Adds a plugin to a SAM, in place.
 
-    Its base must be the one that the plugin was trained on: `state["_extra_state"]["metadata"]` names it. Load the
-    base's weights first: afterwards the model's state dict also has the plugin's, under `plugin.`.
+    The SAM must be the base that the plugin was trained on, which `state["_extra_state"]["metadata"]` names. Load the
+    base's weights first: afterwards the model's state dict also has the plugin's entries, under `plugin.`.
 
     Args:
         sam: from segment_anything, segment_anything_hq or a package with their mask decoder.
         state: from `load_plugin_state`, or the state dict of a `Plugin`.
 
     Returns:
-        sam, with the plugin as its module `plugin`, in the type and on the device of the mask decoder. To train the
+        sam, with the plugin as its module `plugin`, in the dtype and on the device of the mask decoder. To train the
         plugin alone, freeze everything else.
 
     Raises:
-        ValueError: the state is not that of a plugin that this file knows, or the model has one, or is not as wide.
+        ValueError: the state is not of a supported plugin, the model has a plugin, or their widths differ.
     """
     if hasattr(sam, "plugin"):
-        raise ValueError("The model has a plugin already; build it again for another one.")
+        raise ValueError("The model has a plugin already; build the model again to add another one.")
     if not isinstance(state.get(CONFIG_KEY), Mapping):
-        raise ValueError(f"This is no state of a plugin: it has no {CONFIG_KEY!r}. Write it by convert.flax_to_torch.")
+        raise ValueError(f"This is no state of a plugin: it has no {CONFIG_KEY!r}. Write one by convert.flax_to_torch.")
     decoder = sam.mask_decoder
     plugin = Plugin(**state[CONFIG_KEY])
     if decoder.transformer_dim != plugin.config.embedding_width:
@@ -87,14 +87,14 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
 
 
 class Plugin(nn.Module):
-    """Deformable sampling and dynamic routing (sec. 4.2 and 4.3). Its weights are zero until a state is loaded."""
+    """Deformable sampling and dynamic routing (sec. 4.2, 4.3). Kernels and biases are zero until a state is loaded."""
 
     def __init__(self, config: Mapping[str, Any], metadata: Mapping[str, Any]):
         super().__init__()
         try:
             self.config = Config(**{**config, "attentions": tuple(config["attentions"])})
         except (KeyError, TypeError) as error:
-            raise ValueError(f"This file does not know such a plugin ({error}). Take a newer one.") from None
+            raise ValueError(f"stablesam_torch does not support this plugin ({error}). Get a newer version.") from None
         self.metadata = dict(metadata)
         if self.config.resample == "deform":
             self.dsp = OffsetNetwork(self.config)
@@ -104,7 +104,7 @@ class Plugin(nn.Module):
             self.spatial = CoordinateAttention(self.config.embedding_width)
         if self.config.router:
             self.drp = Router(self.config)
-        self.output_token = MASK_TOKENS.start  # the router's; `stabilise` knows the model
+        self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets that of an HQ-SAM
         self._forget()
 
     def forward(
@@ -112,7 +112,7 @@ class Plugin(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
-        With a strength below 1 that mixture is mixed with x_p once more.
+        A strength s below 1 interpolates between x_p, at 0, and this mixture, at 1.
 
         Args:
             keys: (N, H, W, C), image features of N prompts, without their positional encoding.
@@ -122,6 +122,7 @@ class Plugin(nn.Module):
         Returns:
             keys and key_pe for the attention, (N, H, W, C) each.
         """
+        # s (alpha_1 x* + alpha_2 x) + (1 - s) x has the weights (s alpha_1, s alpha_2 + 1 - s).
         strength, alpha = self.config.strength, self._alpha(tokens)
         shares = strength * alpha + alpha.new_tensor([0, 1 - strength])
         weights = shares.to(keys.dtype)[:, None, None, :, None]
@@ -138,7 +139,7 @@ class Plugin(nn.Module):
         return mixed, key_pe
 
     def _alpha(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(N, T, C) -> (N, 2), or (1, 2)."""
+        """(N, T, C) -> (N, 2); without a router (1, 0) for all prompts, as (1, 2)."""
         if not self.config.router:
             return tokens.new_tensor([[1, 0]])
         if self.config.router_token == "mean":
@@ -146,10 +147,10 @@ class Plugin(nn.Module):
         return self.drp(tokens[:, self.output_token])
 
     def hook(self, transformer: nn.Module) -> None:
-        """Sits down before the token-to-image attentions of a TwoWayTransformer that the configuration names.
+        """Registers hooks before the token-to-image attentions of a TwoWayTransformer that the configuration names.
 
-        A hook there sees queries and keys only with their positional encodings added; so that no digit is lost in
-        taking them off again, these and the tokens are kept from where they come by alone.
+        Attentions get queries and keys with their positional encodings added, and subtracting these again would lose
+        digits. So other hooks record the encodings and the tokens where the transformer has them separately.
         """
         layers = transformer.layers
         attentions = [*(layer.cross_attn_token_to_image for layer in layers), transformer.final_attn_token_to_image]
@@ -161,14 +162,14 @@ class Plugin(nn.Module):
         transformer.register_forward_hook(self._forget)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a state dict holds beside tensors."""
+        """The contents of a state dict other than tensors."""
         return {"config": dataclasses.asdict(self.config), "metadata": self.metadata}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Takes the metadata of a state; its configuration is that of the module."""
+        """Sets the metadata from a state. The configuration was used when the module was built."""
         self.metadata = dict(state["metadata"])
 
-    # Hooks are methods, and not functions, so that the copy of a model has hooks of its own plugin.
+    # Hooks are bound methods, not closures: deepcopy of a model binds them to the copy's plugin.
 
     def _keep_positions(self, transformer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         _, image_pe, _ = args  # (N, C, H, W)
@@ -180,6 +181,7 @@ class Plugin(nn.Module):
     def _resample(
         self, attention: nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]
     ) -> tuple[tuple[()], dict[str, torch.Tensor]]:
+        # Values are the image features alone; keys already have the positional encoding added.
         keys, key_pe = self(kwargs["v"].view_as(self._key_pe), self._key_pe, self._tokens)
         return args, kwargs | {"k": (keys + key_pe).flatten(1, 2), "v": keys.flatten(1, 2)}
 
@@ -210,7 +212,7 @@ class OffsetNetwork(nn.Module):
         elif self.config.amplitude == "gate":
             amplitudes = features * (1 + self.gate(features))
         hidden = F.gelu(self.norm(self.depthwise(amplitudes)))
-        direction = wide(self.offset(hidden)).unflatten(-1, (self.config.groups, 2))
+        direction = to_float32(self.offset(hidden)).unflatten(-1, (self.config.groups, 2))
         height, width = features.shape[1:3]
         limit = direction.new_tensor([width, height]) * (self.config.max_offset_cells / REFERENCE_GRID)
         return amplitudes, limit * torch.tanh(direction)
@@ -220,27 +222,27 @@ def sample(features: torch.Tensor, offsets: torch.Tensor, padding: str) -> torch
     """Reads features at p + delta p for every cell p (eq. 4).
 
     Args:
-        features: (N, H, W, C); C falls into as many groups as there are offsets.
+        features: (N, H, W, C); neighbouring channels form a group.
         offsets: (N, H, W, groups, 2), (x, y) in cells.
-        padding: what lies outside the map: "border", its value going on, or "zeros".
+        padding: values outside the map: "border" or "zeros", as of `grid_sample`.
 
     Returns:
         (N, H, W, C).
     """
-    number, height, width, channels = features.shape
+    count, height, width, channels = features.shape
     groups = offsets.shape[-2]
     x, y = torch.arange(width).to(offsets), torch.arange(height).to(offsets)
     cells = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    last = offsets.new_tensor([width - 1, height - 1]).clamp(min=1)
-    positions = 2 * (cells[:, :, None] + offsets) / last - 1
+    last = offsets.new_tensor([width - 1, height - 1]).clamp(min=1)  # a map of one cell would divide by zero
+    positions = 2 * (cells[:, :, None] + offsets) / last - 1  # grid_sample's [-1, 1], from the first cell to the last
     positions = positions.permute(0, 3, 1, 2, 4).flatten(0, 1)
-    maps = features.to(offsets.dtype).permute(0, 3, 1, 2).reshape(number * groups, -1, height, width)
+    maps = features.to(offsets.dtype).permute(0, 3, 1, 2).reshape(count * groups, -1, height, width)
     sampled = F.grid_sample(maps, positions, "bilinear", padding, align_corners=True)
-    return sampled.view(number, channels, height, width).permute(0, 2, 3, 1).to(features.dtype)
+    return sampled.view(count, channels, height, width).permute(0, 2, 3, 1).to(features.dtype)
 
 
 class ChannelPooledAttention(nn.Module):
-    """The spatial map of CBAM, which table 11 sets in the place of deformable sampling."""
+    """The spatial attention of CBAM, the alternative to deformable sampling in table 11."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,11 +253,11 @@ class ChannelPooledAttention(nn.Module):
         """(N, H, W, C) -> factors (N, H, W, 1)."""
         pooled = torch.stack([features.mean(dim=-1), features.amax(dim=-1)], dim=1)
         logits = F.conv2d(pooled, self.kernel.permute(3, 2, 0, 1), self.bias[None], padding="same")
-        return 2 * torch.sigmoid(wide(logits)).permute(0, 2, 3, 1)
+        return 2 * torch.sigmoid(to_float32(logits)).permute(0, 2, 3, 1)  # twice, so that zero logits are the identity
 
 
 class CoordinateAttention(nn.Module):
-    """Coordinate attention, likewise: a factor for each row and one for each column."""
+    """Coordinate attention, another alternative: the product of a factor for each row and one for each column."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -269,7 +271,7 @@ class CoordinateAttention(nn.Module):
         """(N, H, W, C) -> factors (N, H, W, C)."""
 
         def factors(last: nn.Module, means: torch.Tensor) -> torch.Tensor:
-            return 2 * torch.sigmoid(wide(last(F.hardswish(self.norm(self.hidden(means))))))
+            return 2 * torch.sigmoid(to_float32(last(F.hardswish(self.norm(self.hidden(means))))))
 
         rows, columns = factors(self.rows, features.mean(dim=2)), factors(self.columns, features.mean(dim=1))
         return rows[:, :, None] * columns[:, None]
@@ -291,13 +293,13 @@ class Router(nn.Module):
         return torch.softmax(self.logits(hidden), dim=-1) * self.scale
 
 
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """At least float32: half types lose positions and small factors."""
+def to_float32(x: torch.Tensor) -> torch.Tensor:
+    """Casts half precision to float32, float64 unchanged: half precision loses positions and small factors."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Dense(nn.Module):
-    """A linear layer, which is also a 1x1 convolution, over the last axis."""
+    """A linear layer over the last axis, hence also a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -310,7 +312,7 @@ class Dense(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A depthwise convolution."""
+    """A depthwise convolution, channels-last."""
 
     def __init__(self, size: int, channels: int):
         super().__init__()
@@ -325,7 +327,7 @@ class Depthwise(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis."""
+    """Normalises the last axis."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What training has changed: a table and a figure on held-out pictures."""
+"""Compares a system before and after training on held-out pictures: a table and a figure."""
 
 import functools
 import hashlib
@@ -15,32 +15,32 @@ from stablesam_jax.params import Params
 from stablesam_jax.visualize import Wobble, wobble_figure
 
 FIGURE_KINDS = ("noisy-box", "1-point", "3-points")  # a row each
-KNOWN_IOU = 0.75  # with the true box, from which an object counts as known to a system
-REMEMBERED = 2**29  # bytes of embeddings that are kept: 2 to 12 MiB a picture, 0.5 of sam_nano
+GOOD_IOU = 0.75  # an object counts as well segmented from this IoU with the true box as prompt
+REMEMBERED = 2**29  # bytes of embeddings kept in memory: 2 to 12 MiB a picture, 0.5 MiB for sam_nano
 
 
 class RememberingSegmenter(Segmenter):
-    """A system whose encoder rests: it encodes a picture once in a run."""
+    """A system with a frozen encoder: it encodes each picture once in a run."""
 
-    def __init__(self, sam: Sam, params: Params, known: dict[bytes, ImageEmbedding]):
-        """Shares what is known with all systems that have the same encoder."""
+    def __init__(self, sam: Sam, params: Params, embeddings: dict[bytes, ImageEmbedding]):
+        """Shares `embeddings`, by digest of the picture, with all systems that have the same encoder."""
         super().__init__(sam, params)
-        self.known = known
+        self.embeddings = embeddings
 
     def encode(self, picture: np.ndarray) -> ImageEmbedding:
-        """As `Segmenter.encode`, from memory where it can be."""
+        """As `Segmenter.encode`, but from memory where the picture was encoded before."""
         key = hashlib.sha256(picture.tobytes()).digest()
-        embedding = self.known[key] if key in self.known else super().encode(picture)
-        if sum(leaf.nbytes for leaf in jax.tree.leaves(self.known)) < REMEMBERED:
-            self.known[key] = embedding
+        embedding = self.embeddings[key] if key in self.embeddings else super().encode(picture)
+        if sum(leaf.nbytes for leaf in jax.tree.leaves(self.embeddings)) < REMEMBERED:
+            self.embeddings[key] = embedding
         return embedding
 
 
 class Comparison:
-    """A system as it was, against what becomes of it, on the same pictures and prompts."""
+    """Compares a system with its state before training, on the same pictures and prompts."""
 
     def __init__(self, before: Segmenter, pictures: Pictures, protocol: Protocol):
-        """Looks at nothing yet."""
+        """Computes nothing; the scores before training are computed on the first call."""
         self.before, self.pictures, self.protocol = before, pictures, protocol
 
     @functools.cached_property
@@ -51,7 +51,7 @@ class Comparison:
         return [score for scores in evaluate(segmenter, self.pictures, self.protocol) for score in scores]
 
     def __call__(self, after: Segmenter) -> tuple[dict[str, Summary], Figure]:
-        """Means of both, and what wobbled before, with both systems' masks."""
+        """Returns the means of both, and a figure of unstable objects with the masks of both."""
         scores = {"before": self._scores_before, "after": self._score(after)}
         figure = wobble({"before": self.before, "after": after}, scores, self.pictures, self.protocol)
         return {name: summarise(values) for name, values in scores.items()}, figure
@@ -60,25 +60,26 @@ class Comparison:
 def wobble(
     systems: dict[str, Segmenter], scores: dict[str, list[Score]], pictures: Pictures, protocol: Protocol
 ) -> Figure:
-    """Objects that the first system knows and yet wobbles on, one for each kind of prompt, as all systems see them.
+    """Draws, for each kind of prompt, the object on which the first system is least stable, with all systems' masks.
 
-    Of the objects that it segments well from the true box, the one with the least mSF, each from another picture where
-    there are enough; the other systems play no part in the choice. Where it segments none well, of all objects.
+    The object with the lowest mSF is chosen among those that the first system segments well from the true box, or among
+    all where it segments none well; each from another picture where there are enough. The other systems do not
+    influence the choice.
 
     Args:
         systems: by name.
         scores: of every system, on the same prompts.
-        pictures: those that were asked about.
+        pictures: those that the scores are of.
         protocol: seed and number of prompts.
     """
     first = next(iter(scores.values()))
-    known = {(s.picture, s.object_id) for s in first if s.kind == "gt-box" and s.miou >= KNOWN_IOU}
+    good = {(s.picture, s.object_id) for s in first if s.kind == "gt-box" and s.miou >= GOOD_IOU}
     by_name = {name: index for index, name in enumerate(pictures.names)}
     shown: set[str] = set()
     rows = []
     for kind in FIGURE_KINDS:
-        asked = [s for s in first if s.kind == kind]
-        candidates = [s for s in asked if (s.picture, s.object_id) in known] or asked
+        of_kind = [s for s in first if s.kind == kind]
+        candidates = [s for s in of_kind if (s.picture, s.object_id) in good] or of_kind
         score = min(candidates, key=lambda s: (s.picture in shown, s.msf))
         shown.add(score.picture)
         labelled = pictures[by_name[score.picture]]

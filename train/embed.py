@@ -1,7 +1,7 @@
-"""`python -m train.embed [PRESET] [--option value ...]`: fills the cache of a training run ahead of it.
+"""`python -m train.embed [PRESET] [--option value ...]`: fills the feature cache before a training run.
 
-It takes the run's own options, of which those count that decide views and encoder; the run's folder is not touched.
-What is there already is read and verified, so the same command continues where it was stopped.
+It takes the options of the run; only those that affect views and encoder matter. The run's folder is not touched.
+Existing entries are read and verified, so the same command continues where it was stopped.
 """
 
 import sys
@@ -29,13 +29,13 @@ from train.setup import prepare
 from train.step import encoder_halves
 from train.stopping import stop_signals
 
-COMPARED_VIEWS = 16  # on which masks of the cached features are compared with those of the encoder's own
-BATCH = 8  # views that are looked up at once
+COMPARED_VIEWS = 16  # views on which masks from cached features are compared with masks from float32 features
+BATCH = 8  # views per call of the cache
 LINE_SECONDS = 10.0  # between two lines of progress
 
 
 def embed(config: TrainConfig) -> None:
-    """Encodes the views that the run asks for of all training pictures, and says what float16 costs."""
+    """Encodes all views of all training pictures, and reports the effect of float16 on masks."""
     if config.cache is None:
         raise InputError("--cache: name the folder to fill, as .cache/features, here and for the training run.")
     parts = prepare(config)
@@ -48,7 +48,7 @@ def embed(config: TrainConfig) -> None:
         )
     with stop_signals() as stop:
         for done in fill(cache, views):
-            if stop.asked and done < len(views):
+            if stop.requested and done < len(views):
                 print(f"stopped after {done:,} views; the same command continues", flush=True)
                 return
     share, compared = rounding(cache, parts.sam, parts.tree, views, neck_trains=parts.neck_trains)
@@ -56,7 +56,7 @@ def embed(config: TrainConfig) -> None:
 
 
 def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
-    """Encodes what is missing, yielding the number of views done so far; prints where it stands."""
+    """Encodes missing views; yields the number of views done so far and prints progress."""
     frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(BATCH)
     options = grain.ReadOptions(num_threads=Feeding().threads, prefetch_buffer_size=4)
     done = printed = 0
@@ -64,7 +64,7 @@ def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
     for pictures in frames.to_iter_dataset(options):
         cache(pictures)
         if cache.fault is not None:
-            sys.exit(1)  # the cache has said why
+            sys.exit(1)  # the cache has printed the error
         done += len(pictures)
         moment = time.monotonic()
         if moment - printed_at > LINE_SECONDS or done == len(views):
@@ -81,18 +81,18 @@ def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
 def rounding(
     cache: FeatureCache, sam: Sam, tree: params.Params, views: Views, *, neck_trains: bool
 ) -> tuple[float, int]:
-    """What rounding does to masks.
+    """Measures the effect of rounding features to float16 on masks.
 
     Args:
         cache: filled.
         sam: the model.
         tree: its parameters.
-        views: of which at most `COMPARED_VIEWS` are taken, evenly.
+        views: at most `COMPARED_VIEWS` of them are used, evenly spaced.
         neck_trains: as `encoder_halves`.
 
     Returns:
-        share of the pixels, on or off at the input's size, that differ between decoding the encoder's own features and
-        the cached ones, for the box around the first object; and the number of views.
+        share of the mask pixels, at the input's size, that differ between the encoder's features and the cached ones,
+        for the box around the first object; and the number of views.
     """
     _, finish = encoder_halves(sam, neck_trains=neck_trains)
     size = sam.config.image_size
@@ -106,13 +106,13 @@ def rounding(
         logits = decode(tree, features, boxes).low_res_masks
         return to_picture(np.asarray(logits)[0, 0, 0], (size, size))
 
-    asked = BatchConfig(
+    batch = BatchConfig(
         pictures=1, prompts_per_picture=1, kinds={"gt-box": 1.0}, mask_size=sam.config.mask_size, seed=views.config.seed
     )
     chosen = np.unique(np.linspace(0, len(views) - 1, COMPARED_VIEWS).astype(int))
     shares = []
     for index in chosen:
-        sample = make_sample(views, asked, int(index), int(index))
+        sample = make_sample(views, batch, int(index), int(index))
         picture, *tokens = (sample[name][None] for name in ("picture", "coords", "labels", "valid"))
         boxes = Prompts(*map(jnp.asarray, tokens))
         shares.append((masks(cache.encode(picture), boxes) != masks(cache(picture), boxes)).mean())
@@ -120,7 +120,7 @@ def rounding(
 
 
 def main() -> None:
-    """Reads the preset and the options, and encodes."""
+    """Parses the preset and the options, and encodes."""
     config = parse(called("embed"), PRESETS)
     with exit_on_input_error():
         parallel.split_cpu(config.batch_size)

@@ -18,37 +18,46 @@ from stablesam_jax.data.pipeline import Feeding, batches
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.files.disk import write_text
+from stablesam_jax.files.locks import owned
 from train.comparison import Comparison, RememberingSegmenter
 from train.console import Console
 from train.optimizer import make_optimizer
 from train.presets import PRESETS, TrainConfig, parse
 from train.progress import Progress
 from train.results import overview, report, save_result, tell_use
-from train.run import NotFiniteError, Run
+from train.run import PICTURES, NotFiniteError, Run, remembered_pictures
 from train.setup import Parts, describe_cache, facts, prepare
 from train.step import State, make_update
 from train.stopping import stop_signals
 
-SHORT_LOOK_PROMPTS = 4  # of each kind, in an evaluation on the way
+SHORT_LOOK_PROMPTS = 4  # of each kind, in an evaluation during training
 
 
 class RunError(Exception):
-    """The run ended on its way, and can be continued."""
+    """The run ended before its last step; it can be continued."""
 
 
 def train(config: TrainConfig) -> None:
-    """One training run, from its options to its results."""
-    # What is asked for is checked before anything is written.
+    """Runs a training from options to results, with its folder locked against other processes."""
+    with owned(config.output) if jax.process_index() == 0 else contextlib.nullcontext():
+        carry_out(config)
+
+
+def carry_out(config: TrainConfig) -> None:
+    """`train` in a locked folder."""
+    # All options and pictures are checked before anything is written.
     devices = parallel.choose_devices(config.devices)
     parallel.check_divides(config.batch_size, len(devices))
-    parts = prepare(config)
+    engine = parallel.ENGINES[config.engine](devices)
     first_host = jax.process_index() == 0
+    parts = prepare(config, parallel.gather(remembered_pictures(config) if first_host else None)[0])
     console = Console(silent=not first_host)
-    run = Run(config, facts(parts.base, parts.training), first_host=first_host)
+    run = Run(config, facts(parts.base, parts.chosen), parts.chosen.record, first_host=first_host)
     parallel.check_same_on_hosts(run.digest, "options, base or pictures")
     announce(console, config, parts, devices)
 
-    # A fresh plugin is the identity, or near it, and shares its compiled programs; fresh HQ parts are noise.
+    # "Before" has the untrained plugin, which is the identity or near it, to share compiled programs with "after".
+    # Untrained HQ-SAM parts are random, so that "before" is the base without them.
     segmenter = segmenters(parts)
     plain = parts.sam.config.hq != parts.base.sam.config.hq
     before = Segmenter(parts.base.sam, parts.base.tree) if plain else segmenter(parts.tree)
@@ -58,7 +67,7 @@ def train(config: TrainConfig) -> None:
         look_at(run, console, step, short_look, segmenter(params.merge(parts.frozen, trained)))
 
     try:
-        trained = run_steps(config, parts, run, console, devices, look)
+        trained = run_steps(config, parts, run, console, engine, look)
     finally:
         run.close()
     if trained is None:
@@ -75,12 +84,12 @@ def train(config: TrainConfig) -> None:
 
 
 def same_command(config: TrainConfig) -> str:
-    """What continues a run: --fresh would remove it."""
+    """The command that continues a run, in words; --fresh would remove it."""
     return "the same command without --fresh" if config.fresh else "the same command"
 
 
 def announce(console: Console, config: TrainConfig, parts: Parts, devices: list[jax.Device]) -> None:
-    """What trains, on what, and where."""
+    """Reports trained parameters, pictures, steps and devices."""
     table, counts = overview(parts.trained, parts.frozen)
     console.show("parameters", table, **counts)
     trained, every = params.count(parts.trained), params.count(parts.tree)
@@ -96,13 +105,16 @@ def announce(console: Console, config: TrainConfig, parts: Parts, devices: list[
         devices=[device.device_kind for device in devices],
         hosts=jax.process_count(),
     )
+    if skipped := parts.chosen.record.get("skipped"):
+        message = f"left out, since they cannot be used: {len(skipped)} of the pictures; {PICTURES} names them"
+        console.say("skipped", message, pictures=sorted(skipped))
 
 
 def segmenters(parts: Parts) -> Callable[[params.Params], Segmenter]:
-    """Parameters of the system -> what evaluates them; held-out pictures are encoded once where the encoder rests."""
+    """Parameters -> segmenter for evaluation; with a frozen encoder each held-out picture is encoded once."""
     if "image_encoder" in parts.trained:
         return functools.partial(Segmenter, parts.sam)
-    return functools.partial(RememberingSegmenter, parts.sam, known={})
+    return functools.partial(RememberingSegmenter, parts.sam, embeddings={})
 
 
 def run_steps(
@@ -110,24 +122,24 @@ def run_steps(
     parts: Parts,
     run: Run,
     console: Console,
-    devices: list[jax.Device],
+    engine: parallel.Engine,
     look: Callable[[int, params.Params], None],
 ) -> params.Params | None:
-    """The steps that are left, with their checkpoints.
+    """Runs the remaining steps and writes checkpoints.
 
     Args:
         config: of the run.
-        parts: what it works on.
-        run: its folder.
-        console: is told how far it is.
-        devices: of all hosts.
-        look: evaluates what step has trained so far.
+        parts: model and data of the run.
+        run: folder of the run.
+        console: for progress.
+        engine: runs the steps on all devices of all hosts.
+        look: (step, trained parameters) -> None; evaluates during training.
 
     Returns:
-        The parameters that have trained, or None where the run was asked to stop before its end.
+        The trained parameters, or None if a signal stopped the run before its end.
 
     Raises:
-        RunError: it ended on its way.
+        RunError: the run ended before its last step.
     """
     steps = parts.steps
     optimizer = make_optimizer(
@@ -155,15 +167,17 @@ def run_steps(
         clicks=config.clicks,
         ema=config.ema or 0.0,
     )
-    update = parallel.run_on_all(function, devices, donate=(0,))
-    state = parallel.replicate(state, devices)
-    frozen = parallel.replicate(parts.frozen, devices)
-    seed = parallel.replicate(np.uint32(config.seed), devices)
+    update = engine.run_on_all(function, sharded=(2,), donate=(0,))
+    state = engine.replicate(state)
+    frozen = engine.replicate(parts.frozen)
+    seed = engine.replicate(np.uint32(config.seed))
     share = {"host": jax.process_index(), "hosts": jax.process_count()}
     stream = batches(parts.views, parts.batches, Feeding(start_step=step, workers=config.workers, **share))
     with (
         stop_signals() as stop,
-        Progress(run, console, start=step, steps=steps, pictures_per_step=config.batch_size) as progress,
+        Progress(
+            run, console, engine.unreplicate, start=step, steps=steps, pictures_per_step=config.batch_size
+        ) as progress,
     ):
         try:
             while step < steps:
@@ -171,21 +185,21 @@ def run_steps(
                 del batch["view"]
                 if cache is not None:
                     batch["features"] = cache(batch.pop("picture"))
-                state, measured = update(state, frozen, parallel.shard(batch, devices), seed)
+                state, measured = update(state, frozen, engine.shard(batch), seed)
                 step += 1
-                stopping = parallel.on_any_host(stop.asked)
+                stopping = parallel.on_any_host(stop.requested)
                 saving = step % config.save_every == 0 or step == steps or stopping
                 looking = config.eval_every and step % config.eval_every == 0 and step < steps and len(parts.held_out)
                 progress.add(step, measured, now=saving or bool(looking))
                 if saving:
-                    run.save(parallel.unreplicate(state))
+                    run.save(engine.unreplicate(state))
                     saved = step
                 if stopping and step < steps:
                     message = f"stopped after step {step}; {same_command(config)} continues"
                     console.say("stopped", message, step=step)
                     return None
                 if looking:
-                    look(step, outcome(parallel.unreplicate(state)))
+                    look(step, outcome(engine.unreplicate(state)))
         except NotFiniteError as error:
             path = name_pictures(run, error, parts)
             raise RunError(
@@ -196,18 +210,18 @@ def run_steps(
             if step > saved:
                 with contextlib.suppress(InputError, OSError, NotFiniteError):
                     progress.look()
-                    run.save(parallel.unreplicate(state))
+                    run.save(engine.unreplicate(state))
                     saved = step
             raise RunError(f"{error} The run is kept up to step {saved}; {same_command(config)} continues.") from None
-    check_frozen(console, parts.frozen, parallel.unreplicate(frozen))
+    check_frozen(console, parts.frozen, engine.unreplicate(frozen))
     if cache is not None:
         held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
         console.say("features", f"features: {cache.found:,} read, {cache.encoded:,} encoded; {held}")
-    return outcome(parallel.unreplicate(state))
+    return outcome(engine.unreplicate(state))
 
 
 def check_frozen(console: Console, before: params.Params, after: params.Params) -> None:
-    """Says that what rests has not moved, from the bits that the devices hold at the end."""
+    """Checks that frozen parameters are unchanged to the bit, as the devices hold them at the end, and reports it."""
     digest = params.digest(before)
     if params.digest(after) != digest:
         raise RunError("a frozen parameter has changed, which no step does: suspect the machine's memory.")
@@ -217,12 +231,12 @@ def check_frozen(console: Console, before: params.Params, after: params.Params) 
 
 
 def outcome(state: State) -> params.Params:
-    """The parameters that count: the moving average, where there is one."""
+    """The resulting parameters: the moving average, if there is one."""
     return state.trained if state.averaged is None else state.averaged
 
 
 def look_at(run: Run, console: Console, step: int, comparison: Comparison, now: Segmenter) -> None:
-    """A short evaluation on the way: a line, a record, curves and a picture."""
+    """A short evaluation during training: a line, a record, curves and a picture."""
     rows, figure = comparison(now)
     summary = rows["after"]
     changes = [
@@ -237,7 +251,7 @@ def look_at(run: Run, console: Console, step: int, comparison: Comparison, now: 
 
 
 def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path:
-    """Writes which pictures a step saw whose numbers went wrong; batches are a function of the step."""
+    """Writes the names of the pictures of a step that was not finite. They follow from the step alone."""
     path = run.folder / "not_finite.json"
     if run.first_host:
         indices = next(batches(parts.views, parts.batches, Feeding(start_step=error.step - 1)))["view"].tolist()
@@ -248,7 +262,7 @@ def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path
 
 
 def main() -> None:
-    """Reads the preset and the options, and trains."""
+    """Parses the preset and the options, and trains."""
     config = parse(called("train"), PRESETS)
     with exit_on_input_error():
         try:

@@ -1,4 +1,4 @@
-"""What can be trained, as a table: every recipe with its source, and what it costs."""
+"""Training options, and presets: every recipe with its source."""
 
 import dataclasses
 import pathlib
@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from stablesam_jax.config import Dtype, PluginConfig
+from stablesam_jax.parallel import EngineName
 from train.optimizer import Schedule
 from train.step import Objective
 
@@ -20,12 +21,12 @@ OCCLUSION = 0.5
 HQ_SAM_PROMPTS = ("gt-box=1", "10-points=1", "coarse-mask=1")
 GOOD_PROMPTS = ("gt-box=1", "jittered-box=3", "points=4", "refine=1")
 
-# What trains. The model is chosen apart from it: any base, with or without a plugin and HQ-SAM's parts.
+# Patterns of trained parameters. Any base can be chosen with them, with or without a plugin and HQ-SAM's parts.
 PLUGIN_ONLY = ("plugin/.*",)
-# Without effect on the single mask, hence as they were: the other three masks' MLPs and the IoU head.
+# The MLPs of the other three masks and the IoU head do not affect the single mask, so they are frozen.
 MASK_DECODER = ("mask_decoder/.*",)
 HQ_PARTS = ("mask_decoder/(hf_|compress_vit_feat_|embedding_encoder_|embedding_maskfeature_).*",)
-# All four mask tokens lie in one array, so 140,832 parameters where the paper's PT-SAM has one token and 140,064.
+# All four mask tokens are in one array: 140,832 parameters, where the paper's PT-SAM has one token and 140,064.
 MASK_TOKEN = ("mask_decoder/mask_tokens", "mask_decoder/output_hypernetworks_mlps_0/.*")
 NECK_AND_DECODER = ("image_encoder/neck/.*", "prompt_encoder/.*", "mask_decoder/.*")
 
@@ -39,14 +40,17 @@ class TrainConfig:
     image_size: int | None = None
     """Side of the model's input in pixels, for sam_nano: smaller trains faster. Default: the model's own."""
     data_dir: tuple[pathlib.Path, ...] = ()
-    """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as hqseg-44k:/data/hq; none: the scenes that
-    travel with the package."""
+    """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as hqseg-44k:/data/hq. Default: the embedded
+    scenes."""
+    skip_bad: bool = False
+    """Leaves out pictures that cannot be used, as those with an empty mask; all are read before the first step. The run
+    lists them in pictures.json and goes on without them when it is continued."""
     limit: int | None = None
-    """Only so many of the training pictures, the same choice for every seed (Table 7). Default: all."""
+    """Number of training pictures to use, the same choice for every seed (Table 7). Default: all."""
     output: pathlib.Path = pathlib.Path("runs/stable-sam")
-    """Folder of the run; the same run that is there already is continued."""
+    """Folder of the run; an existing run with the same options is continued."""
     fresh: bool = False
-    """Removes a run that is there, whatever it is, and starts over."""
+    """Removes an existing run, whatever its options, and starts over."""
     steps: int | None = None
     """Updates; overrides epochs."""
     epochs: float = 1.0
@@ -58,71 +62,74 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Of Adam, without weight decay (sec. 9)."""
     schedule: Schedule = "constant"
-    """The paper's one epoch is constant; cosine falls to 1 % after 2 % of warm-up; step, which is HQ-SAM's, to a tenth
-    after 10 of 12 epochs."""
+    """constant: the paper's one epoch. cosine: 2 % of warm-up, then down to 1 %. step: HQ-SAM's, a tenth after 10 of 12
+    epochs."""
     clip_norm: float | None = None
-    """Largest norm of a gradient; longer ones are shortened. The paper names no clipping."""
+    """Largest norm of a gradient; longer ones are scaled to it. The paper names no clipping."""
     accumulate: int = 1
     """Steps whose mean gradient makes one update, where memory is too small for a batch."""
     ema: float | None = None
-    """Decay of a moving average of what trains, as 0.999, which is the result then. The paper names none."""
+    """Decay of a moving average of the trained parameters, such as 0.999; the average is the result. The paper names
+    none."""
     dtype: Dtype = "float32"
-    """What layers compute in; parameters, losses and the optimizer are float32 in any case."""
+    """Compute dtype of layers; parameters, losses and the optimizer are always float32."""
     seed: int = 0
-    """Of augmentation, prompts, loss points and initial parameters."""
+    """Seed of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS
-    """KIND=WEIGHT of the training prompts."""
+    """KIND=WEIGHT of training prompts."""
     scale_range: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: longest side as a share of the model's input."""
     occlusion: float = OCCLUSION
-    """Share of the views in which a cut-out of another picture hides a part of an object, or is hidden by one."""
+    """Share of views in which a cut-out of another picture hides a part of an object, or is partly hidden by one."""
     objective: Objective = "stable"
     """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone, at sampled points or at every pixel
     (full-resolution); or SAM's own for pre-training."""
     clicks: int = 0
-    """Of SAM's pre-training: rounds after the first, each with a click where the mask so far is wrong."""
+    """For SAM's pre-training: rounds after the first, each with a click where the previous mask is wrong."""
     hq: bool = False
-    """HQ-SAM's parts are added to a base that has none, with random numbers."""
+    """Whether HQ-SAM's parts are added to a base without them, with random values."""
     plugin: PluginConfig | None = dataclasses.field(default_factory=PluginConfig)
-    """The plugin that is added to the base; None adds none."""
+    """Configuration of the plugin that is added to the base, or None."""
     trainable: tuple[str, ...] = PLUGIN_ONLY
-    """Patterns over parameter paths; all else stays as it is, to the bit."""
+    """Patterns of the paths of trained parameters; all others are frozen."""
     store: Literal["float32", "float16"] = "float32"
-    """Type of the numbers in model/; float16 halves the folder and rounds to 11 bits."""
+    """Dtype of the parameters in model/; float16 halves the folder and rounds to 11 bits."""
     cache: pathlib.Path | None = None
-    """Folder for the frozen encoder's features in float16, computed once per view; the command embed fills it
-    ahead."""
+    """Folder for the frozen encoder's features in float16, computed once per view; the command embed fills it in
+    advance."""
     cache_limit: float = 20.0
-    """GiB that this folder may take; beyond them, what was not used for longest is removed."""
+    """Largest size of this folder in GiB; the least recently used features are removed."""
     views: int = 1
-    """At most so many augmented versions of each picture, another in every epoch; after the last the first comes
-    again."""
+    """Most augmented versions of each picture; every epoch has the next one, and the first follows the last."""
     workers: int = 0
-    """Processes that prepare batches beside this one's threads, for machines with many cores."""
+    """Further processes that prepare batches, for machines with many cores; this process uses threads."""
     devices: int | None = None
     """Devices of every host to use; all by default."""
+    engine: EngineName = "pmap"
+    """How a step runs on them: jax.pmap, or jax.jit with jax.shard_map. Results are equal to the bit; what one has
+    begun, the other continues."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several hosts that train together, each started with this command and a --host of its
-    own; or auto, on a cluster that JAX knows (Slurm, Open MPI, Kubernetes), where each finds out for itself."""
+    """HOST:PORT of the first of several hosts that train together, each started with this command and its own --host;
+    or auto, on a cluster that JAX detects (Slurm, Open MPI, Kubernetes), without --hosts and --host."""
     hosts: int | None = None
-    """How many they are."""
+    """Number of hosts."""
     host: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this host, from 0."""
     save_every: int = 200
     """Steps between checkpoints."""
     held_out: int = 20
-    """Pictures kept from training for the table before / after."""
+    """Pictures held out of training for the table before / after."""
     eval_prompts: int = 20
     """Prompts per object and kind in that table (sec. 3.2)."""
     eval_every: int = 500
-    """Steps between short looks at these pictures on the way, 4 prompts of each kind; 0 for none."""
+    """Steps between short evaluations on these pictures, with 4 prompts of each kind; 0 for none."""
 
 
 _CACHE = pathlib.Path(".cache/features")
 
 
 def _system(name: str, **what_differs: Any) -> TrainConfig:
-    """The recipe of `stable-sam` for another system: same budget, prompts and loss unless said."""
+    """The recipe of `stable-sam` for another system: the same budget, prompts and loss, except for the arguments."""
     return TrainConfig(output=pathlib.Path("runs") / name, **{"views": 8} | what_differs)
 
 
@@ -152,7 +159,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             output=pathlib.Path("runs/own-pictures"),
             steps=300,
             learning_rate=3e-3,
-            scale_range=(0.3, 1.0),  # whole pictures, never a crop: what a prompt means shows in the whole
+            scale_range=(0.3, 1.0),  # never a crop: which object a prompt means depends on the whole picture
             occlusion=0.0,
             schedule="cosine",
             views=8,
@@ -250,12 +257,12 @@ Config = TypeVar("Config")
 
 
 def parse(program: str, presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str] | None = None) -> Config:
-    """The configuration that the command line asks for: a preset, or the first, and options.
+    """Parses the command line: a preset, by default the first, and options.
 
     Args:
-        program: as it is called.
-        presets: what each is for, and its configuration, by name.
-        arguments: instead of the command line's.
+        program: name in the usage text.
+        presets: name -> purpose and configuration.
+        arguments: in place of the command line's.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["-h"], ["--help"]):

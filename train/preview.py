@@ -1,6 +1,6 @@
-"""`python -m train.preview [PRESET] [--option value ...]`: what a run would see, as a sheet of its first samples.
+"""`python -m train.preview [PRESET] [--option value ...]`: draws the first training samples of a run on a sheet.
 
-Options are those of `train.main`, whose run is neither made nor touched, and of the sheet.
+Options are those of `train.main`, plus those of the sheet. No run is created or changed.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
+from train.pictures import split
 from train.presets import PRESETS, TrainConfig, parse
-from train.setup import check_numbers, describe_batches, describe_views, load_base, pictures
+from train.setup import check_numbers, describe_batches, describe_views, load_base
 
 BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
 
@@ -30,9 +31,9 @@ class PreviewConfig:
 
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     sheet: pathlib.Path = pathlib.Path("runs/samples.png")
-    """The picture to write; a file that is there is replaced."""
+    """The picture to write; an existing file is replaced."""
     count: int = 40
-    """Samples on it: the first of the run, one prompt of each picture."""
+    """Number of samples: the first of the run, one prompt of each picture."""
 
 
 def preview(config: PreviewConfig) -> None:
@@ -44,7 +45,7 @@ def preview(config: PreviewConfig) -> None:
     check_writable(config.sheet, "--sheet")
     check_numbers(config.run)
     model = load_base(config.run).sam.config
-    training, _ = pictures(config.run)
+    training, _ = split(config.run)
     views = Views(training, describe_views(config.run, model))
     stream = batches(views, describe_batches(config.run, model), Feeding())
     rows = (dict(zip(batch, row, strict=True)) for batch in stream for row in zip(*batch.values(), strict=True))
@@ -54,7 +55,7 @@ def preview(config: PreviewConfig) -> None:
 
 
 def sample_of(views: Views, row: dict[str, np.ndarray]) -> Sample:
-    """The first prompt of a sample of the pipeline, as the model would get it."""
+    """The first prompt of a row of a batch, with its picture and target."""
     target = row["targets"][0]
     _, masks = views[int(row["view"])]
     prompt = read_tokens(row["coords"][0], row["labels"][0])
@@ -70,7 +71,7 @@ def sample_of(views: Views, row: dict[str, np.ndarray]) -> Sample:
 
 
 def read_tokens(coords: np.ndarray, labels: np.ndarray) -> Prompt:
-    """(K, 2) and (K,) padded tokens -> the prompt that they were made of, without its mask."""
+    """Converts padded tokens, (K, 2) and (K,), back to the prompt, without its mask."""
     on_object, corners = labels == ON_OBJECT, np.isin(labels, BOX_CORNERS)
     return Prompt(
         points=coords[on_object],
@@ -80,21 +81,21 @@ def read_tokens(coords: np.ndarray, labels: np.ndarray) -> Prompt:
 
 
 def caption(prompt: Prompt, target: np.ndarray) -> str:
-    """Which prompt, and how good."""
-    said = []
+    """Describes a prompt: its parts, with the IoU of box and mask."""
+    parts = []
     if prompt.box is not None:
-        said.append(f"box, IoU {box_iou(prompt.box, gt_box(target)):.2f}")
+        parts.append(f"box, IoU {box_iou(prompt.box, gt_box(target)):.2f}")
     if len(prompt.points):
-        said.append(f"{len(prompt.points)} point{'s' if len(prompt.points) > 1 else ''}")
+        parts.append(f"{len(prompt.points)} point{'s' if len(prompt.points) > 1 else ''}")
     if prompt.mask is not None:
         factor = len(target) // len(prompt.mask)
         guess = np.kron(prompt.mask > 0, np.ones((factor, factor), bool))
-        said.append(f"mask, IoU {(guess & target).sum() / (guess | target).sum():.2f}")
-    return " and ".join(said)
+        parts.append(f"mask, IoU {(guess & target).sum() / (guess | target).sum():.2f}")
+    return " and ".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the preset and the options, and draws."""
+    """Parses the preset and the options, and draws."""
     presets = {name: (purpose, PreviewConfig(run=run)) for name, (purpose, run) in PRESETS.items()}
     config = parse(called("preview"), presets, arguments)
     with exit_on_input_error():

@@ -1,8 +1,9 @@
-"""Measurements of the steps: a live line or JSON lines, metrics.jsonl, TensorBoard."""
+"""Progress of a run: a live line or JSON lines, metrics.jsonl, TensorBoard."""
 
 import resource
 import time
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -13,20 +14,23 @@ from train.console import Console
 from train.run import NotFiniteError, Run
 from train.step import Measured
 
-LIVE_SECONDS, LINE_SECONDS = 2.0, 10.0  # between two looks at the device, in a terminal and elsewhere
+LIVE_SECONDS, LINE_SECONDS = 2.0, 10.0  # between two reports, in a terminal and elsewhere
 
 
 class Progress:
-    """Loss, IoU, speed, time left and memory every few seconds and before every checkpoint; every step is on record."""
+    """Reports loss, IoU, speed, time left and memory every few seconds and before every checkpoint; logs every step."""
 
-    def __init__(self, run: Run, console: Console, *, start: int, steps: int, pictures_per_step: int):
-        """Begins to count at step `start` of `steps`."""
-        self.run, self.console, self.steps, self.pictures_per_step = run, console, steps, pictures_per_step
+    def __init__(
+        self, run: Run, console: Console, fetch: Callable[[Any], Any], *, start: int, steps: int, pictures_per_step: int
+    ):
+        """Starts at step `start` of `steps`; `fetch` copies what a step returned to numpy."""
+        self.run, self.console, self.fetch = run, console, fetch
+        self.steps, self.pictures_per_step = steps, pictures_per_step
         self.seconds = LIVE_SECONDS if console.terminal else LINE_SECONDS
         self.looked_step = start
         self.looked_at = time.monotonic()
         self.first: tuple[int, float] | None = None  # step and time of the first measurement, after compilation
-        self.pending: list[Measured] = []  # of the steps since the last look
+        self.pending: list[Measured] = []  # of the steps since the last report; fetching each would block dispatch
         self.live = None
         if console.terminal and not console.silent:
             self.live = LiveLine(
@@ -47,34 +51,34 @@ class Progress:
             self.live.stop()
 
     def add(self, step: int, measured: Measured, *, now: bool) -> None:
-        """Takes the measurements of a step, still on their way from the device.
+        """Adds the measurements of a step, which the device may still be computing.
 
         Args:
-            step: its number, from 1.
-            measured: a copy on every device.
-            now: look at it, even if the last look was a moment ago.
+            step: number of the step, from 1.
+            measured: as the engine returned it.
+            now: report now, even if the last report was a moment ago.
 
         Raises:
-            NotFiniteError: a loss since the last look is not finite; those before it are on record.
+            NotFiniteError: a loss since the last report is not finite; those before it are logged.
         """
         self.pending.append(measured)
         if self.first is None:
-            jax.block_until_ready(measured)
+            jax.block_until_ready(measured)  # compilation must not count as time of a step
             self.first = step, time.monotonic()
         if now or time.monotonic() - self.looked_at >= self.seconds:
             self.look()
 
     def look(self) -> None:
-        """Puts on record what was measured since the last look, and shows it.
+        """Logs the measurements since the last report, and reports their means.
 
         Raises:
             NotFiniteError: as `add`.
         """
         if not self.pending:
             return
-        pairs = [(float(value.loss[0]), float(value.iou[0])) for value in jax.device_get(self.pending)]
+        pairs = [(float(value.loss), float(value.iou)) for value in self.fetch(self.pending)]
         losses, ious = np.array(pairs).T
-        finite = int(np.argmin(np.append(np.isfinite(losses), False)))  # steps before the first that is not
+        finite = int(np.argmin(np.append(np.isfinite(losses), False)))  # number of steps before the first non-finite
         for index, (loss, iou) in enumerate(pairs[:finite], self.looked_step + 1):
             self.run.log({"step": index, "loss": loss, "iou": iou})
         if finite < len(pairs):
@@ -103,12 +107,12 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """Bytes that were in use at most: of the first device, or of the process where devices do not tell, as on CPUs."""
+    """Peak memory in bytes: of the first device, or of the process where devices have no statistics, as on a CPU."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, as 61:05."""
+    """Formats minutes and seconds, as 61:05."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

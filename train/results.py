@@ -1,4 +1,4 @@
-"""What a run leaves behind: the plugin or the model, and the table before / after."""
+"""Results of a run: the plugin or the model, and the table before / after."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from train.run import Run
 
 
 def overview(trained: params.Params, frozen: params.Params) -> tuple[Table, dict[str, dict[str, int]]]:
-    """What trains and what is frozen, by module: a table, and its counts."""
+    """Counts trained and frozen parameters by module: a table, and its values."""
     counts: dict[str, dict[str, int]] = {}
     for kind, tree in (("trains", trained), ("frozen", frozen)):
         for path, leaf in params.flatten(tree).items():
@@ -39,41 +39,41 @@ def overview(trained: params.Params, frozen: params.Params) -> tuple[Table, dict
 
 
 def save_result(run: Run, console: Console, model: SamConfig, result: params.Params, *, plugin_alone: bool) -> str:
-    """Writes what `build.load_model` reads; what is there already is kept.
+    """Writes the trained plugin or model for `build.load_model`. An existing file or folder is kept.
 
     Args:
         run: gets the file or folder.
-        console: is told.
-        model: configuration of what has trained.
+        console: gets a line.
+        model: configuration of the trained model.
         result: its parameters.
-        plugin_alone: the plugin is all that was added to the base and has trained: one file, `BASE+FILE` is the model.
-            Otherwise the whole model is written, base included.
+        plugin_alone: whether only the plugin was added to the base and trained. Then one file is written, and
+            `BASE+FILE` is the model; otherwise the whole model is written, base included.
 
     Returns:
-        The name that the system has for `build.load_model`.
+        The system's name for `build.load_model`.
     """
     path = run.folder / ("plugin.safetensors" if plugin_alone else "model")
     if path.exists():
         console.say("kept", f"kept: {path}", path=str(path))
     elif run.first_host:
-        # A file that is passed on names the data and the base, not where they lay.
+        # The file may be passed on, so it has the names of data and base, not their paths.
         recipe = run.settings | {"data_dir": list(map(source_name, run.settings["data_dir"]))}
         del recipe["model"]
         if plugin_alone:
             assert model.plugin is not None
             plugin_file.save_plugin(path, result["plugin"], config=model.plugin, metadata=recipe)
         else:
-            whole = dataclasses.replace(model, dtype="float32")  # what it trained in is no property of it
+            whole = dataclasses.replace(model, dtype="float32")  # the default, whatever the dtype of training
             checkpoint.save_model(path, result, config=whole, source=recipe, dtype=np.dtype(run.settings["store"]))
         console.say("written", f"written: {path}", path=str(path))
     return f"{run.settings['model']}+{path}" if plugin_alone else str(path)
 
 
 def report(run: Run, console: Console, comparison: Comparison, after: Segmenter) -> None:
-    """The table before / after, printed and written, and a figure of what changed; what is there already is kept."""
+    """Prints and writes the table before / after and a figure. An existing report is kept."""
     path, figure_path = run.folder / "report.md", run.folder / "figures" / "wobble.png"
     if path.exists():
-        text = f"kept: {path} (remove it to compare anew)\n\n{path.read_text()}"
+        text = f"kept: {path} (remove it to compare again)\n\n{path.read_text()}"
         console.say("kept", text, path=str(path))
         return
     count, protocol = len(comparison.pictures), comparison.protocol
@@ -92,12 +92,12 @@ def report(run: Run, console: Console, comparison: Comparison, after: Segmenter)
     figure_path.parent.mkdir(exist_ok=True)
     save_figure(figure, figure_path)
     text = f"# {title}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
-    write_text(path, text)  # last: where it is, all is done
+    write_text(path, text)  # last: if it exists, the figure does too
     console.say("written", f"written: {path}, {figure_path}", path=str(path), figure=str(figure_path))
 
 
 def tell_use(run: Run, console: Console, system: str) -> None:
-    """The commands that one would want now, at the input size that it was trained at."""
+    """Prints how to use and evaluate the result, at the input size of the run."""
     size = run.settings["image_size"]
     load = f'load_model("{system}"' + ("" if size is None else f", image_size={size}") + ")"
     evaluate = (

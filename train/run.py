@@ -19,44 +19,65 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import load_tree, save_tree
 from stablesam_jax.files.disk import write_text
 from stablesam_jax.visualize import pixels
+from train.pictures import Record, read_record
 from train.presets import TrainConfig
 from train.step import State
 
 KEPT_CHECKPOINTS = 2
-# Fields that may change between the parts of a run. They do not decide what it computes, but for the last bits of sums
-# over another number of devices; the training pictures that `held_out` leaves are compared by name.
+PICTURES = "pictures.json"
+# Fields that may change when a run is continued. The result does not depend on them, except for the last bits of sums
+# over another number of devices.
 FREE_FIELDS = (
-    "output", "fresh", "cache", "cache_limit", "workers", "devices", "coordinator", "hosts", "host", "save_every",
-    "held_out", "eval_prompts", "eval_every",
+    "skip_bad", "output", "fresh", "cache", "cache_limit", "workers", "devices", "engine",
+    "coordinator", "hosts", "host", "save_every", "eval_prompts", "eval_every",
 )  # fmt: skip
 
 
+# Base and data are compared by their content, see `setup.facts`, in whatever way their paths are spelled.
+PATH_FIELDS = ("model", "data_dir")
+
+
+def remembered_pictures(config: TrainConfig) -> Record | None:
+    """The pictures of the run that is continued, or None for a first start.
+
+    Raises:
+        InputError: its list of them is damaged.
+    """
+    folder = pathlib.Path(config.output)
+    if config.fresh or not any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
+        return None
+    return read_record(folder / PICTURES)
+
+
 class NotFiniteError(FloatingPointError):
-    """A loss or a parameter is no finite number."""
+    """A loss or a parameter is not finite."""
 
     def __init__(self, message: str, step: int):
-        """Of a step, whose batch is to be looked at."""
+        """Keeps the step, whose pictures are reported."""
         super().__init__(message)
         self.step = step
 
 
 class Run:
-    """A folder that a run is continued from. Of several hosts the first one has it; the others read and write none."""
+    """The folder of a run. Of several hosts only the first reads and writes it."""
 
-    def __init__(self, config: TrainConfig, facts: Mapping[str, Any], *, first_host: bool = True):
-        """Opens the folder, or makes it.
+    def __init__(
+        self, config: TrainConfig, facts: Mapping[str, Any], pictures: Record | None = None, *, first_host: bool = True
+    ):
+        """Opens or creates the folder.
 
         Args:
             config: of the run.
-            facts: what else decides its result, as the SHA-256 of the base; what JSON can hold.
-            first_host: whether this process keeps the folder.
+            facts: what else the result depends on, such as the SHA-256 of the base; values that JSON can hold.
+            pictures: see `Chosen.record`; written to pictures.json.
+            first_host: whether this process reads and writes the folder.
 
         Raises:
-            InputError: it holds a run of another configuration, or something else, or cannot be made.
+            InputError: it holds a run of another configuration or other files, or cannot be created.
         """
         self.folder = pathlib.Path(config.output)
         self.checkpoints = self.folder / "checkpoints"
-        # What decides the result, as JSON holds it. A cache rounds features to float16.
+        # All that the result depends on, as JSON reads it back. "cached": a cache rounds features to float16.
         self.settings = {key: value for key, value in _plain(config).items() if key not in FREE_FIELDS}
         self.settings |= {"cached": config.cache is not None, **facts}
         self.first_host = first_host
@@ -67,7 +88,7 @@ class Run:
         try:
             if config.fresh and path.exists():
                 old = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.old")
-                self.folder.rename(old)  # at once, so that no half of it is ever taken for a run
+                self.folder.rename(old)  # atomic: a kill during the removal must not leave half a run under its name
                 shutil.rmtree(old)
             if path.exists():
                 self._compare(path)
@@ -75,18 +96,22 @@ class Run:
                 raise InputError(f"{self.folder}: is not empty and holds no run; give another --output.")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(self.settings, indent=2) + "\n")
+            if pictures:
+                write_text(self.folder / PICTURES, json.dumps(pictures, indent=1) + "\n")
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be used ({error.strerror}); give another --output.") from None
 
     def _compare(self, path: pathlib.Path) -> None:
-        """Refuses to continue another run; one without a checkpoint is not lost if it begins anew."""
+        """Refuses to continue a run of another configuration; one without a checkpoint is started over."""
         try:
             before = json.loads(path.read_text())
             if not isinstance(before, dict):
                 raise ValueError
         except ValueError:
             raise InputError(f"{path}: damaged, not the settings of a run; give another --output.") from None
-        changed = list(changes(before, self.settings))
+        if "names" in before.get("pictures", "") and "content" in self.settings.get("pictures", ""):
+            del before["pictures"]  # a run of version 0.1.0, which compared names
+        changed = list(changes(_without_paths(before), _without_paths(self.settings)))
         if changed and self._steps():
             raise InputError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(changed)}); "
@@ -95,13 +120,13 @@ class Run:
 
     @property
     def digest(self) -> bytes:
-        """Of all that decides the result."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).digest()
+        """SHA-256 of all that the result depends on."""
+        return hashlib.sha256(json.dumps(_without_paths(self.settings), sort_keys=True).encode()).digest()
 
     def restore(self, target: State) -> State | None:
-        """The newest sound checkpoint, or None; one that is damaged is named and passed over.
+        """The newest intact checkpoint, or None. Damaged ones are reported and skipped.
 
-        Measurements after it are dropped from metrics.jsonl: those steps are done again.
+        Measurements after it are removed from metrics.jsonl, because those steps are repeated.
         """
         state = None
         if not self.first_host:
@@ -111,7 +136,7 @@ class Run:
                 state, _ = load_tree(folder, target)
                 break
             except InputError as error:
-                unusable = folder.with_suffix(".unusable")  # out of the way of the step that is done again
+                unusable = folder.with_suffix(".unusable")  # the repeated step writes a checkpoint of the old name
                 shutil.rmtree(unusable, ignore_errors=True)
                 folder.rename(unusable)
                 print(f"passed over and renamed to {unusable.name}: {error}", file=sys.stderr)
@@ -119,11 +144,11 @@ class Run:
         return state
 
     def save(self, state: State) -> None:
-        """Writes a checkpoint and drops all but the newest `KEPT_CHECKPOINTS`.
+        """Writes a checkpoint and removes all but the newest `KEPT_CHECKPOINTS`.
 
         Raises:
-            NotFiniteError: a trained parameter is not finite; nothing is written or dropped.
-            InputError: the disk is full; the checkpoints before are as they were.
+            NotFiniteError: a trained parameter is not finite; nothing is written or removed.
+            InputError: the disk is full; earlier checkpoints are unchanged.
         """
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)):
             raise NotFiniteError(f"a parameter is not finite after step {int(state.step)}", int(state.step))
@@ -141,11 +166,11 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def board(self, step: int, scalars: Mapping[str, float], figure: Figure | None = None) -> None:
-        """Adds what TensorBoard shows at a step: curves by name, and a picture."""
+        """Adds curves by name and a picture to TensorBoard."""
         if not self.first_host:
             return
         if self._board is None:
-            # What a killed run has written from this step on, it has not done.
+            # Hides events that a killed run wrote after its last checkpoint; those steps are repeated.
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
@@ -154,7 +179,7 @@ class Run:
         self._board.flush()
 
     def close(self) -> None:
-        """Ends what is open."""
+        """Closes the TensorBoard writer."""
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -165,8 +190,12 @@ class Run:
     def _forget_after(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # not one cut short
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # without a torn last line
             write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in PATH_FIELDS}
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
@@ -179,9 +208,9 @@ _DEFAULTS = _plain(TrainConfig())
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any] = _DEFAULTS, within: str = ""
 ) -> Iterator[str]:
-    """What differs between the settings of two runs, as JSON holds them.
+    """Differences between the settings of two runs, in the form that JSON reads back.
 
-    A setting that the older run lacks was added since, with a default under which all is as it was.
+    A setting that the older run lacks has its default, which changes nothing.
     """
     for key in sorted(before.keys() | now.keys()):
         new = now.get(key)

@@ -1,63 +1,73 @@
-"""What a training run is made of: model, pictures, cache, each from the run's options and checked."""
+"""Model, pictures and cache of a training run, from checked options."""
 
 import dataclasses
 import functools
-import hashlib
 import math
 
 import jax
 
 from stablesam_jax import build, params
 from stablesam_jax.config import SamConfig
-from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views
-from stablesam_jax.data.readers import Pictures, Selection
-from stablesam_jax.data.sources import open_data
+from stablesam_jax.data.readers import Pictures
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.version import __version__
+from train.pictures import Chosen, Record, choose
 from train.presets import TrainConfig
 from train.step import encoder_halves
 
-EMBEDDED_SCENES = 120  # composed for a run without data folders
 MOST_CLICKS = 8  # SAM's own training has eight (SAM paper, appendix A)
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What a run starts from."""
+    """The base model of a run."""
 
-    sam: Sam  # at the input size that is asked for
+    sam: Sam  # at the input size of the options
     tree: params.Params
-    sha256: str  # as it is stored, before its positions are resized: what a plugin is put on
+    sha256: str  # of the stored parameters, before positions are resized; plugin files name it as their base
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """All that a run works on."""
+    """Model and data of a run."""
 
     base: Base
     sam: Sam  # the system that trains
     trained: params.Params
     frozen: params.Params
     neck_trains: bool  # see `step.encoder_halves`
-    training: Pictures
-    held_out: Pictures
+    chosen: Chosen
     views: Views  # of the training pictures
     batches: BatchConfig
     steps: int
     cache: FeatureCache | None
 
     @property
+    def training(self) -> Pictures:
+        """Pictures to train on."""
+        return self.chosen.training
+
+    @property
+    def held_out(self) -> Pictures:
+        """Pictures to evaluate on."""
+        return self.chosen.held_out
+
+    @property
     def tree(self) -> params.Params:
-        """All parameters, as they are at the start."""
+        """All parameters at the start."""
         return params.merge(self.frozen, self.trained)
 
 
-def prepare(config: TrainConfig) -> Parts:
-    """Model, pictures and cache of a run; nothing is written but the cache's folder.
+def prepare(config: TrainConfig, before: Record | None = None) -> Parts:
+    """Prepares model, pictures and cache of a run; writes nothing except the cache's folder.
+
+    Args:
+        config: of the run.
+        before: the pictures of the run that is continued, see `pictures.choose`.
 
     Raises:
         InputError: an option, the model or the pictures cannot be used.
@@ -67,8 +77,9 @@ def prepare(config: TrainConfig) -> Parts:
     base = load_base(config)
     sam, tree = add_parts(config, base)
     trained, frozen = params.split(tree, config.trainable)
-    neck_trains = check_trainable(config, sam, trained, resting_parts(base.tree, frozen))
-    training, held_out = pictures(config)
+    neck_trains = check_trainable(config, sam, trained, frozen_at_random(base.tree, frozen))
+    chosen = choose(config, before)
+    training = chosen.training
     if config.steps is None:
         steps, epochs = math.ceil(config.epochs * len(training) / config.batch_size), math.ceil(config.epochs)
     else:
@@ -80,8 +91,7 @@ def prepare(config: TrainConfig) -> Parts:
         trained=trained,
         frozen=frozen,
         neck_trains=neck_trains,
-        training=training,
-        held_out=held_out,
+        chosen=chosen,
         views=Views(training, dataclasses.replace(views, views=min(views.views, epochs))),  # one for each epoch
         batches=describe_batches(config, sam.config),
         steps=steps,
@@ -90,7 +100,7 @@ def prepare(config: TrainConfig) -> Parts:
 
 
 def check_numbers(config: TrainConfig) -> None:
-    """Raises an InputError that names every option out of range; numbers of the data are checked where they go."""
+    """Raises an InputError that names every option out of range; `ViewConfig` and `BatchConfig` check theirs."""
     rules = [
         ("--steps", config.steps, config.steps is None or config.steps >= 1, "at least 1"),
         ("--epochs", config.epochs, 0 < config.epochs < math.inf, "above 0"),
@@ -114,16 +124,15 @@ def check_numbers(config: TrainConfig) -> None:
         raise InputError("; ".join(faults) + ".")
 
 
-def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resting: list[str]) -> bool:
-    """Whether the encoder is cut before its neck, which trains then.
+def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, at_random: list[str]) -> bool:
+    """Checks --trainable. Returns whether the encoder's neck trains, so that features end before it.
 
     Raises:
-        InputError: something rests that has random numbers, or trains that the loss does not reach or a cache holds
-            still.
+        InputError: random parameters are frozen, or trained ones do not affect the loss or are behind a cache.
     """
-    if resting:
+    if at_random:
         raise InputError(
-            f"--trainable: {resting[0]} has random numbers and would not train; "
+            f"--trainable: {at_random[0]} has random values and would not train; "
             "train HQ-SAM's parts too, as presets hq-sam and stable-hq-sam do, or give --model an HQ-SAM."
         )
     if config.hq and config.objective == "pretrain":
@@ -139,7 +148,7 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, resti
 
 
 def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
-    """How pictures enter the run."""
+    """How pictures are augmented in the run."""
     return ViewConfig(
         size=model.image_size,
         scale_range=config.scale_range,
@@ -150,7 +159,7 @@ def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
 
 
 def describe_batches(config: TrainConfig, model: SamConfig) -> BatchConfig:
-    """What a step sees."""
+    """Contents of a batch."""
     return BatchConfig(
         pictures=config.batch_size,
         prompts_per_picture=config.prompts_per_picture,
@@ -161,10 +170,10 @@ def describe_batches(config: TrainConfig, model: SamConfig) -> BatchConfig:
 
 
 def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
-    """KIND=WEIGHT options as a dictionary.
+    """Parses KIND=WEIGHT options.
 
     Raises:
-        InputError: not of that form, an unknown kind, a negative weight, or no positive one.
+        InputError: another form, an unknown kind, a negative weight, or no positive one.
     """
     kinds = {}
     for option in options:
@@ -183,7 +192,7 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
 
 
 def load_base(config: TrainConfig) -> Base:
-    """The model that is named."""
+    """Loads the base model."""
     sam, tree = build.load_model(config.model, dtype=config.dtype)
     sha256 = params.digest(tree)
     if config.image_size is not None:
@@ -192,7 +201,7 @@ def load_base(config: TrainConfig) -> Base:
 
 
 def add_parts(config: TrainConfig, base: Base) -> tuple[Sam, params.Params]:
-    """The system that trains: the base with HQ-SAM's parts where it has none, and with a plugin, where asked for."""
+    """The trained system: the base, plus HQ-SAM's parts and a plugin if the options say so."""
     sam, tree = base.sam, base.tree
     rng = jax.random.key(config.seed)
     if config.hq and not sam.config.hq:
@@ -202,37 +211,19 @@ def add_parts(config: TrainConfig, base: Base) -> tuple[Sam, params.Params]:
     return sam, jax.device_get(tree)
 
 
-def resting_parts(base: params.Params, frozen: params.Params) -> list[str]:
-    """Paths of what was added to the base and does not train, but for a plugin, which may start as the identity."""
+def frozen_at_random(base: params.Params, frozen: params.Params) -> list[str]:
+    """Paths of added parameters that are frozen at random values. A plugin may be: it starts at the identity."""
     added = params.flatten(frozen).keys() - params.flatten(base).keys()
     return sorted(path for path in added if not path.startswith("plugin/"))
 
 
-def facts(base: Base, training: Pictures) -> dict[str, str]:
-    """What a run depends on beside its options, so that it is not continued on another base or other pictures."""
-    names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
-    return {
-        "base": base.sam.config.name,
-        "base_sha256": base.sha256,
-        "pictures": f"{len(training)}, names {names[:16]}",
-    }
-
-
-def pictures(config: TrainConfig) -> tuple[Pictures, Pictures]:
-    """Training and held-out pictures; of folders, a fixed choice by name is held out."""
-    if not config.data_dir:
-        training, unseen = (Collage(split, EMBEDDED_SCENES, seed=config.seed) for split in ("train", "held_out"))
-        scenes = range(min(config.limit or EMBEDDED_SCENES, EMBEDDED_SCENES))
-        return Selection(training, scenes), Selection(unseen, range(min(config.held_out, EMBEDDED_SCENES)))
-    source = open_data(config.data_dir)
-    order = sorted(range(len(source)), key=lambda index: hashlib.sha256(source.names[index].encode()).digest())
-    kept = min(config.held_out, len(source) // 5)
-    chosen = order[kept:] if config.limit is None else order[kept : kept + config.limit]
-    return Selection(source, sorted(chosen)), Selection(source, sorted(order[:kept]))
+def facts(base: Base, chosen: Chosen) -> dict[str, str]:
+    """Base and pictures of a run, which are compared, beside its options, when it is continued."""
+    return {"base": base.sam.config.name, "base_sha256": base.sha256, "pictures": chosen.identity}
 
 
 def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_trains: bool) -> FeatureCache | None:
-    """The cache of what the frozen encoder makes of pictures, where one is asked for."""
+    """The cache of the frozen encoder's features, or None without --cache."""
     if config.cache is None:
         return None
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
@@ -253,7 +244,7 @@ def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_tra
 
 
 def describe_cache(cache: FeatureCache, views: int) -> str:
-    """What a run does with its cache, in one line; `views` may be asked for."""
+    """One line about the cache of a run that reads up to `views` views."""
     size = f"up to {views * cache.entry_size / 2**30:.2g} GiB"
     if views > cache.capacity:
         size += ", more than --cache-limit allows, so that some are encoded again"

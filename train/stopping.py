@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at a step's end, not in it."""
+"""Stops a run by Ctrl-C or SIGTERM between two steps."""
 
 import dataclasses
 import signal
@@ -7,21 +7,21 @@ import types
 
 @dataclasses.dataclass
 class StopRequest:
-    """Whether someone has asked the run to end."""
+    """Whether a signal has requested a stop."""
 
-    asked: bool = False
+    requested: bool = False
 
 
 class stop_signals:
-    """While open, SIGTERM and Ctrl-C ask for a stop after the running step; a second Ctrl-C ends the program."""
+    """While open, SIGTERM and Ctrl-C request a stop after the current step; a second Ctrl-C ends the program."""
 
     def __enter__(self) -> StopRequest:
         request = StopRequest()
 
         def handle(number: int, frame: types.FrameType | None) -> None:
-            if request.asked and number == signal.SIGINT:
+            if request.requested and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            request.asked = True
+            request.requested = True
 
         self.before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return request

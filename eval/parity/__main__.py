@@ -1,4 +1,4 @@
-"""Is our model the official one? Runs both on one picture and bounds the difference at every stage.
+"""Compares a model with its official PyTorch implementation on one picture, and bounds the difference at every stage.
 
     python -m eval.parity --random hq_sam_vit_b
     python -m eval.parity --checkpoint sam_vit_b_01ec64.pth --image dog.jpg
@@ -42,39 +42,39 @@ from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.prompts import Prompt
 from stablesam_jax.version import __version__
 
-# 451 x 300 pixels: enlarged and padded.
+# 451 x 300 pixels, so that preprocessing both enlarges and pads it.
 IMAGE = ASSETS / "im/chelsea.jpg"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares a model with its twin in segment_anything or segment_anything_hq, to which stablesam_torch adds the
-    plugin where there is one. Give --random or --checkpoint."""
+    """Compares a model with its twin in segment_anything or segment_anything_hq, plus the plugin of stablesam_torch if
+    the model has one. Give --random or --checkpoint."""
 
     random: str | None = None
-    """Name of a model, to compare with random weights in every tensor."""
+    """Name of a model, which gets random weights in every tensor."""
     checkpoint: str | None = None
-    """Weights: an official file, whose model is recognised, or a checkpoint folder, or the name of a shipped model;
-    of the latter two also with +PLUGIN_FILE behind it."""
+    """Weights: an official file, whose model is recognised; or a checkpoint folder or the name of a shipped model, each
+    with or without +PLUGIN_FILE."""
     image: pathlib.Path = IMAGE
     """Any picture."""
     image_size: int | None = None
     """Side of the model's input in pixels, with --random only; by default the model's own."""
     dtype: Dtype = "float32"
-    """What our side computes in; the official one stays at float32."""
+    """Compute dtype of our side. The official side computes in float32 always."""
     reference: Literal["float32", "float64"] = "float32"
-    """What the official side computes in. With float64, which takes twice the memory, bounds are at least 4 times the
-    error of the official model's own float32: trained weights may lose more digits than random ones."""
+    """Compute dtype of the official side. With float64, which takes twice the memory, bounds are raised to 4 times the
+    float32 error of the official model itself, because trained weights may lose more digits than random ones."""
     seed: int = 0
     """Of the weights and of the prompts."""
     threads: int = 1
-    """Of PyTorch, whose results depend on them."""
+    """Threads of PyTorch; its results depend on their number."""
     json: pathlib.Path | None = None
     """File to write everything to."""
 
 
 def draw_prompts(seed: int, size_hw: tuple[int, int], mask_size: int) -> list[Prompt]:
-    """Every combination that the model distinguishes: points with and without box, box, masks with and without box."""
+    """One prompt of each form that the model distinguishes: box, points, points and box, mask, box and mask."""
     rng = np.random.default_rng(seed)
     height, width = size_hw
 
@@ -95,14 +95,14 @@ def draw_prompts(seed: int, size_hw: tuple[int, int], mask_size: int) -> list[Pr
 
 
 def smooth_noise(rng: np.random.Generator, side: int) -> np.ndarray:
-    """(side, side) float32 of mean 0 and deviation 1, smooth over an eighth of the side, as coarse masks are."""
+    """(side, side) float32 of mean 0 and standard deviation 1, smooth over an eighth of the side, like coarse masks."""
     coarse = Image.fromarray(rng.standard_normal((9, 9), np.float32))
     noise = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
     return (noise - noise.mean()) / noise.std()
 
 
 def load(options: Options) -> tuple[SamConfig, Params]:
-    """The model that the options name, and its weights.
+    """Loads the model that the options name, and its weights.
 
     Raises:
         InputError: not exactly one model is named, or what is named cannot be used.
@@ -125,7 +125,7 @@ def load(options: Options) -> tuple[SamConfig, Params]:
 
 
 def draw_params(config: SamConfig, seed: int) -> Params:
-    """Random weights that exercise every term of what is compared."""
+    """Random weights for which every term of the model affects its output."""
     official = twins.build_official(config)
     torch_sam.randomise(official, seed)
     params = twins.convert(official.state_dict(), config)
@@ -135,7 +135,7 @@ def draw_params(config: SamConfig, seed: int) -> Params:
 
 
 def _draw(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers that keep the features of an encoder without a twin at their scale, and make no plugin an identity."""
+    """Random values for parameters without a twin. Kernels preserve the scale of features; no plugin is an identity."""
     deviation = 1 / math.prod(shape[:-1]) ** 0.5 if path.endswith("kernel") else 0.2
     mean = 1.0 if path.endswith("scale") else 0.0
     return (mean + deviation * rng.standard_normal(shape)).astype(np.float32)
@@ -151,20 +151,20 @@ def _read(file: pathlib.Path) -> tuple[SamConfig, Params]:
 
 
 def print_table(rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> None:
-    """One line for each quantity, and one for the masks."""
+    """Prints one row for each quantity, and one line for the masks."""
     table = rich.table.Table("quantity", "s", "max abs", "max / s", "bound", "rms", "rms / s", "bound", "")
     lines = {quantity: [quantity, *[""] * 7, "no twin"] for quantity in missing}
     for row in rows:
-        relative = (row.deviation, row.largest, row.largest / row.deviation, row.largest_bound)
-        numbers = (*relative, row.rms, row.rms / row.deviation, row.rms_bound)
-        lines[row.quantity] = [row.quantity, *map(_figure, numbers), _verdict(row.ok)]
+        largest = (row.largest, row.largest / row.deviation, row.largest_bound)
+        rms = (row.rms, row.rms / row.deviation, row.rms_bound)
+        lines[row.quantity] = [row.quantity, *map(_figure, (row.deviation, *largest, *rms)), _verdict(row.ok)]
     for quantity in twins.in_order(lines):
         table.add_row(*lines[quantity])
     console = rich.console.Console(width=120)
     console.print(table)
     console.print(
         f"masks: {100 * (1 - masks.share):.5f} % of {masks.pixels:,} pixels equal, "
-        f"{100 * (1 - masks.share_bound):g} % asked; largest logit of one that differs "
+        f"{100 * (1 - masks.share_bound):g} % required; largest logit of one that differs "
         f"{_figure(masks.largest_logit)}, bound {_figure(masks.logit_bound)}: {_verdict(masks.ok)}",
         highlight=False,
         soft_wrap=True,
@@ -180,7 +180,7 @@ def _verdict(ok: bool) -> str:
 
 
 def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> dict:
-    """Everything about one comparison, as JSON holds it."""
+    """Everything about one comparison, as values that JSON can hold."""
     packages = ("jax", "flax", "torch", "segment-anything", "segment-anything-hq", "numpy", "pillow")
     return {
         "model": config.name,
@@ -219,9 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, params = load(options)
     prompts = draw_prompts(options.seed, picture.shape[:2], config.mask_size)
 
-    # One after the other, so that at no time both models are in memory.
+    # One model after the other, so that they are never in memory together.
     sam = assemble(dataclasses.replace(config, dtype=options.dtype))
-    with jax.default_matmul_precision("highest"):  # products in TF32 or bfloat16 are not float32
+    with jax.default_matmul_precision("highest"):  # a GPU's default, TF32, is not float32
         ours = twins.run_ours(sam, params, picture, prompts)
     official = twins.load_official(config, params)
     del params

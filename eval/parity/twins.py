@@ -1,4 +1,4 @@
-"""Both sides of the parity command: one picture and its prompts through our model, and through the official one."""
+"""Both sides of the parity command: one picture and its prompts through our model and through the official one."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from stablesam_jax.predict.preprocess import preprocess, to_model_frame
 from stablesam_jax.prompts import Prompt
 from stablesam_torch import plugin as torch_plugin
 
-# What either side computes, by name, in the order of computation; `run_ours` tells the shapes.
+# Names of the compared quantities in the order of computation; `run_ours` documents the shapes.
 INPUT = "model input"
 EMBEDDING = "image embedding"
 EARLY = "early features"
@@ -41,25 +41,25 @@ FULL_RES = "full-resolution logits"
 QUANTITIES = (
     INPUT, EMBEDDING, EARLY, HQ_FEATURES, SPARSE, DENSE, IMAGE_PE, DECODER, TOKENS, LOW_RES, IOU, FULL_RES
 )  # fmt: skip
-GRADIENT = "gradient of "  # and the path of a plugin's parameter: as many quantities, after all others
+GRADIENT = "gradient of "  # prefix; followed by the path of a plugin's parameter, one quantity for each
 Outputs = dict[str, np.ndarray]
 
 SLOTS = 8  # tokens that every prompt is padded to on our side, so that the comparison covers padding
 
 
-# What a user may ask for: arguments of `Sam.decode`, and of HQ-SAM one more.
-ANSWERS: tuple[dict[str, Any], ...] = ({"masks": "single"}, {"masks": "multi"})
-HQ_ANSWERS: tuple[dict[str, Any], ...] = (*ANSWERS, {"masks": "single", "hq_token_only": True})
+# Arguments with which `Sam.decode` is compared; HQ-SAM has one form more.
+FORMS: tuple[dict[str, Any], ...] = ({"masks": "single"}, {"masks": "multi"})
+HQ_FORMS: tuple[dict[str, Any], ...] = (*FORMS, {"masks": "single", "hq_token_only": True})
 
 
 def in_order(outputs: Iterable[str]) -> list[str]:
-    """Names of quantities in the order of computation, gradients as they come."""
+    """Sorts names of quantities by the order of computation; gradients keep theirs and come last."""
     names = list(outputs)
     return [name for name in QUANTITIES if name in names] + [name for name in names if name.startswith(GRADIENT)]
 
 
 class NoEncoder(torch.nn.Module):
-    """Stands where the encoder has no official twin, as that of sam_nano."""
+    """Placeholder for an encoder without an official twin, such as sam_nano's."""
 
     def __init__(self, img_size: int):
         super().__init__()
@@ -73,7 +73,7 @@ def official_parts(config: SamConfig) -> tuple[str, ...]:
 
 
 def build_official(config: SamConfig) -> torch_sam.Official:
-    """The official model of a configuration without its plugin, or what `official_parts` names of it."""
+    """Builds the official model of a configuration without its plugin; with `NoEncoder` if its encoder has no twin."""
     if encoder_of(config).official is not None:
         return torch_sam.build(config)
     early_width = encoder_of(config).early_width(config.encoder)
@@ -84,7 +84,7 @@ def build_official(config: SamConfig) -> torch_sam.Official:
 
 
 def load_official(config: SamConfig, params: Params) -> torch_sam.Official:
-    """The official model with our weights, and with the plugin's PyTorch twin where we have one."""
+    """Builds the official model with our weights, and with the PyTorch twin of the plugin if there is one."""
     official = build_official(config)
     state = to_torch({part: params[part] for part in official_parts(config)})
     official.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, assign=True)
@@ -94,7 +94,7 @@ def load_official(config: SamConfig, params: Params) -> torch_sam.Official:
 
 
 def convert(state: Mapping[str, torch.Tensor], config: SamConfig) -> Params:
-    """Our parameters from an official state dict, those that it has."""
+    """Converts an official state dict to our parameters: the subtrees of `official_parts`."""
     target = shapes(assemble(config))
     return to_flax(
         {name: tensor.numpy() for name, tensor in state.items()},
@@ -114,10 +114,10 @@ def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Pr
     Returns:
         float32 arrays: model input (S, S, 3), image embedding (G, G, C), sparse embeddings (tokens of all prompts, C),
         dense embeddings (N, G, G, C), dense positional encoding (G, G, C), low-resolution logits (N, M, 4G, 4G) of all
-        ANSWERS one after another, IoU predictions (N, M), full-resolution logits (N, M, H, W). "decoder alone" is the
-        low-resolution logits. HQ-SAM: early features (G, G, any), HQ features (4G, 4G, C / 8), and logits of each token
-        (N, 5, 4G, 4G), the HQ token last. With a plugin: the gradient of each of its parameters, in its shape; the loss
-        is the mean square of the low-resolution logits.
+        FORMS concatenated, IoU predictions (N, M), full-resolution logits (N, M, H, W). "decoder alone" equals the
+        low-resolution logits here. HQ-SAM: early features (G, G, any), HQ features (4G, 4G, C / 8), and logits of each
+        token (N, 5, 4G, 4G), the HQ token last. With a plugin: the gradient of each of its parameters; the loss is the
+        mean square of the low-resolution logits.
     """
     variables = {"params": jax.device_put(params)}
     size_hw = picture.shape[:2]
@@ -140,22 +140,22 @@ def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Pr
 
 @functools.cache
 def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
-    """Compiled: pictures to an embedding, an embedding and prompts to all that is decoded, and to plugin gradients."""
+    """Compiles three functions: encode pictures, decode prompts to all quantities, differentiate by the plugin."""
 
-    def answer(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> list[Masks]:
-        # The compiler merges what the answers have in common.
-        return [sam.decode(embedding, batch, **kind) for kind in (HQ_ANSWERS if sam.config.hq else ANSWERS)]
+    def decode_forms(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> list[Masks]:
+        # XLA computes once what the forms have in common.
+        return [sam.decode(embedding, batch, **form) for form in (HQ_FORMS if sam.config.hq else FORMS)]
 
     def decode(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> dict[str, jax.Array]:
         embedding = sam.fuse(embedding)
-        answers = answer(sam, embedding, batch)
+        decoded = decode_forms(sam, embedding, batch)
         sparse, dense = sam.prompt_encoder(batch)
         outputs = {
             SPARSE: sparse[0],
             DENSE: dense[0],
             IMAGE_PE: sam.prompt_encoder.get_dense_pe()[0, 0],
-            LOW_RES: jnp.concatenate([answer.low_res_masks[0] for answer in answers], axis=1),
-            IOU: jnp.concatenate([answer.iou_predictions[0] for answer in answers], axis=1),
+            LOW_RES: jnp.concatenate([masks.low_res_masks[0] for masks in decoded], axis=1),
+            IOU: jnp.concatenate([masks.iou_predictions[0] for masks in decoded], axis=1),
         }
         if sam.config.hq:
             every = sam.decode(embedding, batch, masks="all")
@@ -166,8 +166,8 @@ def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
         return outputs
 
     def loss(plugin: Params, params: Params, embedding: ImageEmbedding, batch: Prompts) -> jax.Array:
-        answers = sam.apply({"params": params | {"plugin": plugin}}, embedding, batch, method=answer)
-        return jnp.mean(jnp.square(jnp.concatenate([answer.low_res_masks for answer in answers], axis=2)))
+        decoded = sam.apply({"params": params | {"plugin": plugin}}, embedding, batch, method=decode_forms)
+        return jnp.mean(jnp.square(jnp.concatenate([masks.low_res_masks for masks in decoded], axis=2)))
 
     def differentiate(params: Params, embedding: ImageEmbedding, batch: Prompts) -> Params:
         return {"plugin": jax.grad(loss)(params["plugin"], params, embedding, batch)}
@@ -186,10 +186,10 @@ def run_official(
         official: from `load_official`, or of `to_float64`.
         picture: (H, W, 3) uint8.
         prompts: N of them.
-        ours: of `run_ours`, whose embedding and early features "decoder alone" starts from.
+        ours: of `run_ours`; "decoder alone" decodes its embedding and early features.
 
     Returns:
-        the arrays of `run_ours`, but for those of an encoder that has no twin.
+        the arrays of `run_ours`, without those of an encoder that has no twin.
     """
     dtype = official.mask_decoder.iou_token.weight.dtype
     size_hw = picture.shape[:2]
@@ -198,7 +198,7 @@ def run_official(
     pixels = official.preprocess(resized[None])
     outputs = {INPUT: pixels[0].permute(1, 2, 0)}
 
-    # As the encoder gives them: the embedding has channels first, the early features have them last.
+    # As the official encoder returns them: the embedding is channels-first, the early features are channels-last.
     our_features = _to_map(ours[EMBEDDING]).to(dtype)
     our_early = torch.from_numpy(ours[EARLY])[None].to(dtype) if EARLY in ours else None
     if isinstance(official.image_encoder, NoEncoder):
@@ -230,13 +230,14 @@ def run_official(
         lists[SPARSE].append(sparse[0])
         lists[DENSE].append(dense.permute(0, 2, 3, 1))
         with torch.set_grad_enabled(len(parameters) > 0):
-            logits, iou = _answers(official.mask_decoder, features, early, image_pe, sparse, dense)
+            logits, iou = _decode_forms(official.mask_decoder, features, early, image_pe, sparse, dense)
             loss = logits.square().mean() / len(prompts)
         if parameters:
             gradients.append(torch.autograd.grad(loss, list(parameters.values())))
         lists[LOW_RES].append(logits.detach())
         lists[IOU].append(iou.detach())
-        lists[DECODER].append(_answers(official.mask_decoder, our_features, our_early, image_pe, sparse, dense)[0])
+        alone, _ = _decode_forms(official.mask_decoder, our_features, our_early, image_pe, sparse, dense)
+        lists[DECODER].append(alone)
         if early is not None:
             logits, _ = official.mask_decoder.predict_masks(features, image_pe, sparse, dense, fused)
             lists[TOKENS].append(logits)
@@ -249,7 +250,7 @@ def run_official(
 
 
 def stack_prompts(prompts: Sequence[Prompt], size_hw: tuple[int, int], config: SamConfig) -> Prompts:
-    """N prompts of one picture in static shapes."""
+    """Pads and stacks N prompts of one picture."""
 
     def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points = to_model_frame(prompt.points, size_hw, config.image_size)
@@ -264,9 +265,9 @@ def stack_prompts(prompts: Sequence[Prompt], size_hw: tuple[int, int], config: S
 
 
 def to_float64(official: torch_sam.Official) -> torch_sam.Official:
-    """The official model in float64, in place; it still normalises pictures in float32, so its input is the same."""
+    """Converts the official model to float64, in place. It still normalises pictures in float32, as our side does."""
     mean, deviation = official.pixel_mean, official.pixel_std
-    official.double()
+    official.double()  # converts the two buffers as well
     official.pixel_mean, official.pixel_std = mean, deviation
     official.prompt_encoder.pe_layer = _Float64Positions(official.prompt_encoder.pe_layer)
     return official
@@ -302,7 +303,7 @@ def _encode(official: torch_sam.Official, pixels: torch.Tensor) -> tuple[torch.T
     return (encoded[0], encoded[1][0]) if isinstance(encoded, tuple) else (encoded, None)
 
 
-def _answers(
+def _decode_forms(
     decoder: torch.nn.Module,
     features: torch.Tensor,
     early: torch.Tensor | None,
@@ -310,12 +311,11 @@ def _answers(
     sparse: torch.Tensor,
     dense: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (1, M, 4G, 4G) and predicted IoU (1, M) of one prompt, for all ANSWERS one after another."""
-    kinds = ANSWERS if early is None else HQ_ANSWERS
-    answers = []
-    for kind in kinds:
-        multi = kind["masks"] == "multi"
-        more = () if early is None else (kind.get("hq_token_only", False), [early])
-        answers.append(decoder(features, image_pe, sparse, dense, multi, *more))
-    logits, iou = zip(*answers, strict=True)
+    """Logits (1, M, 4G, 4G) and predicted IoU (1, M) of one prompt, for all FORMS concatenated."""
+    decoded = []
+    for form in FORMS if early is None else HQ_FORMS:
+        multi = form["masks"] == "multi"
+        more = () if early is None else (form.get("hq_token_only", False), [early])
+        decoded.append(decoder(features, image_pe, sparse, dense, multi, *more))
+    logits, iou = zip(*decoded, strict=True)
     return torch.cat(logits, dim=1), torch.cat(iou, dim=1)

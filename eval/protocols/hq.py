@@ -9,7 +9,17 @@ import numpy as np
 import tyro
 
 from eval.journal import Record
-from eval.loop import METRICS, Protocol, Score, Segmenter, ask, begin_picture, by_picture, summarise, to_picture
+from eval.loop import (
+    METRICS,
+    Protocol,
+    Score,
+    Segmenter,
+    begin_picture,
+    by_picture,
+    prompt_objects,
+    summarise,
+    to_picture,
+)
 from eval.prompt_kinds import PROMPT_KINDS, PROMPTS_PER_OBJECT
 from eval.protocols import systems
 from eval.report.figures import Panel, Shown, alpha_figure, curves_figure, histogram_figure, sheet_figure
@@ -21,9 +31,9 @@ from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.visualize import save_figure
 
-# From good prompts to bad ones, as along the axis of the paper's Figure 1.
+# From good prompts to bad ones, the order of the x axis in the paper's Figure 1.
 QUALITY = ("gt-box", "n-box-60", "n-box-50", "noisy-box", "10-points", "5-points", "3-points", "1-point")
-SHEET = 20  # best and worst pictures that are shown
+SHEET = 20  # most pictures in a figure of the best or worst
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,11 +50,11 @@ class HqConfig(systems.Options):
 
 
 def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
-    """Every system on every folder, with the same prompts."""
+    """Evaluates every system on every folder, with the same prompts."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
     systems.check_options(config, config.prompts, PROMPT_KINDS)
-    sources = open_sources(config.data_dir)  # faults of the data before the first second of work
+    sources = open_sources(config.data_dir)  # before the models load, so that bad data is reported at once
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
@@ -63,7 +73,7 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
 def evaluate(
     segmenter: Segmenter, source: Pictures, protocol: Protocol, each_picture: systems.EachPicture
 ) -> systems.Found:
-    """A system on one data set."""
+    """Evaluates a system on one data set."""
 
     def begin(index: int) -> Callable[[], Record]:
         labelled = source[index]
@@ -77,7 +87,7 @@ def evaluate(
 
 
 def found(records: Sequence[Record]) -> systems.Found:
-    """Means, lines and single figures of records that have "scores"."""
+    """Summarises records that have "scores": means, csv lines, values per picture."""
     scores = scores_of(records)
     lines: list[systems.Line] = [
         {"picture": one.picture, "object": one.object_id, "kind": one.kind}
@@ -100,11 +110,11 @@ def write_figures(
     results: systems.Results,
     protocol: Protocol,
 ) -> None:
-    """Accuracy against the quality of prompts, stability over pictures, the best and worst pictures, the router.
+    """Draws accuracy by quality of prompts, stability over pictures, the router, and the best and worst pictures.
 
     Args:
-        folder: made for curves.png, stability.png, alpha.png where a system has a plugin, and for each system
-            best_K.png and worst_K.png, K its place in the results.
+        folder: created. It gets curves.png, stability.png, alpha.png if a system has a plugin, and best_K.png and
+            worst_K.png for each system, where K is its index in the results.
         segmenters: by system.
         sources: by name.
         results: of all systems on all sources.
@@ -129,7 +139,7 @@ def write_figures(
     scores = {
         system: [one for part in sets.values() for one in scores_of(part.records)] for system, sets in results.items()
     }
-    random = [kind for kind in kinds if kind != "gt-box"] or kinds  # a single prompt is stable by itself
+    random = [kind for kind in kinds if kind != "gt-box"] or kinds  # one true box per object: its mSF is always 1
     values = {names[system]: by_picture(of) for system, of in scores.items()}
     spread = {name: {kind: of[kind]["msf"] for kind in random} for name, of in values.items()}
     save_figure(histogram_figure(spread, "msf"), folder / "stability.png")
@@ -144,7 +154,7 @@ def write_figures(
     hardest = min(kinds, key=lambda kind: next(iter(means.values()))[kind]["miou"])
     for number, (system, of) in enumerate(scores.items()):
         ranked = sorted((one for one in of if one.kind == hardest), key=lambda one: -one.miou)
-        count = min(SHEET, max(1, len(ranked) // 2))  # so that no picture is both
+        count = min(SHEET, max(1, len(ranked) // 2))  # no picture is among both best and worst
         for word, chosen in (("best", ranked[:count]), ("worst", ranked[: -count - 1 : -1])):
             shown = [_shown(segmenters[system], *pictures[one.picture], one, protocol) for one in chosen]
             title = f"{names[system]}, {hardest}: the {len(shown)} {word} (mIoU / mSF)"
@@ -152,12 +162,12 @@ def write_figures(
 
 
 def _shown(segmenter: Segmenter, source: Pictures, index: int, score: Score, protocol: Protocol) -> Shown:
-    """An object and where the masks of all its prompts lie."""
+    """An object with the share of its prompts whose mask covers each pixel."""
     labelled = source[index]
     one_kind = dataclasses.replace(protocol, kinds=(score.kind,))
-    asked = ask(segmenter, segmenter.encode(labelled.picture), labelled, one_kind)[score.object_id]
+    prompted = prompt_objects(segmenter, segmenter.encode(labelled.picture), labelled, one_kind)[score.object_id]
     target = labelled.masks[score.object_id]
-    share = np.mean([to_picture(logits, target.shape) for logits in asked.answers.low_res_masks], axis=0)
+    share = np.mean([to_picture(logits, target.shape) for logits in prompted.predictions.low_res_masks], axis=0)
     stem = score.picture.rpartition("/")[2]
     caption = f"{stem[:18]}: {100 * score.miou:.0f} / {100 * score.msf:.0f}"
     return Shown(picture=labelled.picture, target=target, share=share, caption=caption)

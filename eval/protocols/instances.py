@@ -1,7 +1,7 @@
 """`coco` and `sginw`: masks from boxes as detections, scored by average precision (Tables 3, 4, 10 and 11).
 
-Pictures keep their aspect: all goes through `Predictor`, as it went through SamPredictor there. Of HQ-SAM the sum of
-its own mask and SAM's counts.
+Masks come from `Predictor`, as from SamPredictor in the paper: pictures keep their aspect ratio, and HQ-SAM returns the
+sum of its own mask and SAM's.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.prompts import box_iou
 
 METRICS = ("ap", "ap50", "boundary_ap")
-DETECTOR = "detector-box"  # kind of the boxes of --detections
+DETECTOR = "detector-box"  # kind of the prompts from --detections
 
 Rule = Literal["iou", "constant", "detector"]
-# Score of a detection from that of its box and the predicted IoU.
+# Score of a detection: a function of its box's score and of the predicted IoU.
 RULES: Mapping[Rule, Callable[[float, float], float]] = {
     "iou": lambda box_score, predicted_iou: box_score * predicted_iou,
     "constant": lambda box_score, predicted_iou: 1.0,
@@ -50,34 +50,34 @@ class InstancesConfig(systems.Options):
 
     prompts: tuple[str, ...] = ("n-box-50", "n-box-60")
     """Kinds: gt-box noisy-box n-box-50 n-box-60, one box for each object. An object is an annotation that is no crowd
-    and covers a pixel. The paper gives the range of IoU and not how to get there: noise of scale 0.4, its own
-    elsewhere, is drawn on the annotation's box until the IoU is in the range; it makes these two ranges the likeliest.
-    """
+    and covers at least one pixel. The paper gives the range of IoU but not the noise. Noise of scale 0.4, the paper's
+    own elsewhere, is drawn on the annotation's box until the IoU is in the range; under it these two ranges are the
+    most frequent."""
     detections: tuple[pathlib.Path, ...] = ()
     """Boxes of a detector in COCO's result format instead of prompts, a file for each --data-dir."""
     top: int = 100
-    """Boxes of a picture that are taken from such a file, the best. The paper's detectors were published with 100 and
-    300, and the paper names neither; COCOeval looks at 100 a category."""
+    """Highest-scored boxes of a picture that are used from such a file. The detectors of the paper were published with
+    100 and with 300 boxes; the paper does not say which it uses. COCOeval reads 100 a category."""
     scores: tuple[Rule, ...] = ()
-    """Rules, each a column. iou: score of the box times SAM's predicted IoU, where an object's own box has score 1.
-    constant: 1. detector: score of the box alone. The paper says nothing of it. By default both readings: of prompts
-    iou, which COCO's published code comes down to, and constant; of detections iou and detector, which is what SGinW's
-    code takes."""
+    """How a mask is scored, a column for each rule. iou: the box's score times SAM's predicted IoU; a box drawn from an
+    annotation has score 1. constant: 1. detector: the box's score alone. The paper does not say. Default for prompts:
+    iou, to which COCO's published code is equivalent, and constant; for detections: iou, and detector as in SGinW's
+    code."""
 
 
 def coco(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
-    """Average precision of the masks of every system, on boxes of known IoU or those of a detector."""
+    """Evaluates the average precision of every system's masks, from boxes of given IoU or a detector's boxes."""
     _run(config, "coco")
 
 
 def sginw(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
-    """The same on sets of SGinW; the figure is the unweighted mean of the sets."""
+    """Does the same on the sets of SGinW; the result is their unweighted mean."""
     _run(config, "sginw")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """A box of a picture that asks for a mask."""
+class BoxPrompt:
+    """A box prompt of a picture, with the category and score of its detection."""
 
     kind: str
     category_id: int
@@ -88,13 +88,10 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Boxes of a detector by picture, the best first."""
+    """Boxes of a detector by picture, in order of falling score."""
 
     sha256: str  # of the file
-    by_image: Mapping[int, Sequence[Question]]
-
-
-Ask = Callable[[CocoPictures, int], Sequence[Question]]
+    by_image: Mapping[int, Sequence[BoxPrompt]]
 
 
 def _run(config: InstancesConfig, protocol: str) -> None:
@@ -108,19 +105,19 @@ def _run(config: InstancesConfig, protocol: str) -> None:
         )
     boxes = {
         source.name: read_boxes(path, source)
-        for path, source in zip(config.detections, sources.values(), strict=False)  # or there are none
+        for path, source in zip(config.detections, sources.values(), strict=False)  # `detections` may be empty
     }
     rules = config.scores or (("iou", "detector") if boxes else ("iou", "constant"))
 
-    def ask(source: CocoPictures, index: int) -> Sequence[Question]:
+    def prompts(source: CocoPictures, index: int) -> Sequence[BoxPrompt]:
         if boxes:
             return boxes[source.name].by_image.get(source.image_ids[index], ())[: config.top]
-        return draw_questions(source, index, kinds=config.prompts, seed=config.seed)
+        return draw_box_prompts(source, index, kinds=config.prompts, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: CocoPictures, each_picture: systems.EachPicture) -> systems.Found:
         kinds = (DETECTOR,) if boxes else config.prompts
         predictor = Predictor(sam, params)
-        records = each_picture(lambda index: begin(predictor, source, index, ask(source, index)))
+        records = each_picture(lambda index: begin(predictor, source, index, prompts(source, index)))
         return score_records(records, source, config.first(source), kinds=kinds, rules=rules)
 
     systems.run(
@@ -134,9 +131,9 @@ def _run(config: InstancesConfig, protocol: str) -> None:
     )
 
 
-def draw_questions(source: CocoPictures, index: int, *, kinds: Sequence[str], seed: int) -> list[Question]:
-    """A box of each kind for each object of a picture."""
-    questions = []
+def draw_box_prompts(source: CocoPictures, index: int, *, kinds: Sequence[str], seed: int) -> list[BoxPrompt]:
+    """Draws a box of each kind for each object of a picture."""
+    prompts = []
     for annotation in source.objects(index):
         x, y, width, height = annotation.bbox_xywh
         for kind in kinds:
@@ -149,38 +146,36 @@ def draw_questions(source: CocoPictures, index: int, *, kinds: Sequence[str], se
                 seed=seed,
                 count=1,
             )
-            questions.append(Question(kind=kind, category_id=annotation.category_id, box=box, annotation=annotation))
-    return questions
+            prompts.append(BoxPrompt(kind=kind, category_id=annotation.category_id, box=box, annotation=annotation))
+    return prompts
 
 
-def begin(
-    predictor: Predictor, source: CocoPictures, index: int, questions: Sequence[Question]
-) -> Callable[[], Record]:
-    """Asks the questions of a picture.
+def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Sequence[BoxPrompt]) -> Callable[[], Record]:
+    """Encodes a picture and decodes its prompts.
 
     Returns:
-        what need not come before the next picture: a function that brings the masks to the picture's size.
+        the rest of the work, which needs the host alone: a function that resizes the masks and makes the record.
     """
     logits, predicted_iou = np.zeros((0, 1, 1, 1)), np.zeros((0, 1))
     size_hw = source.size_hw(index)
-    if questions:
+    if prompts:
         predictor.set_image(source.picture(index))
-        boxes = np.stack([question.box for question in questions])[:, None]
+        boxes = np.stack([prompt.box for prompt in prompts])[:, None]
         logits, predicted_iou = predictor.predict_low_res(box=boxes, multimask_output=False)
 
     def finish() -> Record:
         answers = []
-        for question, low_res, iou in zip(questions, logits[:, 0], predicted_iou[:, 0], strict=True):
+        for prompt, low_res, iou in zip(prompts, logits[:, 0], predicted_iou[:, 0], strict=True):
             mask = upscale_masks(low_res, size_hw, predictor.sam.config.image_size)
             run_lengths = mask_api.encode(np.asfortranarray(mask, np.uint8))
             answers.append(
                 {
-                    "kind": question.kind,
-                    "category_id": question.category_id,
-                    "box_score": question.box_score,
+                    "kind": prompt.kind,
+                    "category_id": prompt.category_id,
+                    "box_score": prompt.box_score,
                     "predicted_iou": float(iou),
                     "run_lengths": {"size": list(size_hw), "counts": run_lengths["counts"].decode()},
-                    "line": _line(source, index, question, run_lengths, float(iou)),
+                    "line": _line(source, index, prompt, run_lengths, float(iou)),
                 }
             )
         truth = [
@@ -194,17 +189,17 @@ def begin(
 def score_records(
     records: Iterable[Record], source: CocoPictures, indices: range, *, kinds: Sequence[str], rules: Sequence[Rule]
 ) -> systems.Found:
-    """A system on one data set.
+    """Scores a system on one data set.
 
     Args:
-        records: of `begin`, one for each picture.
-        source: all pictures, those without objects too.
-        indices: which of them.
-        kinds: of questions.
-        rules: of scores.
+        records: of `begin`, one for each picture of `indices`.
+        source: the data set, including pictures without objects.
+        indices: the evaluated pictures.
+        kinds: of prompts.
+        rules: of detection scores.
 
     Returns:
-        AP by "KIND, RULE"; and a line for each question.
+        AP by "KIND, RULE", and a csv line for each prompt.
     """
     truth = [annotation for index in indices for annotation in source.annotations[index]]
     found: dict[str, list[Detection]] = {f"{kind}, {rule}": [] for kind in kinds for rule in rules}
@@ -226,23 +221,23 @@ def score_records(
     )
 
 
-def _line(source: CocoPictures, index: int, question: Question, run_lengths: Any, predicted_iou: float) -> systems.Line:
-    """What is known of one answer; of a detector's boxes nobody says which object they mean."""
-    truth = question.annotation
+def _line(source: CocoPictures, index: int, prompt: BoxPrompt, run_lengths: Any, predicted_iou: float) -> systems.Line:
+    """The csv line of one mask. A detector's box belongs to no annotation, so it has no IoU."""
+    truth = prompt.annotation
     line: dict[str, object] = {
         "picture": source.names[index],
         "object": "" if truth is None else truth.annotation_id,
-        "category": source.categories[question.category_id],
-        "kind": question.kind,
-        **{side: f"{value:.3f}" for side, value in zip(("x0", "y0", "x1", "y1"), question.box, strict=True)},
-        "box_score": question.box_score,
+        "category": source.categories[prompt.category_id],
+        "kind": prompt.kind,
+        **{side: f"{value:.3f}" for side, value in zip(("x0", "y0", "x1", "y1"), prompt.box, strict=True)},
+        "box_score": prompt.box_score,
         "box_iou": "",
         "predicted_iou": f"{predicted_iou:.6f}",
         "iou": "",
     }
     if truth is not None:
         x, y, width, height = truth.bbox_xywh
-        line["box_iou"] = f"{box_iou(question.box, np.array([x, y, x + width, y + height])):.6f}"
+        line["box_iou"] = f"{box_iou(prompt.box, np.array([x, y, x + width, y + height])):.6f}"
         line["iou"] = f"{float(mask_api.iou([run_lengths], [truth.run_lengths], [0])[0, 0]):.6f}"
     return line
 
@@ -255,7 +250,8 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
         source: the data set.
 
     Raises:
-        InputError: no such list; or, all in one line, entries that are none of this or lie outside their picture.
+        InputError: the file is no such list, or entries of it are malformed or outside their picture; one line names
+            them all.
     """
     try:
         content = path.read_bytes()
@@ -267,35 +263,35 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f'{path}: is no list of detections [{{"image_id", "category_id", "bbox", "score"}}, ...].')
     sizes = {image_id: source.size_hw(index) for index, image_id in enumerate(source.image_ids)}
-    by_image: dict[int, list[Question]] = {}
+    by_image: dict[int, list[BoxPrompt]] = {}
     faults: Refused = {}
     for number, entry in enumerate(entries):
         try:
-            question = _question(entry, sizes, source.categories)
+            prompt = _box_prompt(entry, sizes, source.categories)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             faults[str(number)] = f"{path}: detection {number} {reason}; mend or remove it."
             continue
-        by_image.setdefault(entry["image_id"], []).append(question)
+        by_image.setdefault(entry["image_id"], []).append(prompt)
     settle(faults, None)
-    for questions in by_image.values():
-        questions.sort(key=lambda question: -question.box_score)
+    for prompts in by_image.values():
+        prompts.sort(key=lambda prompt: -prompt.box_score)
     return Boxes(sha256=hashlib.sha256(content).hexdigest(), by_image=by_image)
 
 
-def _question(
+def _box_prompt(
     entry: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]
-) -> Question:
-    """A detection, checked.
+) -> BoxPrompt:
+    """Checks a detection of the file.
 
     Raises:
         KeyError, TypeError, ValueError: what is wrong with it.
     """
     image_id, category_id = entry["image_id"], entry["category_id"]
     if image_id not in sizes:
-        raise ValueError(f"is of picture {image_id}, which the data set has not")
+        raise ValueError(f"is of picture {image_id}, which is not in the data set")
     if category_id not in categories:
-        raise ValueError(f"is of category {category_id}, which the data set has not")
+        raise ValueError(f"is of category {category_id}, which is not in the data set")
     box, score = np.array(entry["bbox"], np.float64), float(entry["score"])
     if box.shape != (4,) or not np.isfinite([*box, score]).all() or min(box[2:]) < 0:
         raise ValueError(f"has the box {entry['bbox']} and score {score}, not x, y, width, height and a number")
@@ -303,4 +299,4 @@ def _question(
     height, width = sizes[image_id]
     if min(corners[2:]) < 0 or corners[0] > width or corners[1] > height:
         raise ValueError(f"has a box outside its picture of {width} x {height} pixels")
-    return Question(kind=DETECTOR, category_id=category_id, box=corners, box_score=score)
+    return BoxPrompt(kind=DETECTOR, category_id=category_id, box=corners, box_score=score)

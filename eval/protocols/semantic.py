@@ -1,8 +1,8 @@
 """`mess`: class maps from one prompt for each connected region, mean IoU of the classes (Tables 8 and 9).
 
-Regions, prompts and the way from masks to classes are those of SAM-MESS (`model/visual_prompts.py`, `sam_model.py`);
-pictures keep their aspect. The label map is brought to one scale first, that of SAM's input, whatever the system's own
-is: so all systems are asked the same.
+Regions, prompts and the fusion of masks to classes are those of SAM-MESS (`model/visual_prompts.py`, `sam_model.py`);
+pictures keep their aspect ratio. Prompts are drawn on the class map at one scale, that of SAM's input, so that systems
+of any input size get the same prompts.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from stablesam_jax.prompts import Prompt
 
 METRICS = ("miou",)
 MIN_PIXELS = 10  # of a region at the scale of the prompts; smaller ones are not prompted
-MOST_REGIONS = 100  # of a picture, the largest
+MOST_REGIONS = 100  # of a picture; the largest are prompted
 DOMAINS = tuple(dict.fromkeys(row.domain for row in datasets.MESS.values()))
 PAXRAY, PAXRAY_TASKS = "mess/paxray-4", tuple(f"mess/paxray-{task}" for task in datasets.PAXRAY_TASKS)
 
@@ -50,18 +50,18 @@ class MessConfig(systems.Options):
     prompts: tuple[str, ...] = REGION_KINDS
     """Kinds: oracle-point oracle-box random-point noisy-box, one prompt for each region."""
     scale: int = 1024
-    """Longer side in pixels to which class maps are brought for finding regions and drawing prompts. MESS does it at
-    the size of the network's input, which is 1024 for every system of the paper; one scale gives smaller systems the
-    same prompts."""
+    """Longer side in pixels to which class maps are resized for finding regions and drawing prompts. MESS uses the size
+    of the network's input, which is 1024 for every system of the paper; a fixed scale gives smaller systems the same
+    prompts."""
     background_prompts: bool = True
     """Whether regions of the background class are prompted as well. The paper does not say; MESS's code does it."""
     add_base: bool = True
-    """Whether the logits of a system with a plugin are added to those without it. The paper adds SAM's prediction
-    (sec. 7.1), as HQ-SAM does, and gives no weights: both count alike. Takes a second decoding of every prompt."""
+    """Whether the logits of a system without its plugin are added to those with it, unweighted. The paper adds SAM's
+    prediction (sec. 7.1), as HQ-SAM does, and gives no weights. Every prompt is decoded twice then."""
     router_token: Literal["single", "answer"] = "single"
-    """Whose token the router reads: that of the single mask, on which the plugin was trained, or that of the mask which
-    is the answer here, the first of three. The text leaves it open, as it knows but one output mask token. Of an HQ-SAM
-    the HQ token, whatever is said here."""
+    """Which token the router reads. single: that of the single mask, on which the plugin was trained. answer: that of
+    the mask that is used here, the first of three. The paper names only one output mask token. On an HQ-SAM the router
+    always reads the HQ token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Region:
     """Connected pixels of one class."""
 
     label: int  # the class
-    mask: np.ndarray  # (h, w) bool, within its bounding rectangle
-    corner: tuple[int, int]  # (x, y) of that
+    mask: np.ndarray  # (h, w) bool, cropped to the bounding rectangle
+    corner: tuple[int, int]  # (x, y) of the rectangle's upper left pixel
 
 
 def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
-    """Mean IoU of the classes for every system and set, the means of MESS's domains and of all sets."""
+    """Evaluates the mean IoU of classes for every system and set, its means over MESS's domains and over all sets."""
     if config.scale < 1:
         raise InputError(f"--scale {config.scale}: must be at least 1.")
     systems.check_options(config, config.prompts, REGION_KINDS)
@@ -96,13 +96,13 @@ def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
 
 
 def score_records(records: Iterable[Record], source: ClassMaps, config: MessConfig) -> systems.Found:
-    """A system on one data set.
+    """Scores a system on one data set.
 
     Args:
         records: of `begin`, one for each picture.
 
     Returns:
-        mIoU by kind of prompt; and a line for each class that is there or predicted.
+        mIoU by kind of prompt, and a csv line for each class that is labelled or predicted.
     """
     confused = {kind: np.zeros((source.classes, source.classes), np.int64) for kind in config.prompts}
     for record in records:
@@ -126,17 +126,17 @@ def score_records(records: Iterable[Record], source: ClassMaps, config: MessConf
 
 
 def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: MessConfig) -> Callable[[], Record]:
-    """Asks for the regions of a picture under every kind of prompt.
+    """Encodes a picture and decodes the prompts of its regions.
 
     Returns:
-        what need not come before the next picture: a function that makes class maps of the answers, and counts how they
-        differ from the true one. Of the matrix of `confusion`, most of which is 0, it gives places and pixels.
+        the rest of the work, which needs the host alone: a function that makes class maps of the logits and their
+        confusion matrices. The record holds these sparsely, as indices and counts.
     """
-    regions, answers = ask(predictor, labelled, source, config)
+    regions, logits_by_kind = segment_regions(predictor, labelled, source, config)
 
     def finish() -> Record:
         confused = {}
-        for kind, logits in answers.items():
+        for kind, logits in logits_by_kind.items():
             predicted = class_map(regions, logits, labelled.label.shape, source, predictor.sam.config.image_size)
             counted = confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE).ravel()
             places = np.flatnonzero(counted)
@@ -146,10 +146,10 @@ def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: M
     return finish
 
 
-def ask(
+def segment_regions(
     predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: MessConfig
 ) -> tuple[list[Region], dict[str, np.ndarray]]:
-    """The regions of a picture, and for each kind of prompt the answers: (regions, 4G, 4G) logits."""
+    """Finds the regions of a picture and prompts for them: regions, kind -> (regions, 4G, 4G) logits."""
     size_hw = labelled.picture.shape[:2]
     frame_hw = resized_size(size_hw, config.scale)
     unprompted = {IGNORE} if config.background_prompts else {IGNORE, source.background}
@@ -158,7 +158,7 @@ def ask(
     systems_added = [predictor]
     if config.add_base and predictor.sam.config.plugin is not None:
         systems_added.append(predictor.without_plugin())
-    answers: dict[str, np.ndarray] = {}
+    logits_by_kind: dict[str, np.ndarray] = {}
     for kind in config.prompts:
         prompts = [
             draw_region_prompt(
@@ -172,16 +172,17 @@ def ask(
             )
             for number, region in enumerate(regions)
         ]
-        asked = in_picture(prompts, frame_hw, size_hw)
-        logits = [one.predict_low_res(**asked, multimask_output=True)[0][:, 0] for one in systems_added]
-        answers[kind] = sum(logits[1:], start=logits[0])
-    return regions, answers
+        arguments = in_picture(prompts, frame_hw, size_hw)
+        # The first of the three masks is used, whatever their predicted IoU.
+        logits = [one.predict_low_res(**arguments, multimask_output=True)[0][:, 0] for one in systems_added]
+        logits_by_kind[kind] = sum(logits[1:], start=logits[0])
+    return regions, logits_by_kind
 
 
 def class_map(
     regions: Sequence[Region], logits: np.ndarray, size_hw: tuple[int, int], source: ClassMaps, image_size: int
 ) -> np.ndarray:
-    """The class map (H, W) that the answers for all regions make."""
+    """Fuses the logits of all regions to a class map (H, W)."""
     best: dict[int, np.ndarray] = {}
     for region, low_res in zip(regions, logits, strict=True):
         scores = upscale_logits(low_res, size_hw, image_size)
@@ -190,27 +191,25 @@ def class_map(
 
 
 def to_frame(label: np.ndarray, frame_hw: tuple[int, int]) -> np.ndarray:
-    """A class map at the scale of the prompts, by the nearest pixel: (H, W) uint8 -> `frame_hw`."""
+    """Resizes a class map to the scale of the prompts, nearest neighbour: (H, W) uint8 -> `frame_hw`."""
     return np.asarray(Image.fromarray(label).resize(frame_hw[::-1], Image.Resampling.NEAREST))
 
 
 def find_regions(label: np.ndarray, unprompted: Iterable[int | None]) -> list[Region]:
-    """The connected regions that are prompted, the largest first.
-
-    Pixels that share a side are connected.
+    """Finds the 4-connected regions that are prompted, the largest first.
 
     Args:
         label: (H, W) uint8 classes.
-        unprompted: what else it may hold.
+        unprompted: values whose regions get no prompt.
 
     Returns:
-        At most `MOST_REGIONS` of at least `MIN_PIXELS`; of equal ones that of the lower class first. If there is none,
-        one of class 0 in the upper left pixel, as MESS has it, lest there be nothing to ask.
+        At most `MOST_REGIONS` of at least `MIN_PIXELS`; regions of equal size by class. If there is none, the upper
+        left pixel as a region of class 0, as in MESS.
     """
     found = []
     for number in np.setdiff1d(label, [value for value in unprompted if value is not None]):
         _, numbered, stats, _ = cv2.connectedComponentsWithStats((label == number).astype(np.uint8), connectivity=4)
-        for component in range(1, len(stats)):  # 0 is what surrounds them
+        for component in range(1, len(stats)):  # component 0 is the background
             x, y, width, height, area = stats[component].tolist()
             if area >= MIN_PIXELS:
                 crop = numbered[y : y + height, x : x + width]
@@ -220,9 +219,9 @@ def find_regions(label: np.ndarray, unprompted: Iterable[int | None]) -> list[Re
 
 
 def in_picture(prompts: Sequence[Prompt], frame_hw: tuple[int, int], size_hw: tuple[int, int]) -> dict[str, Any]:
-    """Prompts of one kind as arguments of `Predictor.predict`, in pixels of the picture.
+    """Converts prompts of one kind to arguments of `Predictor.predict`, in pixels of the picture.
 
-    The inverse of `preprocess.to_model_frame`: where the frame is the model's input, it gets the coordinates unchanged.
+    Inverts `preprocess.to_model_frame`: if the frame is the model's input, the model gets the coordinates unchanged.
     """
     factors = np.array(size_hw[::-1], np.float64) / frame_hw[::-1]
     boxes = [prompt.box for prompt in prompts if prompt.box is not None]
@@ -233,20 +232,20 @@ def in_picture(prompts: Sequence[Prompt], frame_hw: tuple[int, int], size_hw: tu
 
 
 def fuse(best: Mapping[int, np.ndarray], *, classes: int, background: int | None) -> np.ndarray:
-    """The class of each pixel.
+    """The class of each pixel: argmax over classes, ties to the lower class.
 
-    A class that was prompted has its best logit there, any other 0. Where no logit is above 0, the background has 1;
-    without a background the first of the classes with the highest value wins, as anywhere else.
+    The score of a prompted class is its best logit, that of any other class 0. Where no score is above 0, the
+    background, if there is one, scores 1.
 
     Args:
         best: class -> (H, W) logits, at least one.
-        classes: how many there are.
-        background: number of one, or None.
+        classes: number of classes.
+        background: the background class, or None.
 
     Returns:
         (H, W) integers.
     """
-    absent = [number for number in range(classes) if number not in best][:1]  # the first stands for all of them
+    absent = [number for number in range(classes) if number not in best][:1]  # all score 0, and ties go to the first
     numbers = sorted({*best, *absent, *([] if background is None else [background])})
     nothing = np.zeros_like(next(iter(best.values())))
     scores = np.stack([best.get(number, nothing) for number in numbers])
@@ -256,10 +255,10 @@ def fuse(best: Mapping[int, np.ndarray], *, classes: int, background: int | None
 
 
 def means_of_sets(sets: Mapping[str, Summary]) -> dict[str, Summary]:
-    """What the paper's tables have beside single sets.
+    """The means that the paper's tables have beside single sets.
 
-    The four tasks of PAXRay make one set. Each domain has the mean of its sets, and all sets have one; a name says how
-    many it stands for where some are missing.
+    The mean over the four tasks of PAXRay counts as one set. Then the mean of each domain's sets, and of all sets.
+    Where sets are missing, the name of a mean has their number.
     """
     means: dict[str, Summary] = {}
     whole = {name: summary for name, summary in sets.items() if name not in PAXRAY_TASKS}

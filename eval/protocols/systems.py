@@ -1,4 +1,4 @@
-"""Every system on every data set: what the commands of `eval.main` share, whatever they measure."""
+"""Runs every system on every data set: what the protocols of `eval.main` share."""
 
 import csv
 import dataclasses
@@ -41,21 +41,21 @@ class Named(Protocol):
 
 Source = TypeVar("Source", bound=Named)
 Line = Mapping[str, object]  # of the csv: column -> value
-Begin = Callable[[int], Callable[[], Record]]  # number of a picture -> what is left once the device has done its part
+Begin = Callable[[int], Callable[[], Record]]  # index of a picture -> the host's part of its work, see `eval.overlap`
 EachPicture = Callable[[Begin], Iterator[Record]]  # records have the `annotation_digest` of their picture as "truth"
 TRUTH = "truth"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
-PROGRESS = 15  # seconds between two lines
+PROGRESS = 15  # seconds between two lines of progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a system does on one data set."""
+    """Results of a system on one data set."""
 
     summary: Summary
     lines: Sequence[Line]
-    values: Values | None = None  # a figure of each picture, where a mean over pictures is what counts
-    records: Sequence[Record] = ()  # of every picture, for those who illustrate them
+    values: Values | None = None  # one value per picture, where the summary is a mean over pictures
+    records: Sequence[Record] = ()  # of every picture, where the protocol draws figures of them
 
 
 Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]
@@ -64,45 +64,46 @@ Results = Mapping[str, Mapping[str, Found]]  # system -> data set
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every evaluation asks."""
+    """Options of every protocol."""
 
     system: tuple[str, ...]
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
     data_dir: tuple[pathlib.Path, ...]
     """The data sets, one or more; see README.md, "Data"."""
     output: pathlib.Path
-    """Folder for results.json, results.md and a csv with the single figures. Killed, the same command goes on there."""
+    """Folder for results.json, results.md and a csv with single results. A killed evaluation resumes there when the
+    same command is run again."""
     image_size: int | None = None
-    """Side of every system's input in pixels. Default: its own."""
+    """Side of every system's input in pixels. Default: the system's own."""
     seed: int = 0
     """Of the prompts; the same for every system."""
     limit: int | None = None
     """Only the first pictures of each data set."""
     coordinator: str | None = None
     """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
-    --host; or auto, on a cluster that JAX knows."""
+    --host; or auto, on a cluster that JAX detects."""
     hosts: int | None = None
-    """How many they are."""
+    """Number of hosts."""
     host: int | None = None
-    """Which of them this is, from 0; the first writes the results."""
+    """Index of this host, from 0; the first writes the results."""
 
     def first(self, source: Named) -> range:
-        """Which pictures of a data set are looked at."""
+        """Indices of the evaluated pictures of a data set."""
         return range(len(source) if self.limit is None else min(self.limit, len(source)))
 
 
-def check_options(options: Options, prompts: Sequence[str], known: Iterable[str]) -> None:
-    """Looks at what needs neither data nor model, and joins the other hosts.
+def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]) -> None:
+    """Checks the options that need neither data nor model, and joins the other hosts.
 
     Raises:
         InputError: unknown prompts, no data, a limit or seed out of range, results that cannot be written, or hosts
-            that do not come.
+            that do not answer.
     """
-    known = tuple(known)
-    if unknown := [kind for kind in prompts if kind not in known]:
-        raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(known)}.")
+    kinds = tuple(kinds)
+    if unknown := [kind for kind in prompts if kind not in kinds]:
+        raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(kinds)}.")
     if not prompts:
-        raise InputError(f"--prompts: give at least one of {', '.join(known)}.")
+        raise InputError(f"--prompts: give at least one of {', '.join(kinds)}.")
     if not options.data_dir:
         raise InputError("--data-dir: name at least one data set.")
     if options.limit is not None and options.limit < 1:
@@ -129,19 +130,20 @@ def run(
     """Evaluates, writes the results and prints a table for each data set.
 
     Args:
-        options: those of the command; they go into the meta data.
+        options: of the command; recorded in the metadata.
         sources: data sets by name.
-        evaluate: a system on one data set, going through the pictures by the function that it is given.
+        evaluate: (sam, params, source, each_picture) -> results of a system on one data set. It must get its records
+            from `each_picture`, which resumes, overlaps and shares the work between hosts.
         protocol: name of the command.
-        metrics: those that tables show.
+        metrics: shown in tables.
         lines_file: name of the csv.
-        means: figures of several sets by name; by default their mean, where there are several.
-        more: meta data beside the options, or in the place of one.
-        illustrate: writes figures and pages, with the systems and what they did; what it returns goes into the results.
+        means: summaries by data set -> means by name. Default: the mean of all sets, if there are several.
+        more: further metadata; replaces an option of the same name.
+        illustrate: (systems, results) -> more entries of results.json; writes figures and pages.
 
     Raises:
-        InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set has the name of the
-            mean, or the output holds an evaluation that was begun with other options.
+        InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set is called like the
+            mean, or the output holds an unfinished evaluation with other options.
     """
     if not options.system:
         raise InputError("--system: name at least one.")
@@ -149,10 +151,10 @@ def run(
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     began = time.monotonic()
     built = {system: load_model(system, image_size=options.image_size) for system in options.system}
-    # Results name the first two, and the others say nothing.
+    # Systems and data are identified by their digests below; the results do not depend on output and hosts.
     left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
-    options_asked = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
-    asked = {"protocol": protocol, **options_asked, **(more or {}), "version": __version__}
+    recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+    settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
     made_by = {
         "versions": versions(),
         "parameters": {name: digest(params) for name, (_, params) in built.items()},
@@ -163,12 +165,12 @@ def run(
         },
     }
     names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
-    depends = {**asked, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
+    depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
     parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
     first_host = jax.process_index() == 0
     journal = Journal(options.output, depends, host=jax.process_index())
     if journal.found and first_host:
-        print(f"going on: {journal.found} pictures are done", flush=True)
+        print(f"continuing: {journal.found} pictures are done", flush=True)
 
     found: dict[str, dict[str, Found]] = {}
     results: dict[str, dict[str, Summary]] = {}
@@ -186,7 +188,7 @@ def run(
             results[system][MEAN] = mean_of_sets(results[system])
 
     if not first_host:
-        parallel.on_any_host(False)  # until the results are written
+        parallel.on_any_host(False)  # a barrier: waits until the first host has written the results
         journal.remove()
         return
     options.output.mkdir(parents=True, exist_ok=True)
@@ -211,12 +213,12 @@ def run(
     write_results(
         options.output,
         results,
-        {**asked, **made_by, "data": data, "run": this_run},
+        {**settings, **made_by, "data": data, "run": this_run},
         metrics=metrics,
         uncertainty=_uncertainty(found, options.seed),
         more=shown,
     )
-    parallel.on_any_host(False)  # the other hosts wait for this
+    parallel.on_any_host(False)  # the barrier that the other hosts wait at
     journal.remove()
     datasets = next(iter(results.values()))
     show(
@@ -234,12 +236,12 @@ def run(
 
 
 def versions() -> dict[str, str]:
-    """What figures may depend on beside this package."""
+    """Versions of Python and of the packages that results may depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def annotation_digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over what is true of a picture: shape, type and bytes of each array."""
+    """SHA-256 over the annotations of a picture: shape, dtype and bytes of each array."""
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype} {array.shape}".encode())
@@ -248,41 +250,44 @@ def annotation_digest(*arrays: np.ndarray) -> str:
 
 
 def _each_picture(journal: Journal, system: str, data_set: str, indices: range, truths: list[str]) -> EachPicture:
-    """Goes through the pictures: what journals know, and then this host's share of the rest; prints how far it is."""
+    """Yields the record of each picture: from the journals, or computed by one of the hosts. Prints progress.
+
+    Appends the digest of each picture's annotations to `truths`.
+    """
     host, hosts = jax.process_index(), jax.process_count()
 
     def together(own: Mapping[int, Record]) -> dict[int, Record]:
-        """Of all hosts."""
+        """Gathers the records of all hosts."""
         return {index: record for pairs in parallel.gather(list(own.items())) for index, record in pairs}
 
     def records(begin: Begin) -> Iterator[Record]:
         own = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
-        known = together(own)
-        todo = [index for index in indices if index not in known][host::hosts]
+        done_by_all = together(own)
+        todo = [index for index in indices if index not in done_by_all][host::hosts]
         results = overlapped(begin, todo)
         began = said = time.monotonic()
         for done, index in enumerate(todo, start=1):
-            own[index] = known[index] = journal.add(system, data_set, index, next(results))
+            own[index] = done_by_all[index] = journal.add(system, data_set, index, next(results))
             now = time.monotonic()
             if (done == len(todo) or now - said > PROGRESS) and host == 0:
                 said, speed = now, done / (now - began)
                 left = f", {(len(todo) - done) / speed:.0f} s left" if done < len(todo) else f" in {now - began:.0f} s"
                 share = f" (this host's share of {hosts})" if hosts > 1 else ""
                 print(
-                    f"{system}, {data_set}: {len(known)} of {len(indices)} pictures{share}{left}, "
+                    f"{system}, {data_set}: {len(done_by_all)} of {len(indices)} pictures{share}{left}, "
                     f"{speed:.1f} pictures/s",
                     flush=True,
                 )
-        known = together(own)
+        done_by_all = together(own)
         for index in indices:
-            truths.append(known[index][TRUTH])
-            yield known[index]
+            truths.append(done_by_all[index][TRUTH])
+            yield done_by_all[index]
 
     return records
 
 
 def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
-    """Intervals over pictures, where figures are means over pictures."""
+    """Bootstrap intervals over pictures, or None where results are not means over pictures."""
     first = next(iter(found.values()))
     columns = {
         name: [(kind, metric) for kind, metrics in one.values.items() for metric in metrics]
@@ -315,7 +320,7 @@ def _by_system(
     sets: Mapping[str, Sequence[Sequence[bootstrap.Interval]]],
     places: Sequence[tuple[str, str]],
 ) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
-    """Data set -> S lists of K intervals to system -> data set -> kind -> metric -> interval."""
+    """Reorders data set -> S lists of K intervals to system -> data set -> kind -> metric -> interval."""
     result: dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]] = {system: {} for system in systems}
     for name, rows in sets.items():
         for system, row in zip(systems, rows, strict=True):

@@ -1,8 +1,8 @@
-"""`wobble`: how a SAM behaves as boxes get sloppier and points fewer, and whether it knows when it is wrong.
+"""`wobble`: accuracy and stability as boxes get sloppier and points fewer, and which signals detect bad masks.
 
-For people who choose a model or write guidelines for annotators. Beside the curves: which number that needs no ground
-truth tells bad masks from good ones? For each object and kind of prompt one prompt is taken for a user's; its mask is
-judged by its stability under the small slips of `Predictor.predict_stable`, by the IoU that the model predicts, and by
+For people who choose a model or write guidelines for annotators. The curves come first. Then the protocol compares
+signals that need no ground truth: for each object and kind of prompt, the first prompt counts as a user's, and its mask
+is rated by its stability under the small slips of `Predictor.predict_stable`, by the predicted IoU, and by alpha_1 of
 the plugin's router.
 """
 
@@ -21,11 +21,11 @@ import tyro
 from matplotlib.figure import Figure
 
 from eval.journal import Record
-from eval.loop import METRICS, Protocol, Segmenter, Summary, ask, score_object, to_picture
+from eval.loop import METRICS, Protocol, Segmenter, Summary, prompt_objects, score_object, to_picture
 from eval.prompt_kinds import PROMPTS_PER_OBJECT
 from eval.protocols import hq, systems
 from eval.report import signals
-from eval.report.figures import Panel, Trust, curves_figure
+from eval.report.figures import Panel, RiskCoverage, curves_figure
 from eval.report.tables import TITLES, mean_of_sets, short_names
 from stablesam_jax import parallel
 from stablesam_jax.data.readers import LabelledPicture, Pictures
@@ -39,17 +39,16 @@ from stablesam_jax.predict.predictor import JITTERS, STABLE, jittered
 from stablesam_jax.prompts import NOISE_SCALE
 from stablesam_jax.visualize import save_figure
 
-# From good prompts to bad ones: what stands below the axis, and the kind.
+# From good prompts to bad ones: label of the axis -> kind of prompt.
 BOXES = {
     "0": "gt-box", "0.1": "noise-10", "0.2": "noise-20", "0.3": "noise-30", "0.4": "noisy-box", "0.5": "noise-50",
     "0.6": "noise-60",
 }  # fmt: skip
 POINTS = {"10": "10-points", "5": "5-points", "3": "3-points", "2": "2-points", "1": "1-point"}
 KINDS = (*BOXES.values(), *POINTS.values())
-WORTH = 1.2  # times the rate of bad masks by chance, from which a flag is worth looking at
-CLOSE = 0.05  # shares of the bad masks that two signals find, which are as good as equal
-# Each signal, higher where the mask should be better. Of alpha_1 nobody says which way it points; the paper has it
-# higher for bad prompts (sec. 5.2), so its negative is taken.
+WORTH = 1.2  # a flag is useful if flagged masks are bad at this many times the average rate
+CLOSE = 0.05  # two signals are equal if the shares of bad masks that they find differ by at most this
+# Every signal is higher for better masks. alpha_1 is negated: it is higher for bad prompts in the paper (sec. 5.2).
 SIGNALS = {
     "stability": "stability under small slips",
     "predicted_iou": "predicted IoU",
@@ -59,7 +58,7 @@ SIGNALS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WobbleConfig(systems.Options):
-    """How masks hold up as boxes get sloppier and points fewer; one page for every SAM.
+    """Accuracy and stability as boxes get sloppier and points fewer, on one page.
 
     Data: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq.
     """
@@ -67,24 +66,24 @@ class WobbleConfig(systems.Options):
     system: tuple[str, ...] = ()
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Official files of SAM, HQ-SAM or MobileSAM (.pth); they are converted into OUTPUT/checkpoints first."""
+    """Official files of SAM, HQ-SAM or MobileSAM (.pth), which are first converted into OUTPUT/checkpoints."""
     count: int = PROMPTS_PER_OBJECT
     """Prompts of each kind and object."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A mask of one prompt, and what is known of it without the truth."""
+    """The mask of one prompt: its IoU, and the signals that need no ground truth."""
 
     kind: str
     iou: float  # with the true mask
-    stability: float  # of the masks of this prompt and of JITTERS that slipped
+    stability: float  # of the masks of this prompt and of JITTERS jittered copies
     predicted_iou: float
     alpha: float | None  # -alpha_1
 
 
 def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
-    """Curves of every system over box noise and number of points, with the same prompts for all."""
+    """Evaluates every system over box noise and number of points, with the same prompts for all."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
     if not (config.system or config.checkpoint):
@@ -118,13 +117,13 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
 
 
 def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Official files as checkpoint folders, made in `folder` by the command that knows PyTorch's files.
+    """Converts official files to checkpoint folders with the command `convert`, in a process of its own.
 
-    They are named by the file and its content, so one that is there is that file's. The first host converts.
+    A folder's name contains the digest of its file, so that an existing folder is used again. The first host converts.
 
     Args:
         files: of SAM, HQ-SAM or MobileSAM.
-        folder: made where it is needed.
+        folder: created if needed.
 
     Raises:
         InputError: one cannot be read or converted.
@@ -137,14 +136,14 @@ def convert(files: Sequence[pathlib.Path], folder: pathlib.Path) -> list[pathlib
                 command = [sys.executable, "-m", "stablesam_jax", "convert", *arguments]
                 ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
                 if ended.returncode:
-                    last = ended.stderr.strip().rpartition("\n")[2]  # of a traceback the line that says what
+                    last = ended.stderr.strip().rpartition("\n")[2]  # of a traceback, the error itself
                     raise InputError(last.removeprefix("error: ") or f"{file}: cannot be converted.")
-    parallel.on_any_host(False)  # the others wait
+    parallel.on_any_host(False)  # a barrier: the other hosts wait for the folders
     return outputs
 
 
 def _digest(file: pathlib.Path) -> str:
-    """The first eight letters of its SHA-256."""
+    """The first eight hexadecimal digits of a file's SHA-256."""
     try:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()[:8]
@@ -153,35 +152,35 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:
-    """Asks under every kind, and once more under small slips of the first prompt of each.
+    """Prompts with every kind, and again with jittered copies of the first prompt of each kind.
 
     Returns:
-        what is left for the host: a function that scores the masks.
+        the rest of the work, which needs the host alone: a function that scores the masks.
     """
     embedding = segmenter.encode(labelled.picture)
     size_hw = labelled.picture.shape[:2]
-    asked = ask(segmenter, embedding, labelled, protocol)
+    prompted = prompt_objects(segmenter, embedding, labelled, protocol)
     slipped = []
-    for one in asked:
-        rng = np.random.default_rng(protocol.seed)
+    for one in prompted:
+        rng = np.random.default_rng(protocol.seed)  # as `predict_stable` seeds it: the same slips for every prompt
         prompts = [one.prompts[0], *(jittered(rng, one.prompts[0], size_hw) for _ in range(JITTERS))]
-        slipped.append(segmenter.answer(embedding, prompts, size_hw))
+        slipped.append(segmenter.predict(embedding, prompts, size_hw))
 
     def finish() -> Record:
         cases = []
-        for one, answers in zip(asked, slipped, strict=True):
-            masks = [to_picture(logits, size_hw) for logits in answers.low_res_masks]
+        for one, predictions in zip(prompted, slipped, strict=True):
+            masks = [to_picture(logits, size_hw) for logits in predictions.low_res_masks]
             case = Case(
                 kind=one.kind,
                 iou=mask_iou(masks[0], labelled.masks[one.object_id]),
                 stability=stability(masks),
-                predicted_iou=float(answers.predicted_iou[0]),
-                alpha=None if answers.alpha is None else -float(answers.alpha[0]),
+                predicted_iou=float(predictions.predicted_iou[0]),
+                alpha=None if predictions.alpha is None else -float(predictions.alpha[0]),
             )
             cases.append(dataclasses.asdict(case))
         return {
             systems.TRUTH: systems.annotation_digest(labelled.masks),
-            "scores": [dataclasses.asdict(score_object(labelled, one)) for one in asked],
+            "scores": [dataclasses.asdict(score_object(labelled, one)) for one in prompted],
             "cases": cases,
         }
 
@@ -194,19 +193,20 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
 
 
 def columns(cases: Sequence[Case]) -> dict[str, np.ndarray]:
-    """(N,) of the IoU and of each signal that the system has."""
+    """The IoU and each signal that the system has, as (N,) arrays."""
     names = ["iou", *(name for name in SIGNALS if getattr(cases[0], name) is not None)]
     return {name: np.array([getattr(case, name) for case in cases], np.float64) for name in names}
 
 
 def judge(cases: Sequence[Case]) -> dict[str, object]:
-    """What each signal is worth.
+    """Measures how well each signal detects bad masks.
 
     Returns:
-        masks, bad (the share of them below signals.BAD_IOU), flagged (the share whose stability is below STABLE), and
-        for each signal rank_correlation with IoU over all cases, within_kinds (the mean of those of each kind, where a
-        signal cannot win by telling a box from a point), area (of risk over coverage), gain, and bad_found (the share
-        of the bad masks among as many as are flagged, those that this signal trusts least).
+        masks (their number), bad (the share below signals.BAD_IOU), flagged (the share with stability below STABLE),
+        chance_area and least_area (risk-coverage areas of a random and of the best order), and for each signal
+        rank_correlation with IoU over all cases, within_kinds (its mean over the kinds of prompts, which does not
+        reward telling boxes from points), area, gain, and bad_found (the share of the bad masks among the least
+        confident ones, of which as many are taken as are flagged).
     """
     all_kinds = columns(cases)
     iou = all_kinds.pop("iou")
@@ -216,21 +216,21 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
         "masks": len(cases), "bad": float((iou < signals.BAD_IOU).mean()), "flagged": flagged,
         "chance_area": float((1 - iou).mean()), "least_area": signals.area(iou, iou),
     }  # fmt: skip
-    for name, trust in all_kinds.items():
+    for name, confidence in all_kinds.items():
         within = [signals.rank_correlation(of[name], of["iou"]) for of in by_kind]
-        known = [value for value in within if not math.isnan(value)]
+        defined = [value for value in within if not math.isnan(value)]
         result[name] = {
-            "rank_correlation": signals.rank_correlation(trust, iou),
-            "within_kinds": float(np.mean(known)) if known else math.nan,
-            "area": signals.area(trust, iou),
-            "gain": signals.gain(trust, iou),
-            "bad_found": signals.bad_found(trust, iou, flagged),
+            "rank_correlation": signals.rank_correlation(confidence, iou),
+            "within_kinds": float(np.mean(defined)) if defined else math.nan,
+            "area": signals.area(confidence, iou),
+            "gain": signals.gain(confidence, iou),
+            "bad_found": signals.bad_found(confidence, iou, flagged),
         }
     return result
 
 
 def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], names: Mapping[str, str]) -> Figure:
-    """Curves over box noise and over points, and risk against coverage for every system."""
+    """Draws curves over box noise and over points, and risk against coverage for every system."""
     panels = [
         Panel(
             title=f"{TITLES[metric]}, {title}",
@@ -247,13 +247,13 @@ def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], na
         )
         for metric in METRICS
     ]
-    trust = []
+    risks = []
     for system, of in cases.items():
         found = columns(of)
         iou = found.pop("iou")
         named = {SIGNALS[name]: values for name, values in found.items()}
-        trust.append(Trust(system=names[system], signals=named, iou=iou))
-    return curves_figure(panels, trust)
+        risks.append(RiskCoverage(system=names[system], signals=named, iou=iou))
+    return curves_figure(panels, risks)
 
 
 def page(
@@ -262,7 +262,7 @@ def page(
     judged: Mapping[str, dict],
     data_sets: Sequence[str],
 ) -> str:
-    """The page in words, as Markdown."""
+    """The results as a page of Markdown."""
     text = f"# Sloppy boxes, few points\n\nData: {', '.join(data_sets)}; means over sets.\n\n![curves](wobble.png)\n"
     for system, summary in means.items():
         box, point = (
@@ -271,47 +271,47 @@ def page(
         )
         true_box, many = 100 * summary["gt-box"]["miou"], 100 * summary["10-points"]["miou"]
         half = next((place for place, kind in BOXES.items() if 100 * summary[kind]["miou"] < true_box - 5), None)
-        careless = f"5 points are lost at noise {half}" if half else "5 points are never lost"
+        loss = f"5 points are lost at noise {half}" if half else "5 points are never lost"
         text += (
             f"\n## {system}\n\n"
-            f"mIoU {true_box:.1f} with the true box, {box['miou']:+.1f} at noise 0.6 ({careless}); {many:.1f} with ten "
+            f"mIoU {true_box:.1f} with the true box, {box['miou']:+.1f} at noise 0.6 ({loss}); {many:.1f} with ten "
             f"points, {point['miou']:+.1f} with one. mBIoU {box['mbiou']:+.1f} and {point['mbiou']:+.1f}, mSF with one "
-            f"point {point['msf']:+.1f} against ten. (A true box is a single prompt, so its mSF is 100 by itself.)\n\n"
+            f"point {point['msf']:+.1f} against ten. (A true box is a single prompt, so its mSF is always 100.)\n\n"
             f"{verdict(judged[system])}\n"
         )
     return text
 
 
 def verdict(judged: Mapping) -> str:
-    """Whether the flag of predict_stable is worth a reviewer's time, with the figures that say so."""
+    """Whether the flag of `predict_stable` finds bad masks better than chance, in words and a table."""
     rows = [
-        f"| {SIGNALS[name]} | {_known(one['rank_correlation'], '.2f')} | {_known(one['within_kinds'], '.2f')} | "
-        f"{one['area']:.3f} | {_known(one['gain'], '.0%')} | {_known(one['bad_found'], '.0%')} |"
+        f"| {SIGNALS[name]} | {_format(one['rank_correlation'], '.2f')} | {_format(one['within_kinds'], '.2f')} | "
+        f"{one['area']:.3f} | {_format(one['gain'], '.0%')} | {_format(one['bad_found'], '.0%')} |"
         for name, one in judged.items()
         if name in SIGNALS
     ]
     flag, predicted = judged["stability"], judged["predicted_iou"]
     lift = flag["bad_found"] / judged["flagged"] if judged["flagged"] else math.nan
     if not judged["bad"] or not judged["flagged"]:
-        words = "Nothing can be said: no mask is bad, or none is flagged."
+        words = "Undefined: no mask is bad, or none is flagged."
     elif not lift > WORTH:
-        words = "No: it finds hardly more than a look at as many masks by chance."
+        words = "No: it finds hardly more than as many masks at random."
     elif flag["bad_found"] < predicted["bad_found"] - CLOSE:
-        words = "It beats chance, but the IoU that the model predicts finds more with the same work: sort by that."
+        words = "It beats chance, but among as many masks predicted IoU finds more bad ones: sort by that."
     else:
         words = f"Yes: what it flags is {lift:.1f} times as likely to be bad as any mask. "
         close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
-        words += f"Predicted IoU, which costs nothing, finds {'about as many' if close else 'fewer'}."
+        words += f"Predicted IoU, which needs no extra prompts, finds {'about as many' if close else 'fewer'}."
     return (
-        f"Is the flag of `predict_stable` (stability below {STABLE}) worth a reviewer's time? {words} It flags "
+        f"Does the flag of `predict_stable` (stability below {STABLE}) find bad masks? {words} It flags "
         f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "
         f"(IoU below {signals.BAD_IOU}).\n\n"
         "| signal | rank correlation with IoU | within one kind of prompt | risk-coverage area | of the possible gain "
         "| bad masks found |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
-        f"Area: {judged['chance_area']:.3f} by chance, {judged['least_area']:.3f} at best. Bad masks found: among as "
-        "many masks as the flag picks, those that the signal trusts least."
+        f"Area: {judged['chance_area']:.3f} by chance, {judged['least_area']:.3f} at best. Bad masks found: among the "
+        "masks with the lowest values of the signal, as many as the flag picks."
     )
 
 
-def _known(value: float, form: str) -> str:
+def _format(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)

@@ -1,6 +1,6 @@
-"""`python -m eval.report RUN... --output runs/report.html`: several evaluations on one page, which needs no other file.
+"""`python -m eval.report RUN... --output runs/report.html`: several evaluations on one self-contained page.
 
-A run is an output folder of `eval.main`. Tables are made from results.json; figures are taken into the page.
+A run is an output folder of `eval.main`. Tables are made from results.json; figures are embedded.
 """
 
 import base64
@@ -32,8 +32,8 @@ pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; font-size: 0.8rem 
 .noise { color: #888 }
 """
 CAPTIONS = {
-    "curves": "Accuracy and stability, prompts getting worse from left to right.",
-    "stability": "Pictures by how far the masks of their prompts agree.",
+    "curves": "Accuracy and stability; prompts get worse from left to right.",
+    "stability": "Pictures by mSF, the agreement of the masks of their prompts.",
     "alpha": "The router's share of resampled features, by kind of prompt.",
 }
 
@@ -50,7 +50,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One evaluation as it lies on disk."""
+    """One evaluation on disk."""
 
     name: str
     results: Mapping[str, Any]  # results.json
@@ -82,7 +82,7 @@ def read_run(folder: pathlib.Path) -> Run:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The whole page; nothing in it is loaded from elsewhere."""
+    """The page as HTML, with everything embedded."""
     body = "".join(part for run in runs for part in section(run))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -92,7 +92,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def section(run: Run) -> Iterator[str]:
-    """A run: a table for each data set, differences between systems, figures, and what made them."""
+    """The section of a run: a table for each data set, differences between systems, figures, metadata."""
     systems, meta = run.results["systems"], run.results["meta"]
     data_sets = list(next(iter(systems.values())))
     metrics = shown_metrics(run)
@@ -100,7 +100,8 @@ def section(run: Run) -> Iterator[str]:
     for data_set in data_sets:
         yield f"<h3>{html.escape(data_set)}</h3>"
         rows = {
-            name: [cell(known(values), metrics) for values in sets[data_set].values()] for name, sets in systems.items()
+            name: [cell(without_null(values), metrics) for values in sets[data_set].values()]
+            for name, sets in systems.items()
         }
         yield html_table(["system", *systems[next(iter(systems))][data_set]], rows, f"{legend(metrics)}.")
     if differences := run.results.get("differences"):
@@ -108,7 +109,7 @@ def section(run: Run) -> Iterator[str]:
         for data_set in data_sets:
             rows = {
                 f"{name}, {TITLES[metric]}": [
-                    difference_cell(Interval(**known(values[metric]))) for values in sets[data_set].values()
+                    difference_cell(Interval(**without_null(values[metric]))) for values in sets[data_set].values()
                 ]
                 for name, sets in differences.items()
                 for metric in metrics
@@ -122,7 +123,7 @@ def section(run: Run) -> Iterator[str]:
     for path in run.figures:
         data = base64.b64encode(path.read_bytes()).decode()
         name = html.escape(path.stem)
-        caption = CAPTIONS.get(path.stem, "")  # the others have titles of their own
+        caption = CAPTIONS.get(path.stem, "")  # other figures have a title in the picture
         image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
         yield f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     made_by = html.escape(json.dumps(meta, indent=1))
@@ -130,18 +131,18 @@ def section(run: Run) -> Iterator[str]:
 
 
 def shown_metrics(run: Run) -> list[str]:
-    """The metrics that tables show, of those that the run has."""
+    """The metrics of the run that tables show."""
     kinds = next(iter(next(iter(run.results["systems"].values())).values()))
     return [metric for metric in TITLES if metric in next(iter(kinds.values()))]
 
 
-def known(values: Mapping[str, float | None]) -> dict[str, float]:
-    """The figures of JSON, nan for null."""
+def without_null(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Values of JSON with nan for null."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def html_table(head: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str) -> str:
-    """A table; cells that begin with the sign of noise are grey."""
+    """A table as HTML; cells that begin with `NOISE` are grey."""
     lines = [f"<tr>{''.join(f'<th>{html.escape(entry)}</th>' for entry in head)}</tr>"]
     for name, cells in rows.items():
         columns = [
@@ -166,7 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for run in runs:
         systems = run.results["systems"]
         last = list(next(iter(systems.values())))[-1]
-        rows = {name: {kind: known(values) for kind, values in sets[last].items()} for name, sets in systems.items()}
+        rows = {
+            name: {kind: without_null(values) for kind, values in sets[last].items()} for name, sets in systems.items()
+        }
         show([table(rows, title=f"{run.name}, {last}", first="system", metrics=shown_metrics(run))])
     print(f"written: {options.output}")
 

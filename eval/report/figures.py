@@ -1,4 +1,4 @@
-"""Figures of evaluations; each function returns a Figure, neither shown nor saved."""
+"""Figures of evaluations. Every function returns a Figure and neither shows nor saves it."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ from eval.report.signals import risk_coverage
 from eval.report.tables import TITLES
 from stablesam_jax.visualize import MASK_COLOUR, TARGET_COLOUR, TEXT, WIDTH, outline, show, tinted
 
-# Okabe and Ito's palette without its yellow; markers tell lines apart in print.
+# Okabe and Ito's palette without yellow; markers distinguish lines in print.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPX"
 PANEL = WIDTH / 3  # inches
 SHEET_COLUMNS = 5
-RISK_SHOWN = 1.8  # times the risk by chance; a signal that finds good masks bad lies beyond
+RISK_SHOWN = 1.8  # upper end of the axis, times the risk by chance; a signal that ranks good masks last exceeds it
 
-Curves = Mapping[str, Sequence[float]]  # name -> a figure at each place
+Curves = Mapping[str, Sequence[float]]  # name -> a value at each place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,28 +29,28 @@ class Panel:
     """Curves of every system over one axis."""
 
     title: str
-    places: Sequence[str]  # along the axis, from good prompts to bad ones
+    places: Sequence[str]  # tick labels of the x axis, from good prompts to bad ones
     axis: str
     curves: Curves  # percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trust:
-    """How risk falls with coverage, for each signal of one system."""
+class RiskCoverage:
+    """Signals of one system, for its curves of risk over coverage."""
 
     system: str
-    signals: Mapping[str, np.ndarray]  # name -> (N,) trust
+    signals: Mapping[str, np.ndarray]  # name -> (N,) confidence
     iou: np.ndarray  # (N,)
 
 
-def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figure:
-    """Accuracy against the quality of prompts, three panels a row; below it risk against coverage, on one scale.
+def curves_figure(panels: Sequence[Panel], risks: Sequence[RiskCoverage] = ()) -> Figure:
+    """Draws accuracy against the quality of prompts, three panels a row; below, risk against coverage on one scale.
 
     Args:
         panels: at least one; all with the same systems.
-        trust: of each system, or nothing.
+        risks: one for each system, or none.
     """
-    rows = math.ceil(len(panels) / 3) + math.ceil(len(trust) / 3)
+    rows = math.ceil(len(panels) / 3) + math.ceil(len(risks) / 3)
     figure = Figure(figsize=(WIDTH + 1.2, rows * (PANEL + 0.3) + 0.5), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False)
     first = math.ceil(len(panels) / 3)
@@ -61,8 +61,8 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
         _label(axis, panel.title, panel.axis, "percent")
         if max(map(len, panel.places)) > 4:
             axis.tick_params(axis="x", labelrotation=25)
-    highest = RISK_SHOWN * max((100 * (1 - one.iou).mean() for one in trust), default=0)
-    for axis, one in zip(below, trust, strict=False):
+    highest = RISK_SHOWN * max((100 * (1 - one.iou).mean() for one in risks), default=0)
+    for axis, one in zip(below, risks, strict=False):
         coverage = 100 * np.arange(1, len(one.iou) + 1) / len(one.iou)
         axis.plot(
             coverage, 100 * risk_coverage(one.iou, one.iou), color="black", linewidth=1, linestyle=":", label="at best"
@@ -70,10 +70,10 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
         axis.axhline(100 * (1 - one.iou).mean(), color="black", linewidth=1, linestyle="--", label="chance")
         for (name, values), colour, _ in _styled(one.signals):
             axis.plot(coverage, 100 * risk_coverage(values, one.iou), color=colour, linewidth=1.4, label=name)
-        _label(axis, f"Error, {one.system}", "% of masks, those trusted most", "mean 1 - IoU, percent")
+        _label(axis, f"Error, {one.system}", "% of masks, the most confident", "mean 1 - IoU, percent")
         axis.set_ylim(0, highest)
         axis.legend(fontsize=TEXT - 2, frameon=False, loc="upper left")
-    for axis in (*above[len(panels) :], *below[len(trust) :]):
+    for axis in (*above[len(panels) :], *below[len(risks) :]):
         axis.set_axis_off()
     handles, labels = above[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), fontsize=TEXT, frameon=False)
@@ -81,7 +81,7 @@ def curves_figure(panels: Sequence[Panel], trust: Sequence[Trust] = ()) -> Figur
 
 
 def histogram_figure(values: Mapping[str, Mapping[str, np.ndarray]], metric: str) -> Figure:
-    """How a metric is spread over pictures: a panel for each kind of prompt, a step line for each system.
+    """Draws the histogram of a metric over pictures: a panel for each kind of prompt, a step line for each system.
 
     Args:
         values: system -> kind -> (P,) fractions.
@@ -108,7 +108,7 @@ def histogram_figure(values: Mapping[str, Mapping[str, np.ndarray]], metric: str
 
 
 def alpha_figure(alphas: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """What the router does with worse prompts (sec. 5.2): a panel for each system with a plugin, a box for each kind.
+    """Draws alpha_1 by quality of prompts (sec. 5.2): a panel for each system with a plugin, a box for each kind.
 
     Args:
         alphas: system -> kind -> (N,) alpha_1 of each object.
@@ -128,16 +128,16 @@ def alpha_figure(alphas: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture, its object, and how the masks of a system lie on it."""
+    """A picture, its object, and the masks of a system."""
 
     picture: np.ndarray  # (H, W, 3) uint8
     target: np.ndarray  # (H, W) bool
-    share: np.ndarray  # (H, W), share of the masks that hold the pixel
+    share: np.ndarray  # (H, W), share of the masks that contain the pixel
     caption: str
 
 
 def sheet_figure(title: str, shown: Sequence[Shown]) -> Figure:
-    """Pictures in a grid, the object outlined in green, blue where the masks of all prompts lie, the more the deeper.
+    """Draws pictures in a grid: the object outlined in green, masks in blue, deeper where more of them overlap.
 
     Args:
         title: over all.

@@ -1,16 +1,16 @@
-"""Does a number that needs no ground truth tell which masks are bad? Rank correlation and risk against coverage.
+"""How well a confidence signal, which needs no ground truth, detects bad masks: rank correlation, risk and coverage.
 
-A reviewer looks at the masks that a signal trusts least. Risk is the mean of 1 - IoU of the masks that nobody looks at,
-coverage their share (Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017).
+A reviewer checks the masks with the lowest confidence. Coverage is the share of masks that are not checked, risk the
+mean of 1 - IoU over them (Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, 2017).
 """
 
 import numpy as np
 
-BAD_IOU = 0.6  # below it a mask is of no use to an annotator
+BAD_IOU = 0.6  # a mask with a lower IoU is useless to an annotator
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: the correlation of ranks, equal values sharing the mean of theirs.
+    """Spearman's rank correlation; equal values share the mean of their ranks.
 
     Args:
         a, b: (N,).
@@ -24,38 +24,38 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(ranks)[0, 1])
 
 
-def risk_coverage(trust: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """Mean of 1 - IoU of the k masks that are trusted most, for k from 1 to N: (N,), (N,) -> (N,).
+def risk_coverage(confidence: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """Mean of 1 - IoU over the k most confident masks, for k from 1 to N: (N,), (N,) -> (N,).
 
-    Masks that are trusted alike share their mean, as if their order were drawn.
+    Masks of equal confidence each count as their mean, the expectation over random orders.
     """
-    _, group, counts = np.unique(-trust, return_inverse=True, return_counts=True)
-    alike = np.bincount(group, 1 - iou) / counts
-    return np.cumsum(np.repeat(alike, counts)) / np.arange(1, len(iou) + 1)
+    _, group, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
+    of_group = np.bincount(group, 1 - iou) / counts
+    return np.cumsum(np.repeat(of_group, counts)) / np.arange(1, len(iou) + 1)
 
 
-def area(trust: np.ndarray, iou: np.ndarray) -> float:
+def area(confidence: np.ndarray, iou: np.ndarray) -> float:
     """Area under the risk-coverage curve: the mean risk over all coverages; less is better."""
-    return float(risk_coverage(trust, iou).mean())
+    return float(risk_coverage(confidence, iou).mean())
 
 
-def gain(trust: np.ndarray, iou: np.ndarray) -> float:
-    """How much of the possible a signal achieves: 0 for one that knows nothing, 1 for one that orders by IoU itself.
+def gain(confidence: np.ndarray, iou: np.ndarray) -> float:
+    """Share of the possible reduction of the area that a signal achieves: 0 for chance, 1 for the order by IoU itself.
 
     Returns:
         (chance - area) / (chance - least area); nan where all masks are equally good.
     """
     chance, least = float((1 - iou).mean()), area(iou, iou)
-    return (chance - area(trust, iou)) / (chance - least) if chance > least else float("nan")
+    return (chance - area(confidence, iou)) / (chance - least) if chance > least else float("nan")
 
 
-def bad_found(trust: np.ndarray, iou: np.ndarray, share: float) -> float:
-    """Of the masks below BAD_IOU, the share that lies among the least trusted `share` of all masks; nan without any."""
+def bad_found(confidence: np.ndarray, iou: np.ndarray, share: float) -> float:
+    """Share of the masks below BAD_IOU that is among the least confident `share` of all; nan if there are none."""
     bad = iou < BAD_IOU
-    least = np.argsort(trust, kind="stable")[: round(share * len(iou))]
+    least = np.argsort(confidence, kind="stable")[: round(share * len(iou))]
     return float(bad[least].sum() / bad.sum()) if bad.any() else float("nan")
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[group]
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]  # the last rank of a group less half its length: its mean

@@ -1,4 +1,4 @@
-"""Results as a file for programs and as a table for people."""
+"""Results of evaluations as JSON, as Markdown and as tables on the terminal."""
 
 import dataclasses
 import json
@@ -31,14 +31,14 @@ Intervals = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]]  # 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """How far figures would move on other pictures."""
+    """Bootstrap intervals of the results."""
 
     intervals: Intervals
-    differences: Intervals  # of all systems but the first, from the first
+    differences: Intervals  # from the first system, of all others
 
 
 def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
-    """The unweighted mean over data sets, as the paper's tables have it (sec. 5.1); over those that have a figure."""
+    """The unweighted mean over data sets, as in the paper's tables (sec. 5.1); nan is left out."""
     kinds = next(iter(sets.values()))
     return {
         kind: {metric: _mean([summary[kind][metric] for summary in sets.values()]) for metric in metrics}
@@ -47,7 +47,7 @@ def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
 
 
 def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Sequence[str] = METRICS) -> Table:
-    """One row for each entry, the metrics in percent for each kind of prompt; four of them fit 80 columns."""
+    """A table with a row for each entry and a column for each kind of prompt; four kinds fit 80 columns."""
     kinds = list(next(iter(rows.values())))
     result = Table(title=title, box=rich.box.SIMPLE_HEAD, caption=legend(metrics))
     result.add_column(first, min_width=6, overflow="fold")
@@ -60,7 +60,7 @@ def table(rows: Mapping[str, Summary], *, title: str, first: str, metrics: Seque
 
 
 def show(tables: list[Table]) -> None:
-    """Prints tables; wide enough for all columns where the output is no terminal."""
+    """Prints tables, unwrapped where the output is not a terminal."""
     console = Console(width=None if os.isatty(1) else 400)
     for entry in tables:
         console.print(entry)
@@ -78,7 +78,7 @@ def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] 
 
 
 def differences_markdown(rows: Mapping[str, Mapping[str, Mapping[str, Interval]]], metrics: Sequence[str]) -> str:
-    """Differences from the first system, in points of a percent; what may be noise is said to be about 0."""
+    """Differences from the first system in percentage points; those whose interval contains 0 are marked `NOISE`."""
     kinds = list(next(iter(rows.values())))
     lines = [f"| system | metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
     lines += [
@@ -98,15 +98,15 @@ def write_results(
     uncertainty: Uncertainty | None = None,
     more: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes results.md (percent) and results.json (fractions; null where there is no figure), each as a whole.
+    """Writes results.md (percent) and results.json (fractions; null for nan), each atomically.
 
-    results.json is the last: where it is, all is done.
+    results.json comes last: where it exists, everything is written.
 
     Args:
-        folder: made if it is not there.
+        folder: created if needed.
         results: of every system.
-        meta: what made them.
-        metrics: those that tables show.
+        meta: settings and versions that made the results.
+        metrics: shown in tables.
         uncertainty: makes the entries `intervals` ([low, high]) and `differences`.
         more: other entries of results.json.
     """
@@ -137,7 +137,7 @@ def write_results(
 
 
 def short_names(systems: Sequence[str]) -> list[str]:
-    """Names of systems for figures: of a path the last two parts, where that tells them apart."""
+    """Names of systems for figures: the last two parts of a path, or the whole where these are ambiguous."""
     short = [
         "+".join("/".join(pathlib.PurePath(part.removesuffix(".safetensors")).parts[-2:]) for part in system.split("+"))
         for system in systems
@@ -146,11 +146,11 @@ def short_names(systems: Sequence[str]) -> list[str]:
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Looks whether results can be written, hours before they are; makes nothing.
+    """Checks that results can be written, before hours of work; creates nothing.
 
     Raises:
-        InputError: the folder holds results already, or cannot be made or written to. Beside a journal they are those
-            of an evaluation that was killed while it wrote them.
+        InputError: the folder holds results, or cannot be created or written to. Results beside a journal are allowed:
+            that evaluation was killed while it wrote them.
     """
     if not (folder / JOURNAL).exists() and any((folder / name).exists() for name in RESULT_FILES):
         raise InputError(f"{folder}: holds results already, and nothing is overwritten; give another --output.")
@@ -175,19 +175,19 @@ def difference_cell(one: Interval) -> str:
 
 
 def _mapped(value: Any, change: Callable[[Interval], object]) -> object:
-    """Nested mappings with every interval changed."""
+    """Nested mappings with `change` applied to every interval."""
     if isinstance(value, Interval):
         return change(value)
     return {key: _mapped(entry, change) for key, entry in value.items()}
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _without_nan(value: object) -> object:
-    """The same with None for nan, which JSON does not know."""
+    """Replaces nan, which JSON has not, by None."""
     if isinstance(value, Mapping):
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

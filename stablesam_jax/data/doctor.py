@@ -1,6 +1,7 @@
-"""What is wrong with folders of pictures and masks: every fault of every file, where a reader stops at the first.
+"""Checks of pictures and masks: all findings in all files, where a reader stops at the first.
 
-What a reader refuses is a bad mask; the rules here name those that can be read and are odd, mostly by measured bounds.
+A mask that a reader cannot use is a fault. The rules here find masks that can be read but are suspicious, mostly by
+measured bounds.
 """
 
 import collections
@@ -20,44 +21,44 @@ from stablesam_jax.data.readers import Objects, Pictures, Reader, on_all_cores
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.picture_file import DEPTHS, count_frames, read_header, read_stored
 
-# Measured on the 11,566 objects of 32 real sets: the largest covers 94.8 % of its picture; the one that covers most of
-# the picture's edge (a table) covers 88.4 % of it. So neither rule has a false alarm there. Of the same masks inverted,
-# the second finds 93.7 %: the rest touch the edge themselves. Masks are inverted by the folder, seldom one by one.
+# Measured on the 11,566 objects of 32 real sets: the largest covers 94.8 % of its picture, and none covers more than
+# 88.4 % of the picture's edge (a table). So neither rule has a false alarm there. The second rule detects 93.7 % of the
+# same masks inverted; the others touch the edge. Usually all masks of a folder are inverted, seldom a single one.
 WHOLE = 0.98  # of the picture
 EDGE = 0.9  # of the outermost pixels
-# 195 of the objects have such pieces. Of 36 looked at, 27 were several things under one number, the rest one thing
-# cut by another in front of it: a hint, no fault.
+# 195 of the objects have several large pieces. Of 36 that were inspected, 27 were several objects with one number, the
+# others one object behind another. So it is a hint, not a fault.
 PIECE = 0.5  # of the largest piece
 LARGE = 0.01  # of the picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """What is kept of a picture once it has been read."""
+    """What is kept in memory of a picture after it has been read."""
 
     source: str
     name: str
     picture: pathlib.Path
-    label: pathlib.Path | None  # what is named where its masks are odd
+    label: pathlib.Path | None  # file that findings about its masks name
     findings: Findings
-    thumbnail: np.ndarray | None  # (32, 36) uint8, None where the picture cannot be read
-    masks: bytes | None = None  # a digest of all masks, None where there are none
+    thumbnail: np.ndarray | None  # (32, 36) uint8, None if the picture cannot be read
+    masks: bytes | None = None  # digest of all masks, None if there are none
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A picture that was read with its masks, or why that failed."""
+    """Result of reading a picture and its masks: a digest or a fault."""
 
-    digest: str | None = None  # SHA-256 of pixels and masks: the same in whatever form they are stored
-    fault: str | None = None  # in one line
+    digest: str | None = None  # SHA-256 of pixels and masks, whatever form they are stored in
+    fault: str | None = None  # one line
 
 
 def read_all(source: Pictures, indices: Sequence[int] | None = None) -> list[Reading]:
     """Reads pictures with their masks, on all cores, one per core in memory at a time.
 
     Args:
-        source: of pictures.
-        indices: which; all unless given.
+        source: of the pictures.
+        indices: of the pictures; None: all.
     """
     places = range(len(source)) if indices is None else indices
     return list(on_all_cores(functools.partial(_read, source), places))
@@ -75,7 +76,7 @@ def _read(source: Pictures, index: int) -> Reading:
 
 
 def examine(reader: Reader, index: int) -> Examined:
-    """Reads one picture and its masks whole."""
+    """Reads one picture and its masks, and checks both."""
     file, name = reader.picture_file(index), reader.names[index]
     findings: Findings = []
     picture = label = None
@@ -106,7 +107,7 @@ def examine(reader: Reader, index: int) -> Examined:
 
 
 def look(file: pathlib.Path, read: Callable[[], np.ndarray]) -> Examined:
-    """Reads a picture alone."""
+    """Reads a picture without its masks."""
     try:
         return Examined("", "", file, None, [], near_duplicates.thumbnail(read()))
     except InputError as error:
@@ -114,7 +115,7 @@ def look(file: pathlib.Path, read: Callable[[], np.ndarray]) -> Examined:
 
 
 def oddities(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """What is odd about how a picture is stored, as (kind, text); nothing of one that is no file of its own."""
+    """Findings about how a picture is stored, as (kind, text); none for a record of a built set."""
     if not file.is_file():
         return
     if (frames := count_frames(file)) > 1:
@@ -124,7 +125,7 @@ def oddities(file: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def remarks(masks: np.ndarray) -> Iterator[tuple[str, str]]:
-    """What is odd about the masks of one picture, (M, H, W) bool, as (kind, text)."""
+    """Findings about the masks of one picture, (M, H, W) bool, as (kind, text)."""
     for number, mask in enumerate(masks, 1):
         which = "the mask" if len(masks) == 1 else f"object {number} of {len(masks)}"
         covered, on_edge = mask.mean(), edge_share(mask)
@@ -139,12 +140,12 @@ def remarks(masks: np.ndarray) -> Iterator[tuple[str, str]]:
 
 
 def edge_share(mask: np.ndarray) -> float:
-    """The share of the outermost pixels of a mask (H, W) bool that is set."""
+    """The share of the outermost pixels of a mask (H, W) bool that belongs to the object."""
     return float(np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]]).mean())
 
 
 def large_pieces(mask: np.ndarray) -> int:
-    """How many pieces of a mask (H, W) bool, connected by sides or corners, are LARGE, and PIECE of its largest."""
+    """Number of 8-connected pieces of a mask (H, W) bool above `LARGE` and above `PIECE` of its largest piece."""
     if not mask.any():
         return 0
     pixels = mask.astype(np.uint8)
@@ -156,7 +157,7 @@ def large_pieces(mask: np.ndarray) -> int:
 
 
 def compare(examined: Sequence[Examined], against: Sequence[Examined]) -> Iterator[Finding]:
-    """Pictures that are there twice, or in `against` too, and masks that equal another's. Names each file once."""
+    """Findings about duplicate pictures, pictures that are also in `against`, and equal masks; one for each file."""
     read, thumbnails = _pictures(examined)
     others, other_thumbnails = _pictures(against)
     duplicates, leaks = set(), set()
@@ -169,7 +170,7 @@ def compare(examined: Sequence[Examined], against: Sequence[Examined]) -> Iterat
         if index not in leaks:
             leaks.add(index)
             what = f"shows the same as {others[other].picture}{_mirrored(mirrored)}"
-            text = f"{what}; remove one, lest training see the test."
+            text = f"{what}; remove one, or the test contains a training picture."
             yield _equal("twin", read[index], others[other], text)
     yield from _equal_masks(examined, {read[later].picture for later in duplicates})
 

@@ -1,13 +1,13 @@
-"""Trees of arrays on disk: whole or absent, and never silently damaged. The only file that knows Orbax.
+"""Trees of arrays on disk, written atomically and verified on reading. The only file that imports Orbax.
 
 A checkpoint is a folder:
 
     tree/           the arrays, written by Orbax
-    metadata.json   what the caller says about them, and the shape and dtype of every array
+    metadata.json   the caller's metadata, and the shape and dtype of every array
     manifest.json   size and SHA-256 of every other file
 
-It is written under a temporary name beside its place (`.NAME.*.tmp`, which a killed process leaves behind) and then
-renamed. Orbax restores an array in which a bit has flipped without a word, so reading verifies the manifest first.
+It is written under a temporary name in the same folder (`.NAME.*.tmp`, which a killed process leaves behind) and then
+renamed. Orbax does not detect flipped bits, so reading verifies the manifest first.
 """
 
 import concurrent.futures
@@ -32,16 +32,16 @@ from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.version import __version__
 
 TREE, METADATA, MANIFEST = "tree", "metadata.json", "manifest.json"
-SHOWN_FAULTS = 8  # of a kind; a tree of another model would differ in hundreds of arrays
+SHOWN_FAULTS = 8  # of each kind in a message; a tree of another model differs in hundreds of arrays
 
 
 def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; it appears whole or not at all.
+    """Writes a checkpoint atomically.
 
     Args:
-        folder: path that does not exist yet; missing parents are made.
-        tree: any tree of arrays and numbers, none of size 0. PRNG keys go in as `jax.random.key_data`.
-        metadata: what JSON can hold.
+        folder: path that does not exist yet; missing parents are created.
+        tree: any tree of arrays and scalars, none of size 0. Convert PRNG keys by `jax.random.key_data`.
+        metadata: values that JSON can hold.
 
     Raises:
         InputError: the folder exists, or cannot be written, as on a full disk.
@@ -54,17 +54,17 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
         with writing(folder):
             temporary.mkdir(parents=True)
             if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # rather than have Orbax find out at the end
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would fail only at the end
             with _checkpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
                 checkpointer.wait_until_finished()
-            # Orbax's mark of success names the writer's folders; the manifest and the rename do its duty.
+            # Orbax's success marker contains paths of this machine. The manifest and the rename replace it.
             (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
             (temporary / METADATA).write_text(text)
             manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
             for path in (*temporary.rglob("*"), temporary):
-                sync(path)
+                sync(path)  # before the rename, else a power failure may leave a complete name with empty files
             temporary.rename(folder)
             sync(folder.parent)
     finally:
@@ -76,13 +76,13 @@ def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]
 
     Args:
         folder: written by `save_tree`.
-        target: tree whose leaves have `shape` and `dtype`, or None to take what is there.
+        target: tree whose leaves have `shape` and `dtype`, or None to accept any tree.
 
     Returns:
         tree of numpy arrays, with the structure of `target` or as nested dictionaries, and the metadata.
 
     Raises:
-        InputError: the folder is absent, no checkpoint, damaged, or holds another tree than `target`.
+        InputError: the folder is absent, not a checkpoint, damaged, or its arrays differ from `target`.
     """
     folder = pathlib.Path(folder)
     _verify(folder)
@@ -102,23 +102,23 @@ def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]
 def save_model(
     folder: PathLike, params: Params, *, config: SamConfig, source: Mapping[str, Any], dtype: np.dtype | None = None
 ) -> None:
-    """Writes the parameters of a model with all that is needed to use them.
+    """Writes the parameters of a model with its configuration.
 
     Args:
         folder: path that does not exist yet.
         params: tree, float32.
-        config: of the model, one that MODELS has a name for.
-        source: where the numbers come from: file name and SHA-256, or recipe; what JSON can hold.
-        dtype: how to store the numbers, float32 unless given; float16 halves the file and rounds to 11 bits.
+        config: of the model; its architecture must be one of MODELS.
+        source: origin of the parameters: file name and SHA-256, or recipe; values that JSON can hold.
+        dtype: of the stored parameters, by default float32; float16 halves the file and rounds to 11 bits.
 
     Raises:
-        InputError: as `save_tree`, or a number too large for `dtype`.
+        InputError: as `save_tree`, or a parameter is too large for `dtype`.
     """
     if dtype is not None:
         with np.errstate(over="ignore"):
             params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-            raise InputError(f"{folder}: the parameters hold numbers too large for {np.dtype(dtype)}. Store float32.")
+            raise InputError(f"{folder}: the parameters have values too large for {np.dtype(dtype)}. Store float32.")
     metadata = {"model": config.name, "config": _plain(config), "version": __version__, "source": dict(source)}
     save_tree(folder, params, metadata)
 
@@ -133,8 +133,7 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
         configuration, parameters as numpy arrays in float32, and the metadata: model, config, version, source.
 
     Raises:
-        InputError: as `load_tree`; or the folder holds no model, one that is unknown, or one of other sizes than
-            MODELS gives.
+        InputError: as `load_tree`; or the folder holds no model, an unknown one, or one whose sizes differ from MODELS.
     """
     params, metadata = load_tree(folder)
     name = metadata.get("model")
@@ -149,23 +148,23 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
         if (plugin := stored.pop("plugin", None)) is not None:
             free["plugin"] = PluginConfig.from_json(plugin)
         if not _agrees(stored, _plain(config)):
-            raise ValueError("other sizes than this version has")
+            raise ValueError("its sizes differ from those of this version")
         config = dataclasses.replace(config, **free)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it anew.") from None
+        raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it again.") from None
     return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
 
 
 def describe(tree: Any) -> dict[str, Any]:
-    """[dtype, shape] of every leaf by path, as JSON gives it back."""
+    """[dtype, shape] of every leaf by path, in the form that JSON reads back."""
     return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves(tree).items()}
 
 
 def check_arrays(place: object, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compares two trees by what `describe` gives for them.
+    """Compares the descriptions of two trees, see `describe`.
 
     Raises:
-        InputError: one line with the differences.
+        InputError: they differ; one line with the differences.
     """
     faults = {
         "missing": [path for path in expected if path not in found],
@@ -182,7 +181,7 @@ def check_arrays(place: object, found: Mapping[str, Any], expected: Mapping[str,
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    # Trees are host arrays: every process acts for itself, no other is waited for.
+    # Arrays are on the host, so each process writes alone. By default Orbax would wait for all processes at a barrier.
     index = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
@@ -191,7 +190,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path in the order of `jax.tree.leaves`: `params.flatten` for any tree, as an optimizer's state."""
+    """Leaves by path in the order of `jax.tree.leaves`: `params.flatten` for any tree, such as an optimizer's state."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -207,19 +206,19 @@ def _some(items: list[str]) -> str:
 
 
 def _plain(config: Any) -> Any:
-    """A configuration as JSON gives it back: tuples become lists."""
+    """A configuration in the form that JSON reads back: tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _agrees(stored: Any, current: Any) -> bool:
-    """Whether every stored field has the same value now; a field added since has a default that changes nothing."""
+    """Whether every stored field has the same value now; the default of a later field changes nothing."""
     if isinstance(stored, dict) and isinstance(current, dict):
         return all(key in current and _agrees(value, current[key]) for key, value in stored.items())
     return stored == current
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Every file but the manifest, by its path inside the folder."""
+    """Every file except the manifest, by its path inside the folder."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop(MANIFEST, None)
     return files
@@ -231,7 +230,7 @@ def _fingerprint(path: pathlib.Path) -> list[int | str]:
 
 
 def _verify(folder: pathlib.Path) -> None:
-    """Compares a folder with its manifest. Names in the manifest are compared, never opened."""
+    """Compares a folder with its manifest. Names in the manifest are never opened: they could point anywhere."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder. Check the path.")
     try:
@@ -246,7 +245,7 @@ def _verify(folder: pathlib.Path) -> None:
     found = _files(folder)
     missing = [f"{name} is missing" for name in expected if name not in found]
     there = [name for name in expected if name in found]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing leaves the interpreter to others
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         fingerprints = pool.map(_fingerprint, [found[name] for name in there])
     pairs = zip(there, fingerprints, strict=True)
     changed = [f"{name} has changed" for name, fingerprint in pairs if fingerprint != expected[name]]

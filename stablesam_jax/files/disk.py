@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, whatever ends the program, and one line for what the disk objects to."""
+"""Atomic writing of files, and one-line messages for errors of the disk."""
 
 import contextlib
 import logging
@@ -16,10 +16,10 @@ PathLike = str | os.PathLike[str]
 
 
 def new_path(path: PathLike) -> pathlib.Path:
-    """The path of something to be written.
+    """Checks that nothing exists at a path.
 
     Raises:
-        InputError: something is there already.
+        InputError: something does.
     """
     path = pathlib.Path(path)
     if os.path.lexists(path):
@@ -28,26 +28,26 @@ def new_path(path: PathLike) -> pathlib.Path:
 
 
 def check_writable(path: pathlib.Path, option: str) -> None:
-    """Looks whether `whole_file` can write or replace a file, hours before it does; makes nothing.
+    """Checks that `whole_file` can write or replace a file, before hours of work; creates nothing.
 
     Raises:
-        InputError: it cannot; names the option that it comes from.
+        InputError: it cannot; names the option that the path comes from.
     """
     place = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{option} {path}: must be a file in a folder that can be written to or made.")
+        raise InputError(f"{option} {path}: must be a file in a folder that can be written to or created.")
 
 
 @contextlib.contextmanager
 def whole_file(path: PathLike, *, replace: bool = False) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write a file to, which moves to its place when it is whole and on the disk.
+    """Yields a temporary path to write to; renames it to `path` once it is complete and synced.
 
     Args:
-        path: of the file; missing folders are made.
-        replace: it takes the place of one that is there.
+        path: of the file; missing folders are created.
+        replace: whether an existing file is replaced.
 
     Raises:
-        InputError: the file exists and is not to be replaced, or cannot be written.
+        InputError: the file exists and `replace` is False, or it cannot be written.
     """
     path = pathlib.Path(path) if replace else new_path(path)
     temporary = beside(path)
@@ -57,14 +57,14 @@ def whole_file(path: PathLike, *, replace: bool = False) -> Iterator[pathlib.Pat
             yield temporary
             sync(temporary)
             os.replace(temporary, path)
-            sync(path.parent)
+            sync(path.parent)  # makes the rename itself durable
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes or replaces a text file as a whole, UTF-8, line ends as they are.
+    """Writes or replaces a text file atomically, as UTF-8, without changing line ends.
 
     Raises:
         InputError: it cannot be written.
@@ -74,7 +74,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
-    """A name that nothing else has, in the same folder, for what is not whole yet."""
+    """A unique temporary path in the same folder, hence on the same file system, which a rename needs."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
@@ -89,12 +89,12 @@ def sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Says in one line what the disk objects to; Orbax would log the traceback of each of its threads besides.
+    """Turns errors of the disk into one line.
 
     Raises:
-        InputError: it objects.
+        InputError: the disk is full, read-only, or failed otherwise.
     """
-    log = logging.getLogger("absl")
+    log = logging.getLogger("absl")  # Orbax logs the traceback of each of its threads there
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
@@ -112,11 +112,11 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def _disk_fault(error: BaseException | None) -> str | None:
-    """What the disk said, from an error of any of the libraries that write for us; None where it is another fault."""
+    """The disk's error message inside an error of Orbax, safetensors or PyTorch; None if it is another error."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror
-        if code := re.search(r"os[_ ]error(?:_code=')? ?(\d+)", str(error)):  # Orbax and safetensors
+        if code := re.search(r"os[_ ]error(?:_code=')? ?(\d+)", str(error)):  # in messages of Orbax and safetensors
             return os.strerror(int(code[1]))
-        error = error.__context__  # PyTorch fails on, at what it has not written
+        error = error.__context__  # PyTorch raises another error while it handles the disk's
     return None

@@ -1,7 +1,7 @@
-"""The image embedding of one picture as a sealed safetensors file, so that it is prompted later without its encoder.
+"""The image embedding of one picture as a sealed safetensors file, for prompting later without the encoder.
 
-The header says what the embedding depends on: the configuration without plugin, and a SHA-256 of the parameters that
-encode. So an embedding serves every plugin on one base, and no other model.
+The header identifies the model that made the embedding: its configuration without plugin, and a SHA-256 of the
+parameters that the embedding depends on. So an embedding fits every plugin on one base, and no other model.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.version import __version__
 
 HEADER = "embedding"
-ENCODING = ("image_encoder/.*",)  # parameters that decide an embedding; after `Sam.fuse`, of HQ-SAM also:
-FUSING = ("mask_decoder/(compress_vit_feat|embedding_encoder)_.*",)
+ENCODING = ("image_encoder/.*",)  # parameters that an embedding depends on
+FUSING = ("mask_decoder/(compress_vit_feat|embedding_encoder)_.*",)  # more of them in an HQ-SAM, after `Sam.fuse`
 
 
 def encoding(config: SamConfig, tree: params.Params) -> params.Params:
-    """The parameters that decide an embedding.
+    """Selects the parameters that an embedding depends on.
 
     Args:
         config: of the model.
@@ -37,11 +37,14 @@ def encoding(config: SamConfig, tree: params.Params) -> params.Params:
 
 
 def identity(config: SamConfig, tree: params.Params) -> dict[str, Any]:
-    """What decides the embedding of a picture, as JSON gives it back: the model in words, configuration, weights.
+    """Identifies a model as an encoder: name for messages, configuration without plugin, digest of the parameters.
 
     Args:
         config: of the model.
-        tree: its parameters; all that encode are read, which takes seconds for a gigabyte.
+        tree: its parameters. Hashing those of `encoding` takes seconds per gigabyte.
+
+    Returns:
+        values in the form that JSON reads back.
     """
     base = dataclasses.replace(config, plugin=None)
     try:
@@ -56,7 +59,7 @@ def identity(config: SamConfig, tree: params.Params) -> dict[str, Any]:
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In what another model encodes otherwise, in a few words; empty if in nothing.
+    """Describes in a few words how two models differ as encoders; empty if they do not.
 
     Args:
         theirs, ours: `identity` of both.
@@ -72,13 +75,13 @@ def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 def save_embedding(
     path: PathLike, embedding: ImageEmbedding, *, original_size: tuple[int, int], picture: str, maker: dict[str, Any]
 ) -> None:
-    """Writes a file that does not exist yet; it appears whole or not at all.
+    """Writes a new file atomically.
 
     Args:
-        path: as `NAME.safetensors`.
+        path: such as `NAME.safetensors`.
         embedding: of one picture, from `Sam.fuse`.
         original_size: height and width of the picture.
-        picture: digest of it.
+        picture: digest of the picture.
         maker: `identity` of the model.
 
     Raises:
@@ -95,14 +98,14 @@ def load_embedding(
 
     Args:
         path: from `save_embedding`.
-        expected: leaves with the `shape` and `dtype` that the model gives.
+        expected: leaves with the `shape` and `dtype` of the model's embeddings.
         maker: `identity` of the model.
 
     Returns:
-        embedding, on the default device; height and width of its picture; digest of it.
+        embedding, on the default device; height and width of its picture; digest of its picture.
 
     Raises:
-        InputError: the file is absent, damaged, no embedding, of another version, or that of another model.
+        InputError: the file is absent, damaged, not an embedding, or of another version or model.
     """
     tensors, header = sealed_file.read(path, kind="embedding", keys=(HEADER,))
     about = json.loads(header[HEADER])
@@ -110,17 +113,17 @@ def load_embedding(
     if odd and about.get("model", maker["model"]) == maker["model"]:
         raise InputError(
             f"{path}: another version of this package wrote it ({about.get('version', 'unknown')}; this is "
-            f"{__version__}), with other fields in its header: {', '.join(sorted(odd)[:3])}. Encode the picture anew."
+            f"{__version__}), with other fields in its header: {', '.join(sorted(odd)[:3])}. Encode the picture again."
         )
     if reason := difference(about, maker):
-        raise InputError(f"{path}: made by {about['model']}, {reason}. Load that model, or encode the picture anew.")
+        raise InputError(f"{path}: made by {about['model']}, {reason}. Load that model, or encode the picture again.")
     check_arrays(path, describe(tensors), describe(_tensors(expected)))
     height, width = about["original_size"]
     return ImageEmbedding(**jax.device_put(tensors)), (height, width), about["picture"]
 
 
 def _names(about: Mapping[str, Any], parents: str = "") -> set[str]:
-    """Of all fields, those of fields too, as in `config.encoder.depth`."""
+    """Paths of all fields, nested ones too, such as `config.encoder.depth`."""
     names = set()
     for name, value in about.items():
         names |= {parents + name} | (_names(value, f"{parents}{name}.") if isinstance(value, Mapping) else set())

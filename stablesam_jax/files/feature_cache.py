@@ -1,10 +1,9 @@
-"""A bounded cache on disk of what a frozen encoder makes of a picture, in float16, under the picture's own hash.
+"""A cache of bounded size on disk for the features that a frozen encoder computes, in float16.
 
-An entry's name is the SHA-256 of all that decides it, the pixels that the encoder sees and the encoder itself, so it
-is never stale. Each is a sealed file, `ab/abcdef....safetensors`, that knows its name: one that is damaged, or not what
-its name says, is noticed on reading and made anew. Any number of processes read at once; four may write at once without
-going over the limit. An entry takes 2 MiB for SAM at 1024 pixels, 8 to 12 with HQ-SAM's early features, 0.5 for
-sam_nano at 512.
+An entry's key is the SHA-256 of the encoder's identity and of the picture's pixels, so entries are never stale. Each is
+a sealed file, `ab/abcdef....safetensors`, that contains its own key; a damaged or renamed entry is detected on reading
+and encoded again. Any number of processes may read at the same time, and four may write without exceeding the limit.
+An entry takes 2 MiB for SAM at 1024 pixels, 8 to 12 MiB with HQ-SAM's early features, 0.5 MiB for sam_nano at 512.
 """
 
 import contextlib
@@ -31,27 +30,27 @@ from stablesam_jax.files.disk import PathLike
 Encode = Callable[[np.ndarray], Any]  # (1, S, S, 3) uint8 -> tree of (1, ...) arrays
 Entry = dict[str, np.ndarray]  # float16 arrays of one picture by name
 
-KEY = "key"  # in the header of an entry: its own name
-WRITERS = 4  # processes that may write at once without going over the limit
-LOOKS = 64  # a process counts the folder anew when it has written a 64th of the limit
-FEWEST_ENTRIES = 32  # that the limit must hold
-ABANDONED = 3600.0  # seconds, age from which a temporary file has no writer any more
-THREADS = 8  # of reading and hashing
+KEY = "key"  # field of an entry's header: its own key
+WRITERS = 4  # processes that may write at the same time without exceeding the limit
+COUNTS = 64  # a process counts the folder again after it has written a 64th of the limit
+FEWEST_ENTRIES = 32  # least number of entries that the limit must allow
+ABANDONED = 3600.0  # seconds; an older temporary file is one of a killed process
+THREADS = 8  # for reading and hashing
 
 
 class EntryFolder:
-    """Sealed files by key under a limit of size; those that were not read or written for longest go first."""
+    """Sealed files by key, in total below a limit; the least recently used are removed first."""
 
     def __init__(self, folder: PathLike, *, arrays: dict[str, Any], limit: int):
-        """Opens the folder, or makes it, and counts what is there.
+        """Opens or creates the folder and counts its bytes.
 
         Args:
-            folder: shared by all encoders and processes.
+            folder: may be shared by encoders and processes.
             arrays: `describe` of an entry.
             limit: bytes.
 
         Raises:
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be created.
         """
         self.folder = pathlib.Path(folder)
         self.arrays = arrays
@@ -59,32 +58,32 @@ class EntryFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder.") from None
-        # Bytes, as last counted and with what this process has written since. Nothing is removed before it writes: who
-        # finds everything is no danger to a folder that was filled under a higher limit.
-        self.size = sum(size for _, size, _ in self._files())
-        self._allowed = 0  # bytes to write until the next count
+            raise InputError(f"{folder}: cannot be created ({error.strerror}); give another folder.") from None
+        # Entries are removed only when this process writes, so that a run with a lower limit that finds all its
+        # entries leaves a fuller folder unchanged.
+        self.size = sum(size for _, size, _ in self._files())  # bytes at the last count, plus own writes since
+        self._allowed = 0  # bytes that may be written until the next count
 
     def read(self, key: str) -> Entry | None:
-        """The entry, or None; what is damaged or foreign is said on standard error and removed."""
+        """The entry, or None. One that is damaged or of another key is reported on standard error and removed."""
         path = self._path(key)
         try:
             tensors, header = sealed_file.read(path, kind="feature", keys=(KEY,))
             if header[KEY] != key:
-                raise InputError(f"{path}: is a copy of entry {header[KEY]}.")
+                raise InputError(f"{path}: is a copy of the entry {header[KEY]}.")
             check_arrays(path, describe(tensors), self.arrays)
         except InputError as error:
-            if path.exists():  # else it never was, or another process has just removed it
-                print(f"removed, and made anew: {error}", file=sys.stderr, flush=True)
+            if path.exists():  # else there is no entry, or another process has just removed it
+                print(f"removed, to be encoded again: {error}", file=sys.stderr, flush=True)
                 with contextlib.suppress(OSError):
                     path.unlink()
             return None
-        with contextlib.suppress(OSError):  # removed meanwhile, or another user's
-            os.utime(path)
+        with contextlib.suppress(OSError):  # removed by another process, or owned by another user
+            os.utime(path)  # marks the entry as recently used
         return tensors
 
     def write(self, key: str, entry: Entry) -> None:
-        """Adds an entry; one that is there stays. `make_room` comes first.
+        """Adds an entry unless it exists. Call `make_room` before.
 
         Raises:
             InputError: the disk is full, or the folder may not be written to.
@@ -96,16 +95,16 @@ class EntryFolder:
             path.parent.mkdir(exist_ok=True)
             sealed_file.write(path, entry, {KEY: key})
         except OSError as error:
-            raise InputError(f"{path.parent}: cannot be made ({error.strerror}). Make room.") from None
+            raise InputError(f"{path.parent}: cannot be created ({error.strerror}). Free some space.") from None
         except InputError:
-            if not path.exists():  # else another process was faster, with the same bits
+            if not path.exists():  # else another process has just written the same entry
                 raise
 
     def make_room(self, size: int) -> None:
-        """Removes what was not used for longest, so that `size` bytes may be written.
+        """Removes the least recently used entries as needed, so that `size` bytes may be written.
 
-        Whoever counted last left the folder below the limit by the allowances of all writers, and since then none has
-        written more than one allowance, or it would have counted again. So the limit holds without a lock.
+        The limit holds without a lock: each count leaves the folder below the limit by one allowance for every writer,
+        and a writer counts again once it has used up its allowance.
         """
         if size > self._allowed:
             self._allowed = _allowance(self.limit, size)
@@ -114,29 +113,29 @@ class EntryFolder:
         self.size += size
 
     def _shrink(self, most: int) -> None:
-        """Counts, and where it is more than `most` bytes, removes the entries used least recently and some more."""
+        """Counts the folder; above `most` bytes, removes the least recently used entries, and some more than needed."""
         files = sorted(self._files())
         self.size = sum(size for _, size, _ in files)
         if self.size <= most:
             return
         for _, size, path in files:
-            if path.suffix != ".tmp":  # its writer may live
+            if path.suffix != ".tmp":  # its writer may be running
                 with contextlib.suppress(OSError):
                     path.unlink()
                 self.size -= size
-            if self.size <= most - self.limit // LOOKS:
+            if self.size <= most - self.limit // COUNTS:
                 break
 
     def _path(self, key: str) -> pathlib.Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def _files(self) -> list[tuple[float, int, pathlib.Path]]:
-        """Time of last use, bytes and path of entries and of what is being written; what dead writers left goes."""
+        """Time of last use, bytes and path of entries and of temporary files; removes abandoned temporary files."""
         files = []
         for path in self.folder.glob("??/*"):
             if not re.fullmatch(r"[0-9a-f]{64}\.safetensors|\.[0-9a-f]{64}\.safetensors\..+\.tmp", path.name):
-                continue  # not ours
-            with contextlib.suppress(OSError):  # gone meanwhile
+                continue  # not a file of this cache
+            with contextlib.suppress(OSError):  # removed by another process
                 status = path.stat()
                 if path.suffix == ".tmp" and time.time() - status.st_mtime > ABANDONED:
                     path.unlink()
@@ -146,20 +145,20 @@ class EntryFolder:
 
 
 class FeatureCache:
-    """Pictures to features: read where they are known, encoded and kept where not."""
+    """Maps pictures to features, from the cache where possible."""
 
     def __init__(self, folder: PathLike, *, identity: dict[str, Any], encode: Encode, size: int, limit: int):
         """Opens the cache; nothing is encoded yet.
 
         Args:
-            folder: where entries lie, of this and any other encoder.
-            identity: JSON that decides what the encoder makes of a picture, e.g. a SHA-256 of its parameters.
-            encode: a picture to features, jitted.
+            folder: of entries; may be shared with other encoders.
+            identity: values that JSON can hold and that identify the encoder, e.g. a SHA-256 of its parameters.
+            encode: picture -> features, jitted.
             size: S, side of a picture in pixels.
             limit: bytes that the folder may hold.
 
         Raises:
-            InputError: the folder cannot be made, or the limit is too small to be of use.
+            InputError: the folder cannot be created, or the limit is below `FEWEST_ENTRIES` entries.
         """
         self.encode = encode
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
@@ -172,26 +171,26 @@ class FeatureCache:
             raise InputError(
                 f"{folder}: {limit / 2**30:.3g} GiB hold too few entries; allow {least / 2**30:.2g} GiB or more."
             )
-        spared = limit - (WRITERS + 1) * _allowance(limit, self.entry_size)  # by `make_room` and `_shrink`
-        self.capacity = spared // self.entry_size  # of so many pictures all is kept, whatever else lies in the folder
+        spared = limit - (WRITERS + 1) * _allowance(limit, self.entry_size)  # left after `make_room` and `_shrink`
+        self.capacity = spared // self.entry_size  # pictures whose entries all remain, whatever else is in the folder
         self.entries = EntryFolder(folder, arrays=describe(kept), limit=limit)
-        self.fault: str | None = None  # why nothing is kept any more
+        self.fault: str | None = None  # the error after which nothing is written
         self.found = self.encoded = 0  # pictures so far
         self._readers = ThreadPoolExecutor(THREADS)
-        self._writer = ThreadPoolExecutor(1)  # one, so that none of its own entries is on its way when it counts
+        self._writer = ThreadPoolExecutor(1)  # a single thread, so that no own write is in flight during a count
 
     def __call__(self, pictures: np.ndarray) -> Any:
-        """Features of pictures, the same bits whether they were known or not.
+        """Features of pictures, with the same bits whether they were cached or not.
 
         Args:
             pictures: (B, S, S, 3) uint8, any B.
 
         Returns:
-            tree of (B, ...) float16 arrays, for a batch of 8 at 1024 pixels 16 MiB in all (64 to 96 with early
-            features); whoever computes with them widens them there.
+            tree of (B, ...) float16 arrays: 16 MiB for 8 pictures at 1024 pixels, 64 to 96 MiB with early features.
+            Cast them to float32 on the device.
 
         Raises:
-            InputError: the encoder gives numbers that float16 does not hold.
+            InputError: the encoder gives values that float16 cannot hold.
         """
         features = {name: np.empty((len(pictures), *shape), np.float16) for name, shape in self._shapes.items()}
 
@@ -208,7 +207,7 @@ class FeatureCache:
             if not found:
                 missing.setdefault(key, []).append(row)
         writing = []
-        # Each alone: one shape is compiled, and the last bits of ViT-B would depend on a picture's place in a batch.
+        # One picture at a time: only one shape is compiled, and bits do not depend on the other pictures of a batch.
         for key, rows in missing.items():
             entry = self._encode(pictures[rows[0]])
             writing.append(self._writer.submit(self._keep, key, entry))
@@ -232,11 +231,11 @@ class FeatureCache:
                 name: np.asarray(leaf)[0].astype(np.float16) for name, leaf in zip(self._shapes, leaves, strict=True)
             }
         if not all(np.isfinite(leaf).all() for leaf in entry.values()):
-            raise InputError(f"{self.entries.folder}: the encoder gives numbers beyond float16; go without a cache.")
+            raise InputError(f"{self.entries.folder}: the encoder gives values beyond float16; leave out the cache.")
         return entry
 
     def _keep(self, key: str, entry: Entry) -> None:
-        """Writes an entry, until one fails: that is said once, and from then on what is missing is always encoded."""
+        """Writes an entry. After the first failure, which is reported, nothing is written any more."""
         if self.fault is not None:
             return
         try:
@@ -244,9 +243,9 @@ class FeatureCache:
             self.entries.write(key, entry)
         except InputError as error:
             self.fault = str(error)
-            print(f"features are not kept from here on: {error}", file=sys.stderr, flush=True)
+            print(f"features are not cached from here on: {error}", file=sys.stderr, flush=True)
 
 
 def _allowance(limit: int, size: int) -> int:
-    """Bytes that a process writes between two counts of the folder: a small part of the limit, or one entry."""
-    return max(limit // LOOKS, size)
+    """Bytes that a process may write between two counts of the folder: a 64th of the limit, or one entry."""
+    return max(limit // COUNTS, size)

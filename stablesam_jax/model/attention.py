@@ -85,7 +85,7 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
             k = jnp.concatenate([to_float32(k), of_keys.astype(to_float32(k).dtype)], axis=-1)
             k, v = (keys.reshape(batch, height * width, -1) for keys in (k, v))
 
-        def ask(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def attend_rows(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
             q, rows = queries  # (B, step, W, D), not yet divided by sqrt(D); (step, H, D)
             by_row = einsum("brwd,rkd->brwk", q, rows).reshape(batch, -1, height)
             by_column = einsum("brwd,wld->brwl", q, columns).reshape(batch, -1, width)
@@ -102,7 +102,7 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
             return attended.astype(v.dtype).reshape(batch, step, width, head_width)
 
         grid = q.reshape(batch, height // step, step, width, head_width).swapaxes(0, 1)
-        attended = jax.lax.map(ask, (grid, rows))  # (H / step, B, step, W, D)
+        attended = jax.lax.map(attend_rows, (grid, rows))  # (H / step, B, step, W, D)
         return attended.swapaxes(0, 1).reshape(batch, height, width, head_width)
 
     # One head at a time: a global block of ViT-H would otherwise hold 1 GiB of logits.

@@ -15,23 +15,23 @@ from stablesam_jax.ops.numerics import gelu, to_float32
 
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 
-# "single": mask 0. "multi": masks 1, 2, 3; of HQ-SAM the one of them that is predicted to be best. "all": the four.
-# Only those asked for are computed.
+# "single": mask 0. "multi": masks 1, 2, 3; for HQ-SAM the one of them with the highest predicted IoU. "all": the four.
+# Only chosen masks are computed.
 MaskChoice = Literal["single", "multi", "all"]
 _CHOSEN: dict[MaskChoice, range] = {"single": range(0, 1), "multi": range(1, 4), "all": range(0, 4)}
 
 
 @flax.struct.dataclass
 class Masks:
-    """What the decoder predicts for N prompts of B pictures."""
+    """Output of the decoder for N prompts of B pictures."""
 
     low_res_masks: jax.Array  # (B, N, M, 4G, 4G) float32 logits; above 0 is foreground
-    iou_predictions: jax.Array  # (B, N, M) float32, the model's estimate of each mask's IoU; may leave 0..1
+    iou_predictions: jax.Array  # (B, N, M) float32, the model's estimate of each mask's IoU; may be outside 0..1
     hq_masks: jax.Array | None = None  # (B, N, 1, 4G, 4G) logits of the HQ token; for "all" of HQ-SAM alone
 
 
 class MaskDecoder(nn.Module):
-    """Tokens, two-way transformer, upscaling, choice of the masks that are asked for; and HQ-SAM's branch."""
+    """Tokens, two-way transformer, upscaling, choice of masks; and HQ-SAM's branch."""
 
     width: int
     hq: bool = False
@@ -86,20 +86,21 @@ class MaskDecoder(nn.Module):
             hooks: see `TwoWayTransformer`.
 
         Returns:
-            `Masks`. HQ-SAM has M = 1 unless all masks are asked for, which are SAM's alone then.
+            `Masks`. HQ-SAM has M = 1, except with masks="all", which are SAM's alone.
         """
         tokens, valid = self._tokens(sparse_prompt_embeddings, sparse_valid)
         keys = image_embeddings[:, None] + dense_prompt_embeddings
 
-        def answer(keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None) -> Masks:
+        def decode(keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None) -> Masks:
             tokens, features = self.transformer(keys, image_pe, tokens, valid, hooks)
             upscaled = self._upscale(features)
             return self._choose(tokens, upscaled, hq_features, masks, hq_token_only)
 
-        shown = any(map(self.is_mutable_collection, ("intermediates", "attention")))  # not from within a loop
-        if not (at_once or shown or self.is_initializing()):
-            answer = one_by_one(answer)
-        return answer(keys, tokens, valid, *([hq_features[:, None]] if hq_features is not None else []))
+        # Variables that a module sows inside a loop are lost.
+        sows = any(map(self.is_mutable_collection, ("intermediates", "attention")))
+        if not (at_once or sows or self.is_initializing()):
+            decode = one_by_one(decode)
+        return decode(keys, tokens, valid, *([hq_features[:, None]] if hq_features is not None else []))
 
     def _tokens(self, sparse: jax.Array, sparse_valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Puts the decoder's own tokens before the prompt's: (B, N, K, C), (B, N, K) -> (B, N, T, C), (B, N, T)."""
@@ -122,7 +123,7 @@ class MaskDecoder(nn.Module):
         masks: MaskChoice,
         hq_token_only: bool,
     ) -> Masks:
-        """Makes of the tokens, (B, N, T, C) from the transformer, the masks that are asked for and their IoU."""
+        """Computes the chosen masks and their predicted IoU from the tokens (B, N, T, C) of the transformer."""
         chosen = _CHOSEN["all" if self.is_initializing() else masks]
         weights = jnp.stack(
             [self.output_hypernetworks_mlps[index](tokens[:, :, MASK_TOKENS.start + index]) for index in chosen], axis=2
@@ -136,7 +137,7 @@ class MaskDecoder(nn.Module):
         if masks == "all":
             return Masks(mask_logits(weights, upscaled), iou_predictions, hq_masks)
         if masks == "multi":
-            best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # the first where several are best
+            best = jnp.argmax(iou_predictions, axis=2, keepdims=True)  # ties go to the first
             iou_predictions = jnp.take_along_axis(iou_predictions, best, axis=2)
             weights = jnp.take_along_axis(weights, best[..., None], axis=2)
         if hq_token_only:

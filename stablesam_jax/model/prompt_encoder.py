@@ -69,7 +69,7 @@ def sparse_tokens(
         kinds += [NOT_A_POINT]
     count = len(kinds)
     if count > length:
-        raise ValueError(f"The prompt has {count} tokens, more than the {length} that were asked for.")
+        raise ValueError(f"The prompt has {count} tokens, more than the given length {length}.")
     padded_coords = np.zeros((length, 2), np.float32)
     padded_coords[:count] = np.concatenate(coords)
     padded_labels = np.full(length, NOT_A_POINT, np.int32)

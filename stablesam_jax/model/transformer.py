@@ -34,9 +34,9 @@ class Attention(nn.Module):
 
     Between a few tokens t and thousands of cells x only tokens are projected, which is exact: for every head
 
-        tokens ask:   (t Q + q) . (x K + k) = ((t Q + q) K^T) . x + (t Q + q) . k    the last is the same for all x
+        tokens query: (t Q + q) . (x K + k) = ((t Q + q) K^T) . x + (t Q + q) . k    the last is the same for all x
                       sum_x w_x (x V + v)   = (sum_x w_x x) V + v                    since the weights w sum to 1
-        cells ask:    (x Q + q) . (t K + k) = x . ((t K + k) Q^T) + q . (t K + k)
+        cells query:  (x Q + q) . (t K + k) = x . ((t K + k) Q^T) + q . (t K + k)
                       (sum_t w_t (t V + v)) O = sum_t w_t ((t V + v) O)              O: the head's rows of out_proj
 
     That costs T C D and T C per cell in place of C D per cell: cheaper where tokens times heads are fewer than D.
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.out_proj = Dense(self.width)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
-        """Attends, as the formula says; axes 0 and 1 of q, k, v broadcast.
+        """Computes attention by the formula above; axes 0 and 1 of q, k, v broadcast.
 
         Args:
             q: (B, N, Tq, C).
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         return self.out_proj(attended.reshape(*attended.shape[:-2], self.inner_width))
 
     def weights(self, q: jax.Array, k: jax.Array, key_valid: jax.Array | None = None) -> jax.Array:
-        """What each query gives each key: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
+        """Attention weights: (B, N, HEADS, Tq, Tk), summing to 1 over the keys."""
         q, k = _heads(self.q_proj(q)), _heads(self.k_proj(k))
         logits = einsum("bnqhd,bnkhd->bnhqk", q, k) * self._scale
         if key_valid is not None:

@@ -26,10 +26,10 @@ def bilinear_sample(features: jax.Array, positions: jax.Array, *, padding: Paddi
     Args:
         features: (..., H, W, C).
         positions: (..., P, 2) or (..., H', W', 2), floating, (x, y) in cells: (0, 0) is the centre of the first cell,
-            (W - 1, H - 1) that of the last. Any number of axes may stand between the leading ones and the last.
-            Leading axes equal those of features or are 1 on either side; a picture's features that are shared by its
-            prompts are read where they lie, not repeated, and so is their gradient summed.
-        padding: what lies outside the map: "border", its value going on, or "zeros", to which it falls within a cell.
+            (W - 1, H - 1) that of the last. Any number of axes may be between the leading ones and the last. Leading
+            axes equal those of features or are 1 on either side. Features of a picture that its prompts share are not
+            copied, and their gradient is summed over prompts.
+        padding: values outside the map: "border" repeats the border's, "zeros" falls to zero within a cell.
 
     Returns:
         (..., P, C) or (..., H', W', C), in the dtype of features. Weights and sums have the dtype of positions:
@@ -186,7 +186,7 @@ def products_by_gather(features: jax.Array, gradient: jax.Array, starts: jax.Arr
 
 
 def products_by_loop(features: jax.Array, gradient: jax.Array, starts: jax.Array) -> jax.Array:
-    """The same, for processors: LANES sums side by side, which XLA would otherwise make one of."""
+    """`products_by_gather` for CPUs: with LANES partial sums, since XLA would compute one running sum."""
 
     @sequential_vmap
     def products(features: jax.Array, gradient: jax.Array, starts: jax.Array) -> jax.Array:

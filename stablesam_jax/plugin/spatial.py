@@ -1,4 +1,4 @@
-"""Spatial attention in the place of deformable sampling (table 11): features stay where they are and are re-weighted.
+"""Spatial attention as the alternative to deformable sampling (table 11): features are re-weighted, not moved.
 
 The paper names no method. Here are the two best known: the spatial map of CBAM (Woo et al. 2018) and coordinate
 attention (Hou et al. 2021). Both deviate from their sources in two points: factors are 2 sigmoid(.), hence one at the

@@ -1,6 +1,6 @@
-"""Sam's two methods, compiled: once for what a program contains and a shape, shared by all who use that model.
+"""Sam's two methods, compiled once for each configuration and shape, and shared by all users of a model.
 
-The encoder does not contain the plugin. The decoder contains the plugin, but its strength is handed over at each call.
+The encoder's program does not depend on the plugin. The decoder's contains the plugin; its strength is an argument.
 """
 
 import dataclasses
@@ -17,17 +17,14 @@ from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.plugin.plugin import SETTINGS
 
-KEPT = 32  # programs of the kinds below, each for several shapes; those not used for longest are forgotten
+KEPT = 32  # programs of each kind below, each for several shapes; the least recently used are dropped
 
 Variables = dict[str, Any]  # of Linen: parameters, and settings of the plugin
 
 
 def encoder(sam: Sam) -> Callable[[Params, np.ndarray | jax.Array], ImageEmbedding]:
-    """(parameters, pictures (B, S, S, 3) from `preprocess`) -> image embedding, fused: all that prompts need."""
-    if sam.config.plugin is not None:
-        sam = sam.clone(config=dataclasses.replace(sam.config, plugin=None), plugin=None)
-    program = _encoder(sam)
-    return lambda params, pictures: program(_without(params, "plugin"), pictures)
+    """(parameters, pictures (B, S, S, 3) from `preprocess`) -> image embedding, fused if the model is an HQ-SAM."""
+    return of_base(sam, _encoder)
 
 
 def decoder(
@@ -37,14 +34,30 @@ def decoder(
     return of_decoder(sam, functools.partial(_decoder, masks=masks, hq_token_only=hq_token_only))
 
 
-def of_decoder(
-    sam: Sam, make: Callable[[Sam], Callable[[Variables, ImageEmbedding, Prompts], Any]]
-) -> Callable[[Params, ImageEmbedding, Prompts], Any]:
-    """A program that decodes, of any strength of the plugin.
+def of_base(sam: Sam, make: Callable[[Sam], Callable[..., Any]]) -> Callable[..., Any]:
+    """Compiles a program that does not depend on the plugin.
 
     Args:
         sam: the model.
-        make: a model -> its program of (variables, image embedding, prompts). It is given the model at full strength.
+        make: a model without plugin -> its program of (parameters, inputs).
+
+    Returns:
+        the program; it ignores the parameters of the plugin.
+    """
+    if sam.config.plugin is not None:
+        sam = sam.clone(config=dataclasses.replace(sam.config, plugin=None), plugin=None)
+    program = make(sam)
+    return lambda params, *inputs: program(_without(params, "plugin"), *inputs)
+
+
+def of_decoder(
+    sam: Sam, make: Callable[[Sam], Callable[[Variables, ImageEmbedding, Any], Any]]
+) -> Callable[[Params, ImageEmbedding, Any], Any]:
+    """Compiles a program that decodes with any strength of the plugin.
+
+    Args:
+        sam: the model.
+        make: a model at full strength -> its program of (variables, image embedding, prompts).
 
     Returns:
         the program of (parameters, image embedding, prompts), at the model's own strength.

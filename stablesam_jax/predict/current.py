@@ -1,9 +1,10 @@
-"""What was set last, by whom it may be read: the rule of a predictor that several threads share."""
+"""The current value of each thread and asyncio task, for predictors that several threads share."""
 
+import contextlib
 import contextvars
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from stablesam_jax.errors import InputError
@@ -14,21 +15,21 @@ T = TypeVar("T")
 class Current(Generic[T]):
     """One value for each thread.
 
-    - A thread reads what it has set itself.
-    - A thread that has set none reads what the only thread that sets any has set last. Once several threads have set
-      one, it is refused: nobody can know which is meant.
-    - Of the asyncio tasks of a thread each reads what it has set itself, or what was set last before it began; it is
-      refused where another task has set one since.
+    - A thread reads the value that it has set.
+    - A thread that has set none reads the latest value of the only thread that sets values. Once several threads have
+      set values, this is an error, because the choice would be ambiguous.
+    - An asyncio task reads the value that it has set, or the latest one from before it began. If another task of the
+      thread has set a value since, this is an error.
 
-    So a value is never that of someone else who happened to be faster. Pickled, it keeps the value that is read there.
+    So a value never depends on a race. Pickling keeps the value that the pickling thread reads.
     """
 
     def __init__(self, value: T | None = None):
         self._lock = threading.Lock()
-        self._of_thread = threading.local()  # .entry: what this thread has set last, as (value,)
-        self._setter: threading.Thread | None = None  # the first thread that has set one
-        self._several = False  # others have, too
-        self._latest: tuple[T] | None = None  # what the first one has set last
+        self._of_thread = threading.local()  # .entry: latest value of this thread, as (value,)
+        self._setter: threading.Thread | None = None  # the first thread that has set a value
+        self._several = False  # whether other threads have set values too
+        self._latest: tuple[T] | None = None  # latest value of the first thread
         if value is not None:
             self.set(value)
 
@@ -48,23 +49,39 @@ class Current(Generic[T]):
                 self._latest = entry
         self._keep(entry)
 
+    @contextlib.contextmanager
+    def cleared_on_failure(self) -> Iterator[None]:
+        """Clears the value if the context raises, so that the old one is not taken for the new."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
+
+    def own(self) -> T | None:
+        """The value that this thread and task has set, or None."""
+        entry = getattr(self._of_thread, "entry", None)
+        of_task = _SEEN.get().get(self, _NEVER)
+        return entry[0] if entry is not None and entry is of_task else None
+
     def clear(self) -> None:
-        """This thread and task have no value from now on."""
+        """Removes the value of this thread and task."""
         with self._lock:
             if self._setter is threading.current_thread():
                 self._latest = None
         self._keep(None)
 
     def read(self) -> T | None:
-        """The value for this thread and task, None if there is none.
+        """The value for this thread and task, or None.
 
         Raises:
-            InputError: others have set values, and which one is meant cannot be known.
+            InputError: the value is ambiguous, because several threads or tasks have set one.
         """
         of_task = _SEEN.get().get(self, _NEVER)
         of_thread = getattr(self._of_thread, "entry", _NEVER)
         with self._lock:
             several, latest = self._several, self._latest
+        entry: Any
         if of_task is of_thread and of_task is not _NEVER:
             entry = of_task
         elif not several and (of_task is _NEVER or of_task is latest):
@@ -78,12 +95,12 @@ class Current(Generic[T]):
 
     def _keep(self, entry: tuple[T] | None) -> None:
         self._of_thread.entry = entry
-        seen = weakref.WeakKeyDictionary(_SEEN.get())  # a copy: tasks that have begun before share the old one
+        seen = weakref.WeakKeyDictionary(_SEEN.get())  # a copy, because earlier tasks share the old dictionary
         seen[self] = entry
         _SEEN.set(seen)
 
 
 _NEVER: Any = object()
-# What each context has set of every `Current`. Asyncio copies the context for each task. One variable for all of them:
-# a context keeps its variables alive for good, whereas entries of a weak dictionary go with their `Current`.
+# Values that each context has set, by `Current`. Asyncio copies the context for each task. A single variable, because
+# contexts never release their variables, whereas entries of a weak dictionary vanish with their `Current`.
 _SEEN: contextvars.ContextVar[Mapping[Current, Any]] = contextvars.ContextVar("seen", default={})  # noqa: B039

@@ -1,4 +1,4 @@
-"""What the plugin did for a prompt: where it read instead, how much of that it took, what was attended to."""
+"""Explains the plugin's effect on a prompt: sampled positions, mixing weights, attention with and without it."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.user_prompts import Points
 from stablesam_jax.prompts import Prompt
 
-# The three token-to-image attentions, in the order of PluginConfig.attentions.
+# The three token-to-image attentions, numbered as in PluginConfig.attentions.
 ATTENTIONS = (
     ("layers_0", "cross_attn_token_to_image"),
     ("layers_1", "cross_attn_token_to_image"),
@@ -32,20 +32,20 @@ ATTENTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """One token-to-image attention of N prompts, on the h x w cells of the image embedding that show the picture.
+    """One token-to-image attention of N prompts, on the h x w cells of the image embedding inside the picture.
 
-    Places are (x, y) in pixels of the picture, whole numbers at the centres of pixels. Attention is that of the single
-    mask's token, of HQ-SAM that of the HQ token, the mean over heads; over all cells it sums to 1, over those that show
-    the picture to less where the model also looks at the padding.
+    Positions are (x, y) in pixels of the picture, integers at the centres of pixels. Attention is that of the single
+    mask's token, or of the HQ token of an HQ-SAM, averaged over heads. It sums to 1 over all cells, hence to less
+    inside the picture if the padding gets a share.
     """
 
     prompts: tuple[Prompt, ...]  # in pixels of the picture
     cells: np.ndarray  # (h, w, 2) float32, centres: where SAM reads the features
     positions: np.ndarray  # (N, h, w, 2) float32, p + delta p: where the plugin reads in place of each cell
-    # (N, 2) float32, alpha before `PluginConfig.strength`: share of the features read there and of the cell's own.
+    # (N, 2) float32, alpha before `PluginConfig.strength`: weights of the sampled features and of the cell's own.
     alpha: np.ndarray
-    before: np.ndarray  # (N, h, w) float32, attention of the same tokens had the plugin not stood before it
-    after: np.ndarray  # (N, h, w) float32, attention as it was
+    before: np.ndarray  # (N, h, w) float32, attention of the same tokens to the features without resampling
+    after: np.ndarray  # (N, h, w) float32, attention with it
 
 
 def explain(
@@ -60,18 +60,18 @@ def explain(
     image_index: int | None = None,
     picture: Picture | None = None,
 ) -> Explanation:
-    """Looks into the decoding of prompts.
+    """Decodes prompts and returns the intermediates of one token-to-image attention.
 
     Args:
         predictor: of a model with a plugin, with a picture set.
         point_coords, point_labels, box, mask_input, image_index, picture: as in `Predictor.predict`; one prompt makes
             N = 1.
-        attention: which token-to-image attention: 0 or 1, those of the decoder's layers, or 2, the final one. None: the
-            last before which the plugin stands.
-        group: of offsets, where `PluginConfig.groups` has several.
+        attention: index of the token-to-image attention: 0 or 1, in the decoder's layers, or 2, the final one. None:
+            the last one that the plugin resamples for.
+        group: index of the offsets, if `PluginConfig.groups` is above 1.
 
     Raises:
-        InputError: as `predict`; the plugin does not stand before that attention or has no such group.
+        InputError: as `predict`; or the plugin does not resample for that attention or has no such group.
     """
     sam = predictor.sam
     if sam.config.plugin is None:
@@ -79,7 +79,7 @@ def explain(
     hooked = sorted(sam.config.plugin.attentions)
     attention = hooked[-1] if attention is None else attention
     if attention not in hooked:
-        raise InputError(f"the plugin does not stand before attention {attention}; choose from {hooked}.")
+        raise InputError(f"the plugin does not resample for attention {attention}; choose from {hooked}.")
     if not 0 <= group < sam.config.plugin.groups:
         raise InputError(f"the plugin has no group {group} of offsets; it has {sam.config.plugin.groups}, from 0.")
 
@@ -95,7 +95,7 @@ def explain(
         grid = sam.config.grid_size, sam.config.grid_size
         seen = _Seen(*(np.zeros((0, *shape), np.float32) for shape in ((*grid, 2), (2,), grid, grid)))
 
-    # Centre to centre: a picture has fewer pixels or more for each pixel of the model's input.
+    # Maps centres to centres: the pixels of the picture and of the model's input differ in size.
     input_hw = np.array(resized_size(picture.original_size, sam.config.image_size), np.float32)
     pixels = sam.config.encoder.patch_size * (picture.original_size / input_hw)[::-1].astype(np.float32)
     rows, columns = np.maximum(np.rint(input_hw / sam.config.encoder.patch_size), 1).astype(int)
@@ -110,7 +110,7 @@ def explain(
 
 
 class _Seen(NamedTuple):
-    """What the model shows of N prompts on one picture, on all G x G cells."""
+    """Intermediates of N prompts on one picture, on all G x G cells."""
 
     positions: jax.Array | np.ndarray  # (N, groups, G, G, 2), (x, y) in cells; of one group (N, G, G, 2)
     alpha: jax.Array | np.ndarray  # (N, 2)
@@ -120,15 +120,15 @@ class _Seen(NamedTuple):
 
 @functools.lru_cache(compiled.KEPT)
 def _looking(sam: Sam) -> Callable[[compiled.Variables, ImageEmbedding, Prompts], dict[int, _Seen]]:
-    """(variables, image embedding of one picture, prompts) -> attention -> what it shows. No mask is computed."""
+    """Compiles (variables, image embedding of one picture, prompts) -> attention -> intermediates, without masks."""
     plugin = sam.config.plugin
     cells = _cells(sam.config.grid_size)
 
     def look(variables: compiled.Variables, embedding: ImageEmbedding, prompts: Prompts) -> dict[int, _Seen]:
         collections = ["intermediates", "attention"]
         _, state = sam.apply(variables, embedding, prompts, method="decode", mutable=collections)
-        shown = state["intermediates"]["plugin"]  # an entry for each call, of positions for each call and group
-        unmoved = [cells[None, None]] * plugin.groups * len(plugin.attentions)  # by spatial attention
+        shown = state["intermediates"]["plugin"]  # one entry per call; of positions one per call and group
+        unmoved = [cells[None, None]] * plugin.groups * len(plugin.attentions)  # spatial attention moves no positions
         positions = iter(shown.get("positions", unmoved))
         seen = {}
         for attention, alpha in zip(sorted(plugin.attentions), shown["alpha"], strict=True):

@@ -1,8 +1,8 @@
-"""All masks of a picture, without prompts (segment_anything/automatic_mask_generator.py).
+"""Segments all objects of a picture without prompts (segment_anything/automatic_mask_generator.py).
 
-Every point of a grid is asked for its masks; what the model doubts, what hangs on the threshold, what a crop cuts off
-and what is there twice is dropped. Masks are measured one by one at the size of the picture, without being kept; only
-those that are left at the end are drawn.
+Prompts with a grid of points, then drops masks with a low predicted IoU, masks that are unstable when the threshold
+changes, masks that a crop cuts off, and duplicates. Masks are measured one by one at the size of the picture without
+storing them; only the remaining ones are computed again at the end.
 """
 
 import dataclasses
@@ -31,19 +31,19 @@ from stablesam_jax.prompts import gt_box
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 Box = tuple[int, int, int, int]  # XYXY in pixels
 
-EDGE_DISTANCE = 20  # pixels; a mask whose box comes so near to the edge of a crop is taken to be cut off
+EDGE_DISTANCE = 20  # pixels; a mask whose box is this close to the edge of a crop counts as cut off
 
 
 class MaskRecord(TypedDict):
     """One mask, with the keys of the official records."""
 
-    segmentation: np.ndarray | rle.RunLengths | rle.CompressedRunLengths  # (H, W) bool, or what `output_mode` asks for
+    segmentation: np.ndarray | rle.RunLengths | rle.CompressedRunLengths  # (H, W) bool, or the form of `output_mode`
     area: int  # pixels of the mask
     bbox: list[int]  # XYWH, between inclusive pixel indices: one pixel has width 0; an empty mask has zeros
     predicted_iou: float  # the model's estimate of the mask's quality
-    point_coords: list[list[float]]  # [[x, y]], the point that was asked
-    stability_score: float  # NaN if even the lower cut leaves nothing
-    crop_box: list[int]  # XYWH, the crop in which the point was asked
+    point_coords: list[list[float]]  # [[x, y]], the point of the prompt
+    stability_score: float  # NaN if the mask is empty even at the lower threshold
+    crop_box: list[int]  # XYWH, the crop that was prompted
 
 
 class MaskGenerator:
@@ -53,7 +53,6 @@ class MaskGenerator:
         self,
         sam: Sam,
         params: Params,
-        *,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -71,19 +70,19 @@ class MaskGenerator:
         """Prepares the search. The defaults are the official ones, chosen for SAM with ViT-H.
 
         Args:
-            sam: any model of the family; a point has three masks, of HQ-SAM one.
+            sam: any model of the family; it gives three masks for a point, an HQ-SAM one.
             params: its parameters.
             points_per_side: of the grid on the picture; None if `point_grids` is given.
-            points_per_batch: how many are decoded at once.
-            pred_iou_thresh: a mask's predicted IoU must be higher; 0 lets all pass.
-            stability_score_thresh: a mask's stability score must not be lower; 0 lets all pass.
-            stability_score_offset: in logits; the score is the IoU of the mask cut at +offset and that cut at -offset.
-            box_nms_thresh: IoU of boxes above which, of two masks of a crop, the one predicted to be worse is dropped.
-            crop_n_layers: 0 searches the picture as a whole; layer i adds 2^i x 2^i crops of it.
+            points_per_batch: number of points that are decoded at once.
+            pred_iou_thresh: masks must have a higher predicted IoU; 0 turns the filter off.
+            stability_score_thresh: masks must have at least this stability score; 0 turns the filter off.
+            stability_score_offset: in logits; the score is the IoU of the masks thresholded at +offset and at -offset.
+            box_nms_thresh: largest IoU of the boxes of two masks of a crop; the one of lower predicted IoU is dropped.
+            crop_n_layers: 0 segments the picture as a whole; layer i adds 2^i x 2^i crops of it.
             crop_nms_thresh: the same between crops, where the mask of the larger crop is dropped.
-            crop_overlap_ratio: share of the picture's short side by which the crops of layer 1 overlap; half as much
+            crop_overlap_ratio: overlap of the crops of layer 1, as a share of the picture's short side; half as much
                 in layer 2, and so on.
-            crop_n_points_downscale_factor: layer i has so many times fewer points per side, to the power of i.
+            crop_n_points_downscale_factor: the points per side of layer i are divided by this to the power of i.
             point_grids: a grid for the picture and one for each layer of crops, (n, 2) (x, y) as shares of the sides.
             min_mask_region_area: pixels; smaller holes are filled, smaller islands removed. 0 leaves masks as they are.
             output_mode: the form of masks, see `rle`.
@@ -121,14 +120,14 @@ class MaskGenerator:
     def generate(self, image: np.ndarray) -> list[MaskRecord]:
         """Finds the masks of a picture.
 
-        The model is compiled at the first picture, what depends on its size for each pair of `postprocess.padded_side`.
+        The model compiles on the first picture, postprocessing once for each pair of `postprocess.padded_side`.
 
         Args:
             image: (H, W, 3) uint8, RGB.
 
         Returns:
-            A record for each mask: those of the smallest crops first, within a crop those predicted to be best; with
-            `min_mask_region_area` first of all those that had no small regions.
+            A record for each mask: smallest crops first, within a crop by falling predicted IoU. With
+            `min_mask_region_area`, masks without small regions come before all others.
 
         Raises:
             InputError: another shape or dtype, or an empty picture.
@@ -157,7 +156,7 @@ class MaskGenerator:
         return records
 
     def _search(self, image: np.ndarray, box: Box, grid: np.ndarray) -> list["_Candidate"]:
-        """The masks of one crop without duplicates, those predicted to be best first."""
+        """The masks of one crop without duplicates, by falling predicted IoU."""
         x0, y0, x1, y1 = box
         size_hw = y1 - y0, x1 - x0
         config = self.sam.config
@@ -171,7 +170,7 @@ class MaskGenerator:
         return [found[index] for index in nms([one.box for one in found], scores, self.box_nms_thresh)]
 
     def _batches(self, points: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, Prompts]]:
-        """(n, 2) points in pixels of the crop -> those of each batch and its prompts, padded by repeating the last."""
+        """(n, 2) points in pixels of the crop -> points and prompts of each batch, padded by repeating the last."""
         in_model = to_model_frame(points, size_hw, self.sam.config.image_size)
         tokens = [sparse_tokens(point[None], np.array([POSITIVE]), None, length=2) for point in in_model]
         size = min(self.points_per_batch, len(points))
@@ -188,8 +187,8 @@ class MaskGenerator:
 
         Args:
             masks: of P prompts, M each.
-            points: (p, 2) in pixels of the crop, p at most P; what follows the p-th prompt is padding.
-            crop: where they are.
+            points: (p, 2) in pixels of the crop, p <= P; prompts after the p-th are padding.
+            crop: of the masks.
             size_hw: of the picture.
         """
         low_res_masks, predicted_iou = masks.low_res_masks[0], np.asarray(masks.iou_predictions)[0]
@@ -207,7 +206,7 @@ class MaskGenerator:
         on_host = np.asarray(low_res_masks)
         for index in zip(*np.nonzero(kept), strict=True):
             yield _Candidate(
-                low_res_mask=on_host[index].copy(),  # a view would hold the whole batch
+                low_res_mask=on_host[index].copy(),  # a copy: a view would keep the whole batch in memory
                 predicted_iou=float(predicted_iou[index]),
                 stability_score=float(stability[index]),
                 box=boxes[index],
@@ -228,7 +227,7 @@ class MaskGenerator:
 
 
 def point_grid(points_per_side: int) -> np.ndarray:
-    """(n^2, 2) float64 (x, y) in 0..1, row by row: the middles of n x n equal cells."""
+    """(n^2, 2) float64 (x, y) in 0..1, row by row: the centres of n x n equal cells."""
     centres = np.linspace(1 / (2 * points_per_side), 1 - 1 / (2 * points_per_side), points_per_side)
     x, y = np.meshgrid(centres, centres)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
@@ -243,8 +242,8 @@ def crop_boxes(size_hw: tuple[int, int], layers: int, overlap_ratio: float) -> l
         overlap_ratio: share of the short side by which crops of layer 1 overlap.
 
     Returns:
-        Boxes and layers, column by column within a layer. Pictures of a few pixels have fewer crops: of those that the
-        official code makes, some are empty then.
+        Boxes and layers, column by column within a layer. Empty crops, which the official code makes of pictures of a
+        few pixels, are left out.
     """
     height, width = size_hw
     boxes = [((0, 0, width, height), 0)]
@@ -260,15 +259,15 @@ def crop_boxes(size_hw: tuple[int, int], layers: int, overlap_ratio: float) -> l
 
 
 def nms(boxes: Sequence[np.ndarray], scores: np.ndarray, threshold: float) -> list[int]:
-    """Non-maximum suppression, with the arithmetic of torchvision's on a CPU, so that ties fall as they do there.
+    """Non-maximum suppression with the arithmetic of torchvision on a CPU, so that borderline cases agree.
 
     Args:
         boxes: n of (4,) XYXY in pixels.
-        scores: (n,); of equal ones the first goes first.
-        threshold: a box goes if its IoU with a better one is above.
+        scores: (n,); ties keep their order.
+        threshold: a box is dropped if its IoU with a kept box of higher score is above.
 
     Returns:
-        Indices of the boxes that stay, the best first.
+        Indices of the kept boxes, by falling score.
     """
     corners = np.reshape(boxes, (-1, 4)).astype(np.float32)
     areas = (corners[:, 2:] - corners[:, :2]).prod(1)
@@ -280,7 +279,7 @@ def nms(boxes: Sequence[np.ndarray], scores: np.ndarray, threshold: float) -> li
         kept.append(int(index))
         sides = np.minimum(corners[:, 2:], corners[index, 2:]) - np.maximum(corners[:, :2], corners[index, :2])
         overlap = np.maximum(sides, 0).prod(1)
-        with np.errstate(invalid="ignore"):  # two boxes without area have no IoU, and both stay
+        with np.errstate(invalid="ignore"):  # the IoU of two boxes without area is NaN, so both are kept
             iou = overlap / (areas[index] + areas - overlap)
         gone |= iou.astype(np.float64) > threshold
     return kept
@@ -304,14 +303,14 @@ def cut_off(boxes: np.ndarray, crop: Box, size_hw: tuple[int, int]) -> np.ndarra
 
 
 def without_small_regions(mask: np.ndarray, least_area: int) -> tuple[np.ndarray, bool]:
-    """Fills small holes, then removes small islands, of which the largest stays if all are small.
+    """Fills small holes, then removes small islands; if all islands are small, the largest is kept.
 
     Args:
         mask: (H, W) bool.
-        least_area: pixels of the smallest region that stays; pixels that touch by a corner are of one region.
+        least_area: pixels of the smallest region that is kept; regions are 8-connected.
 
     Returns:
-        The mask, and whether it had small regions: an only island that is small stays as it is and counts as one.
+        The mask, and whether it had small regions; a single small island is kept, and counts as one.
     """
     labels, areas = _regions(~mask)
     small_holes = areas < least_area
@@ -325,7 +324,7 @@ def without_small_regions(mask: np.ndarray, least_area: int) -> tuple[np.ndarray
 
 
 def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) bool -> label of each pixel, and the area of each label; label 0, what is no region, has no end."""
+    """(H, W) bool -> label of each pixel, and the area of each label; infinite for label 0, outside all regions."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = statistics[:, cv2.CC_STAT_AREA].astype(np.float64)
     areas[0] = np.inf
@@ -334,7 +333,7 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @flax.struct.dataclass
 class _Measures:
-    """What the filters need to know of masks."""
+    """Measurements of masks for the filters."""
 
     intersections: jax.Array  # (...) int32, pixels above +offset
     unions: jax.Array  # (...) int32, pixels above -offset
@@ -350,7 +349,7 @@ class _Crop:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Candidate:
-    """A mask that has passed the filters, not drawn yet; in pixels of the picture."""
+    """A mask that has passed the filters, as low-resolution logits; coordinates in pixels of the picture."""
 
     low_res_mask: np.ndarray  # (4G, 4G) float32 logits
     predicted_iou: float
@@ -370,10 +369,10 @@ class _Candidate:
 
 @jax.jit
 def _measure(low_res_masks: jax.Array, wanted: jax.Array, rows: Axis, columns: Axis, offset: float) -> _Measures:
-    """Measures (P, M, 4G, 4G) logits at the size of the picture, one mask after the other, where `wanted` (P, M)."""
+    """Measures (P, M, 4G, 4G) logits at the size of the picture, one mask at a time, where `wanted` (P, M) is True."""
 
     def measure_rows(logits: jax.Array) -> tuple[jax.Array, ...]:
-        # The same with any(logits > 0) takes several times as long on a CPU.
+        # Maxima, because any(logits > 0) takes several times as long on a CPU.
         return (*((logits > cut).sum(dtype=jnp.int32) for cut in (offset, -offset)), logits.max(1) > 0, logits.max(0))
 
     def measure(low_res_mask: jax.Array) -> _Measures:

@@ -1,7 +1,7 @@
-"""Low-resolution logits to masks at the size of the picture, as Sam.postprocess_masks in segment_anything brings them.
+"""Resizes low-resolution logits to masks at the size of the picture, as Sam.postprocess_masks in segment_anything.
 
 The official code resizes bilinearly to S x S, crops the padding, and resizes bilinearly to the picture. All three are
-linear and act on each axis alone: together they are one matrix per axis, of which a row has no more than three weights.
+linear and separable: together they are one matrix per axis, with at most three weights in a row.
 """
 
 import functools
@@ -15,71 +15,90 @@ import numpy as np
 
 from stablesam_jax.predict.preprocess import resized_size
 
-TAPS = 3  # neighbouring low-resolution logits that make one of the picture, per axis
-BLOCK_ROWS = 128  # of a picture whose logits exist at once: 6 MB of a picture 12,000 pixels wide
+TAPS = 3  # neighbouring low-resolution logits per axis that determine a logit of the picture
+Size = tuple[int, int]  # height and width
+BLOCK_ROWS = 128  # rows whose logits are in memory at a time: 6 MB for a picture 12,000 pixels wide
 
 
 @flax.struct.dataclass
 class Axis:
-    """How logits of one axis of the picture, padded, arise from low-resolution ones."""
+    """Sparse rows of the upscaling matrix of one axis, padded."""
 
     first: jax.Array  # (padded,) int32, the first of TAPS neighbours
     weights: jax.Array  # (padded, TAPS) float32
     inside: jax.Array  # (padded,) bool, False for padding
 
 
-def upscaling_matrices(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The matrices that bring logits to the size of a picture.
+def upscaling_matrices(
+    size_hw: Size, *, mask_size: int, image_size: int, input_size: Size | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matrices that resize logits to the size of a picture.
 
     Args:
         size_hw: of the picture.
         mask_size: 4G, side of the logits.
         image_size: S.
+        input_size: of the picture in the model's input, without padding; by default as `preprocess` makes it.
 
     Returns:
-        rows (H, 4G) and columns (W, 4G), float32, such that `rows @ logits @ columns.T` are the picture's logits. No
-        more than TAPS weights of a row differ from 0, and they are neighbours.
+        rows (H, 4G) and columns (W, 4G), float32, such that `rows @ logits @ columns.T` are the picture's logits. Each
+        row has at most TAPS non-zero weights, which are neighbours.
     """
     square = _resize_rows(np.eye(mask_size, dtype=np.float32), image_size)
     rows, columns = (
         _resize_rows(square[:cropped], size)
-        for cropped, size in zip(resized_size(size_hw, image_size), size_hw, strict=True)
+        for cropped, size in zip(input_size or resized_size(size_hw, image_size), size_hw, strict=True)
     )
     return rows, columns
 
 
 @functools.lru_cache(maxsize=16)
-def upscaling_axes(size_hw: tuple[int, int], *, mask_size: int, image_size: int) -> tuple[Axis, Axis]:
-    """What is not 0 of these matrices: for rows and for columns. Arguments as `upscaling_matrices`."""
-    rows, columns = map(_axis, upscaling_matrices(size_hw, mask_size=mask_size, image_size=image_size))
+def upscaling_axes(
+    size_hw: Size, *, mask_size: int, image_size: int, input_size: Size | None = None
+) -> tuple[Axis, Axis]:
+    """The non-zero weights of `upscaling_matrices` for rows and columns; arguments as there."""
+    matrices = upscaling_matrices(size_hw, mask_size=mask_size, image_size=image_size, input_size=input_size)
+    rows, columns = map(_axis, matrices)
     return rows, columns
 
 
-def upscale_logits(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
-    """Brings logits to the size of the picture.
+def upscale_logits(
+    low_res_masks: np.ndarray, size_hw: Size, image_size: int, input_size: Size | None = None
+) -> np.ndarray:
+    """Resizes logits to the size of the picture.
 
     Args:
         low_res_masks: (..., 4G, 4G) float32 logits.
         size_hw: of the picture.
         image_size: S.
+        input_size: see `upscaling_matrices`.
 
     Returns:
         (..., H, W) float32 logits; above 0 is foreground.
     """
-    return _upscale(low_res_masks, size_hw, image_size, _padded_logits, np.float32)
+    return _upscale(low_res_masks, size_hw, image_size, input_size, _padded_logits, np.float32)
 
 
-def upscale_masks(low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
-    """`upscale_logits(...) > 0`, but without the memory of the logits: (..., H, W) bool. On a CPU to the bit."""
-    return _upscale(low_res_masks, size_hw, image_size, padded_mask, bool)
+def upscale_masks(
+    low_res_masks: np.ndarray, size_hw: Size, image_size: int, input_size: Size | None = None
+) -> np.ndarray:
+    """`upscale_logits(...) > 0` without storing the logits: (..., H, W) bool. On a CPU equal to the bit."""
+    return _upscale(low_res_masks, size_hw, image_size, input_size, padded_mask, bool)
 
 
 def _upscale(
-    low_res_masks: np.ndarray, size_hw: tuple[int, int], image_size: int, program: Callable, dtype: type
+    low_res_masks: np.ndarray,
+    size_hw: Size,
+    image_size: int,
+    input_size: Size | None,
+    program: Callable,
+    dtype: type,
 ) -> np.ndarray:
-    """Runs a program for each mask in turn; what it knows of the picture's size is the padded one."""
+    """Runs a program for one mask after the other. It is compiled for the padded size of the picture."""
     height, width = size_hw
-    axes = upscaling_axes((height, width), mask_size=low_res_masks.shape[-1], image_size=image_size)
+    axes = upscaling_axes(
+        (height, width), mask_size=low_res_masks.shape[-1], image_size=image_size, input_size=input_size
+    )
     result = np.empty((*low_res_masks.shape[:-2], height, width), dtype)
     for index in np.ndindex(low_res_masks.shape[:-2]):
         result[index] = np.asarray(program(low_res_masks[index], *axes))[:height, :width]
@@ -99,29 +118,29 @@ def _padded_logits(low_res_mask: jax.Array, rows: Axis, columns: Axis) -> jax.Ar
 
 
 def by_rows(function: Callable[[jax.Array], Any], low_res_mask: jax.Array, rows: Axis, columns: Axis) -> Any:
-    """Applies a function to BLOCK_ROWS rows of logits of the picture at a time, which fit into a cache; stacks results.
+    """Applies a function to BLOCK_ROWS rows of the picture's logits at a time, which fit into a cache; stacks results.
 
     Args:
-        function: of (BLOCK_ROWS, padded W) logits, which are below every cut in the padding.
+        function: of (BLOCK_ROWS, padded W) logits; those of padding are below any threshold.
         low_res_mask: (4G, 4G) logits.
         rows, columns: of the picture.
     """
-    wide = _combined(low_res_mask.T, columns).T  # (4G, padded W)
+    widened = _combined(low_res_mask.T, columns).T  # (4G, padded W)
 
     def apply(block: Axis) -> Any:
         inside = block.inside[:, None] & columns.inside[None]
-        return function(jnp.where(inside, _combined(wide, block), -jnp.inf))
+        return function(jnp.where(inside, _combined(widened, block), -jnp.inf))
 
     return jax.lax.map(apply, jax.tree.map(lambda leaf: leaf.reshape(-1, BLOCK_ROWS, *leaf.shape[1:]), rows))
 
 
 def _combined(x: jax.Array, axis: Axis) -> jax.Array:
-    """(4G, any) -> (padded, any). A product with the whole matrix would cost 4G / TAPS times as much."""
+    """(4G, any) -> (padded, any), by TAPS weighted rows. A matmul with the dense matrix costs 4G / TAPS times more."""
     return functools.reduce(jnp.add, (x[axis.first + tap] * axis.weights[:, tap, None] for tap in range(TAPS)))
 
 
 def _axis(matrix: np.ndarray) -> Axis:
-    """The weights of (size, 4G) that are not 0, padded."""
+    """The non-zero weights of a (size, 4G) matrix, padded."""
     size = len(matrix)
     padding = padded_side(size) - size
     first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - TAPS)
@@ -134,7 +153,7 @@ def _axis(matrix: np.ndarray) -> Axis:
 
 
 def padded_side(size: int) -> int:
-    """Up to a multiple of BLOCK_ROWS, or of an eighth of the next power of two, so that few programs are compiled.
+    """Rounds up to a multiple of BLOCK_ROWS, or of an eighth of the next power of two, to compile few programs.
 
     >>> padded_side(300), padded_side(1080), padded_side(3000)
     (384, 1280, 3072)
@@ -146,8 +165,8 @@ def padded_side(size: int) -> int:
 def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize of axis 0 without antialiasing, half-pixel centres: (rows, ...) -> (size, ...).
 
-    Positions are rounded as PyTorch rounds them, in float32 after one multiply-add: where rows / size is not exact,
-    exact positions would move steep logits by 5e-4.
+    Positions are rounded as in PyTorch, to float32 after one multiply-add. Where rows / size is not exact in float32,
+    exact positions would change logits with steep gradients by 5e-4.
     """
     scale = np.float64(np.float32(len(x) / size))
     position = np.maximum(np.float32(scale * (np.arange(size) + 0.5) - 0.5), 0)

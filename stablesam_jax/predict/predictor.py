@@ -1,4 +1,4 @@
-"""What SamPredictor does (segment_anything/predictor.py), for lists of prompts and pictures too, and `predict_stable`.
+"""SamPredictor (segment_anything/predictor.py), extended to lists of prompts and pictures, and `predict_stable`.
 
 predictor = Predictor(*load_model("sam_nano"))
 predictor.set_image("dog.jpg")
@@ -8,7 +8,7 @@ masks, iou_predictions, low_res_masks = predictor.predict(box=[75, 60, 420, 380]
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -35,14 +35,14 @@ from stablesam_jax.predict.slots import SLOTS, Slots
 from stablesam_jax.predict.user_prompts import Points, read_prompts
 from stablesam_jax.prompts import JITTER_LIMIT, Prompt, jittered_box
 
-PICTURES = 4  # encoded at once by set_images
-CHOICES: tuple[MaskChoice, ...] = ("single", "multi")  # of mask tokens, as `multimask_output` asks for
+PICTURES = 4  # batch size of set_images
+CHOICES: tuple[MaskChoice, ...] = ("single", "multi")  # by `multimask_output`
 
 JITTERS = 20  # the paper's number of prompts per object
-POINT_JITTER = 0.01  # deviation of a jittered point from its place, share of the picture's longer side
-# Stability below which a mask should be looked at. Measured with sam_nano on 98 pictures of seven sets (true box, noisy
-# box, one point): flags 75 % of the masks with an IoU below 0.6, and 6 % of those with 0.8 or more. At 0.90 these are
-# 62 % and 3 %, at 0.95 87 % and 16 %.
+POINT_JITTER = 0.01  # standard deviation of a jittered point, as a share of the picture's longer side
+# Masks with a lower stability need review. Measured with sam_nano on 98 pictures of seven sets (true box, noisy box,
+# one point): flags 75 % of the masks with an IoU below 0.6, and 6 % of those with 0.8 or more. At 0.90 these are 62 %
+# and 3 %, at 0.95 87 % and 16 %.
 STABLE = 0.92
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -56,13 +56,13 @@ _NOT_ASSIGNED = dict.fromkeys(("sam", "params", "model", "device", "transform"),
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StableMask:
-    """A mask, and how much it depends on the exact prompt."""
+    """A mask, and its stability under small changes of the prompt."""
 
     mask: np.ndarray  # (H, W) bool, for the user's own prompt
-    iou_prediction: float  # the model's estimate of the mask's IoU; may leave 0..1
+    iou_prediction: float  # the model's estimate of the mask's IoU; may be outside 0..1
     low_res_mask: np.ndarray  # (1, 4G, 4G) float32 logits, a mask_input for the next call
-    stability: float  # mSF (eq. 1) of this mask and those of the jittered prompts, in (0, 1]; 0 if all are empty
-    needs_review: bool  # look at this one: the stability is below the threshold
+    stability: float  # mSF of this mask and those of the jittered prompts, in (0, 1]; 0 if all are empty
+    needs_review: bool  # whether the stability is below the threshold
 
 
 class Predictor:
@@ -72,16 +72,15 @@ class Predictor:
     several as the current ones, for calls that name none; of several, `image_index` says which.
 
     Threads may share a predictor. A call uses one picture from its start to its end. Each thread has its own current
-    pictures: after `set_image`, `predict` in the same thread answers for that picture, whatever other threads do. A
-    thread that has set none uses those of the only thread that has; where several threads have, it is refused, and so
-    is an asyncio task after another task of its thread has set a picture. Where pictures are encoded in one thread and
-    prompted in another, pass them: `encode`, then `predict(picture=...)`.
+    pictures: after `set_image`, `predict` in the same thread uses that picture, whatever other threads do. A thread
+    that has set none uses those of the only thread that has; if several threads have, this is an error, and so it is
+    for an asyncio task after another task of its thread has set a picture. To encode in one thread and prompt in
+    another, pass the picture: `encode`, then `predict(picture=...)`.
 
-    Programs are compiled when first used, or by `warm_up`, and shared by all predictors of a model: one encoder for
-    each number of pictures in a batch (1, 2, 4), one decoder for each of `Slots` (of 1, 2, 4, 8, 16 or 24 prompts and
-    4, 8, 16, ... tokens; a point is one, a box two, points without a box one more), and for each of: one mask or three,
-    with mask inputs or without. Padding is never attended to. Others bring masks, or logits, to the size of the
-    picture, for each pair of `postprocess.padded_side`.
+    Programs compile on first use or by `warm_up`, and all predictors of a model share them: one encoder for each batch
+    size (1, 2, 4); one decoder for each of `Slots` (1, 2, 4, 8, 16 or 24 prompts and 4, 8, 16, ... tokens; a point is
+    one, a box two, points without a box one more), for one mask or three, with mask inputs or without. Padding is
+    masked in attention. Further programs resize masks or logits, for each pair of `postprocess.padded_side`.
 
     Model and parameters are fixed.
     """
@@ -91,9 +90,9 @@ class Predictor:
 
         Args:
             sam, params: from `load_model`.
-            max_pixels: larger picture files are refused unread; arrays are taken as they are.
-            slots: shapes that prompts are padded to. `Slots((8,), 8)` is one alone: every call costs as much as 8
-                prompts of 8 tokens, and no other program is ever needed, unless a prompt has more tokens.
+            max_pixels: larger picture files are refused before decoding; arrays are not limited.
+            slots: shapes that prompts are padded to. `Slots((8,), 8)` is a single one: every call costs as much as 8
+                prompts of 8 tokens, and no other program is needed unless a prompt has more tokens.
         """
         self._sam = sam
         self._params = jax.device_put(flax.core.unfreeze(params))
@@ -114,17 +113,17 @@ class Predictor:
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """Its parameters, to be read; `flax.core.unfreeze` makes a copy that may be changed."""
+        """The parameters, read-only; `flax.core.unfreeze` makes a copy that may be changed."""
         return flax.core.freeze(self._params)
 
     @property
     def is_image_set(self) -> bool:
-        """Whether there is a picture for calls that name none."""
+        """Whether a picture is set for this thread."""
         return bool(self._current.read())
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """Height and width of the picture that is set."""
+        """Height and width of the current picture."""
         return self._chosen(None, None).original_size
 
     @property
@@ -133,15 +132,15 @@ class Predictor:
         return resized_size(self.original_size, self.sam.config.image_size)
 
     def encode(self, image: ImageLike, image_format: str = "RGB") -> Picture:
-        """Encodes a picture, to be passed to any call; what is set stays set.
+        """Encodes a picture, to be passed to any call; does not change the current pictures.
 
         Args:
-            image: (H, W, 3) uint8, a file, or a picture that Pillow opened. The latter two are turned upright as their
-                EXIF data say, and may be grey, transparent, of a palette or of 16 bits.
+            image: (H, W, 3) uint8, a file, or a picture that Pillow opened. The latter two are rotated by their EXIF
+                orientation, and may be grey, transparent, with a palette or of 16 bits.
             image_format: "RGB" or "BGR", the order of an array's channels.
 
         Raises:
-            InputError: no such picture.
+            InputError: the picture cannot be read.
         """
         (picture,) = self._encode([self._read(image, image_format)], slot=1)
         return picture
@@ -154,10 +153,10 @@ class Predictor:
         Args:
             images: see `encode`; read one batch at a time.
             image_format: see `encode`.
-            batch_size: pictures that are encoded at once, with so much more memory; the last batch is padded.
+            batch_size: pictures that are encoded at once, in proportionally more memory; the last batch is padded.
 
         Raises:
-            InputError: one that cannot be used.
+            InputError: a picture cannot be read.
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             raise InputError("images is a single picture; give a list of them, as [picture].")
@@ -171,18 +170,19 @@ class Predictor:
         return pictures
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
-        """`encode`, for calls that name no picture.
+        """Encodes a picture and makes it the current one of this thread.
 
         Args:
             image, image_format: see `encode`.
 
         Raises:
-            InputError: no such picture; none is set then.
+            InputError: the picture cannot be read; none is set then.
         """
-        self._set(lambda: (self.encode(image, image_format),))
+        with self._current.cleared_on_failure():
+            self._current.set((self.encode(image, image_format),))
 
     def set_images(self, images: Iterable[ImageLike], image_format: str = "RGB", *, batch_size: int = PICTURES) -> None:
-        """`encode_all`; `image_index` names one of the pictures from then on.
+        """Encodes pictures and makes them the current ones of this thread; calls select one by `image_index`.
 
             predictor.set_images(["a.jpg", "b.jpg"])
             masks, _, _ = predictor.predict(box=boxes, image_index=1)
@@ -191,18 +191,16 @@ class Predictor:
             images, image_format, batch_size: see `encode_all`.
 
         Raises:
-            InputError: no pictures, or one that cannot be used; none is set then.
+            InputError: no pictures, or one that cannot be read; none is set then.
         """
-
-        def encode() -> tuple[Picture, ...]:
-            if pictures := self.encode_all(images, image_format, batch_size=batch_size):
-                return pictures
-            raise InputError("set_images was given an empty list; give at least one picture.")
-
-        self._set(encode)
+        with self._current.cleared_on_failure():
+            pictures = self.encode_all(images, image_format, batch_size=batch_size)
+            if not pictures:
+                raise InputError("set_images was given an empty list; give at least one picture.")
+            self._current.set(pictures)
 
     def reset_image(self) -> None:
-        """Forgets the pictures that are set."""
+        """Removes the current pictures."""
         self._current.clear()
 
     def predict(
@@ -218,10 +216,10 @@ class Predictor:
         image_index: int | None = None,
         picture: Picture | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for one prompt, or for a list of N.
+        """Predicts masks for one prompt, or for a list of N.
 
-        One prompt, as SamPredictor takes it, gives M masks. A list has one axis more in front, and so have the results,
-        for every N, 0 and 1 included:
+        One prompt, as for SamPredictor, gives M masks. A list has one more leading axis, and so have the results, for
+        every N including 0 and 1:
 
             predict(box=box)                                        box (4,): masks (M, H, W)
             predict(box=boxes)                                      boxes (N, 4) or (N, 1, 4): masks (N, M, H, W)
@@ -230,14 +228,14 @@ class Predictor:
 
         Args:
             point_coords: (k, 2) (x, y) in pixels of the picture.
-            point_labels: (k,) 1 on the object, 0 not on it, -1 none, whose token the model attends to all the same.
+            point_labels: (k,) 1 on the object, 0 beside it, -1 no point, whose token still takes part in attention.
             box: (4,) XYXY in pixels of the picture.
-            mask_input: (1, 4G, 4G) logits, from `low_res_masks` of an earlier answer.
-            multimask_output: three masks, for prompts that leave open what is meant; HQ-SAM gives the best of them.
+            mask_input: (1, 4G, 4G) logits, from `low_res_masks` of an earlier prediction.
+            multimask_output: three masks, for ambiguous prompts; HQ-SAM gives one, of the highest predicted IoU.
             return_logits: logits instead of masks.
-            hq_token_only: of HQ-SAM, the mask of its own token instead of its sum with SAM's.
-            image_index: which picture of `set_images`.
-            picture: from `encode`, in place of what is set.
+            hq_token_only: for HQ-SAM, the mask of its own token instead of its sum with SAM's.
+            image_index: index of the picture of `set_images`.
+            picture: from `encode`, in place of the current one.
 
         Returns:
             masks (M, H, W) bool, or float32 logits, above 0 on the object; iou_predictions (M,) float32, the model's
@@ -245,7 +243,7 @@ class Predictor:
             a leading N.
 
         Raises:
-            InputError: no picture is set, or the prompts are none, see `read_prompts`.
+            InputError: no picture is set, or the prompts are malformed, see `read_prompts`.
         """
         picture = self._chosen(picture, image_index)
         low_res_masks, iou_predictions = self.predict_low_res(
@@ -267,9 +265,9 @@ class Predictor:
         image_index: int | None = None,
         picture: Picture | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`predict` without the masks at the picture's size, for whom hundreds of these are too many at once.
+        """`predict` without resizing masks to the picture's size, where hundreds of such masks would fill the memory.
 
-        `postprocess.upscale_masks` and `upscale_logits` bring any of the logits there.
+        `postprocess.upscale_masks` and `upscale_logits` resize any of the logits later.
 
         Returns:
             low_res_masks and iou_predictions of `predict`.
@@ -281,7 +279,7 @@ class Predictor:
         return (low_res_masks, iou_predictions) if is_list else (low_res_masks[0], iou_predictions[0])
 
     def without_plugin(self) -> "Predictor":
-        """The model without its plugin. It takes pictures of this one, and has set what is set here now."""
+        """A predictor of the model without its plugin. Encoded pictures fit both; the current ones are copied."""
         base = assemble(dataclasses.replace(self.sam.config, plugin=None))
         params = {part: leaves for part, leaves in self._params.items() if part != "plugin"}
         predictor = Predictor(base, params, max_pixels=self.max_pixels, slots=self.slots)
@@ -303,24 +301,25 @@ class Predictor:
         image_index: int | None = None,
         picture: Picture | None = None,
     ) -> StableMask:
-        """The mask for one prompt, and whether it would have been the same had the hand slipped a little.
+        """Predicts the mask for one prompt, and its stability under small changes of the prompt.
 
-        The prompt is decoded together with `jitters` slightly different ones, in one batch on the embedding at hand.
-        Each edge of a box is moved as in SAM's own training (normal, 10 % of the side, at most 2 % of the picture's
-        longer side), each point by normal noise of 1 % of it (at most 2 %), within the picture. A mask input stays.
+        The prompt is decoded together with `jitters` slightly different ones, in one batch on the same embedding. Each
+        edge of a box is moved as in SAM's own training (normal, 10 % of the side, at most 2 % of the picture's longer
+        side), each point by normal noise of 1 % of the longer side (at most 2 %), within the picture. A mask input is
+        unchanged.
 
-        No ground truth is needed. Stability is no accuracy: a model may be wrong with confidence. But masks that depend
-        on chance are bad more often than others.
+        No ground truth is needed. Stability is not accuracy, since a model may be stable and wrong; but unstable masks
+        are bad more often than others.
 
         Args:
             point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
                 `predict`; with points or a box.
-            jitters: how many slightly different prompts.
+            jitters: number of slightly different prompts.
             threshold: a mask of lower stability needs review.
             seed: of the noise.
 
         Raises:
-            InputError: as `predict`; or a list of prompts, or nothing that can be moved.
+            InputError: as `predict`; or a list of prompts, or neither points nor a box.
         """
         picture = self._chosen(picture, image_index)
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
@@ -352,16 +351,16 @@ class Predictor:
         most_tokens: int = 1,
         mask_inputs: bool = False,
     ) -> None:
-        """Compiles now what first calls would compile, which takes some seconds for each program.
+        """Compiles programs in advance that first calls would compile, in some seconds each.
 
-        That is: the encoder of one picture, and decoders for one mask and for three, in each slot of so many prompts
-        and tokens or fewer. `keep_compiled_programs` keeps them on disk for the next process.
+        These are the encoder for one picture, and decoders for one mask and for three, in each slot up to the given
+        numbers of prompts and tokens. `keep_compiled_programs` keeps them on disk for the next process.
 
         Args:
-            sizes_hw: heights and widths of pictures to come, whose masks are brought to that size.
+            sizes_hw: heights and widths of expected pictures, for the programs that resize masks.
             most_prompts: in one call.
             most_tokens: of a prompt; a point is one, a box two, points without a box one more.
-            mask_inputs: compile for prompts with a mask input, too.
+            mask_inputs: whether to compile for prompts with a mask input too.
         """
         sizes_hw = list(sizes_hw)
         picture = self.encode(np.zeros((*(sizes_hw[0] if sizes_hw else (1, 1)), 3), np.uint8))
@@ -383,17 +382,17 @@ class Predictor:
             upscale_masks(np.zeros((side, side), np.float32), size_hw, self.sam.config.image_size)
 
     def get_image_embedding(self, *, image_index: int | None = None, picture: Picture | None = None) -> np.ndarray:
-        """SAM's embedding of the picture that is set, or of another, (1, C, G, G) float32."""
+        """SAM's embedding of the current picture, or of another, (1, C, G, G) float32."""
         features = np.asarray(self._chosen(picture, image_index).embedding.features, np.float32)
         return np.ascontiguousarray(features.transpose(0, 3, 1, 2))
 
     def save_embedding(
         self, path: str | os.PathLike[str], *, image_index: int | None = None, picture: Picture | None = None
     ) -> None:
-        """Writes a picture, see `embedding_file`; the file appears whole or not at all.
+        """Writes an encoded picture to a new file atomically, see `embedding_file`.
 
         Args:
-            path: as `NAME.safetensors`, of a file that does not exist yet.
+            path: such as `NAME.safetensors`.
             image_index, picture: see `predict`.
 
         Raises:
@@ -409,43 +408,29 @@ class Predictor:
         )
 
     def load_embedding(self, path: str | os.PathLike[str]) -> Picture:
-        """Sets the picture of `save_embedding` without encoding it.
+        """Reads a file of `save_embedding` and makes its picture the current one.
 
         Returns:
             the picture.
 
         Raises:
-            InputError: the file is absent, damaged, or made by a model that encodes otherwise; no picture is set then.
+            InputError: the file is absent, damaged, or of a model with another encoder; no picture is set then.
         """
 
-        def load() -> tuple[Picture, ...]:
-            side = self.sam.config.image_size
-            pictures = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        side = self.sam.config.image_size
+        pictures = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        with self._current.cleared_on_failure():
             embedding, original_size, digest = embedding_file.load_embedding(
                 path,
                 expected=jax.eval_shape(compiled.encoder(self.sam), self._params, pictures),
                 maker=self._encoder.identity,
             )
-            return (Picture(embedding=embedding, original_size=original_size, digest=digest, model=self._encoder),)
-
-        (picture,) = self._set(load)
+        picture = Picture(embedding=embedding, original_size=original_size, digest=digest, model=self._encoder)
+        self._current.set((picture,))
         return picture
 
-    def _set(self, make: Callable[[], tuple[Picture, ...]]) -> tuple[Picture, ...]:
-        """Makes pictures and sets them, all at once.
-
-        Where that fails, masks of what was set before would pass for those of what was refused: none is set then.
-        """
-        try:
-            pictures = make()
-        except BaseException:
-            self._current.clear()
-            raise
-        self._current.set(pictures)
-        return pictures
-
     def _chosen(self, picture: Picture | None, image_index: int | None) -> Picture:
-        """The picture that a call is about, once for the whole of it."""
+        """The picture of a call. Read once per call, so that another thread cannot change it in between."""
         if picture is not None:
             if image_index is not None:
                 raise InputError("picture and image_index are both given; give one of them.")
@@ -467,7 +452,7 @@ class Predictor:
         return pictures[index]
 
     def _read(self, image: ImageLike, image_format: str, place: str = "") -> np.ndarray:
-        """Any picture as (H, W, 3) uint8 RGB."""
+        """Reads any picture as (H, W, 3) uint8 RGB."""
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}; it must be RGB or BGR.")
         if isinstance(image, str | os.PathLike | Image.Image):
@@ -479,7 +464,7 @@ class Predictor:
         return picture if image_format == "RGB" else picture[..., ::-1]
 
     def _encode(self, pictures: Sequence[np.ndarray], *, slot: int) -> tuple[Picture, ...]:
-        """Pictures that are encoded at once, padded to `slot` of them by repeating the last."""
+        """Encodes pictures in one batch, padded to `slot` pictures by repeating the last."""
         inputs = [preprocess(picture, self.sam.config) for picture in pictures]
         inputs += [inputs[-1]] * (slot - len(inputs))
         embeddings = _split(compiled.encoder(self.sam)(self._params, np.stack(inputs)))
@@ -513,20 +498,53 @@ class Predictor:
     def _decode(
         self, picture: Picture, prompts: Sequence[Prompt], choice: MaskChoice, hq_token_only: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(N, M, 4G, 4G) logits and (N, M) predicted IoU of prompts that have all a mask input or none."""
-        if hq_token_only and not self.sam.config.hq:
-            raise InputError("hq_token_only is for HQ-SAM; this model has no HQ token. Leave it out.")
-        if not prompts:
-            count, side = 3 if choice == "multi" and not self.sam.config.hq else 1, self.sam.config.mask_size
-            return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
-        decode = compiled.decoder(self.sam, choice, hq_token_only)
-
-        def answer(batch: Prompts) -> tuple[np.ndarray, np.ndarray]:
-            masks = jax.device_get(decode(self._params, picture.embedding, batch))
-            return masks.low_res_masks[0], masks.iou_predictions[0]
-
+        """(N, M, 4G, 4G) logits and (N, M) predicted IoU of prompts. All have a mask input, or none has."""
         size_hw, image_size = picture.original_size, self.sam.config.image_size
-        return self.slots.answer(answer, [in_model_frame(prompt, size_hw, image_size) for prompt in prompts])
+        return decode(
+            self.sam,
+            self._params,
+            picture.embedding,
+            [in_model_frame(prompt, size_hw, image_size) for prompt in prompts],
+            choice,
+            hq_token_only,
+            self.slots,
+        )
+
+
+def decode(
+    sam: Sam,
+    params: Params,
+    embedding: ImageEmbedding,
+    prompts: Sequence[Prompt],
+    choice: MaskChoice,
+    hq_token_only: bool = False,
+    slots: Slots = SLOTS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes any number of prompts in a few fixed shapes.
+
+    Args:
+        sam, params: the model.
+        embedding: of one picture.
+        prompts: in the frame of the model's input; all have a mask, or none has.
+        choice: "single" or "multi", see `MaskChoice`.
+        hq_token_only: see `Sam.decode`.
+        slots: shapes.
+
+    Returns:
+        (N, M, 4G, 4G) logits and (N, M) predicted IoU, float32.
+    """
+    if hq_token_only and not sam.config.hq:
+        raise InputError("hq_token_only is for HQ-SAM; this model has no HQ token. Leave it out.")
+    if not prompts:
+        count, side = 3 if choice == "multi" and not sam.config.hq else 1, sam.config.mask_size
+        return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
+    program = compiled.decoder(sam, choice, hq_token_only)
+
+    def answer(batch: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        masks = jax.device_get(program(params, embedding, batch))
+        return masks.low_res_masks[0], masks.iou_predictions[0]
+
+    return slots.answer(answer, prompts)
 
 
 @jax.jit
@@ -542,7 +560,7 @@ def _power_of_two(count: int) -> int:
 
 
 def jittered(rng: np.random.Generator, prompt: Prompt, size_hw: tuple[int, int]) -> Prompt:
-    """The prompt of a hand that slipped a little."""
+    """A slightly different prompt: box edges or points are moved by noise, see `Predictor.predict_stable`."""
     longest, limit = max(size_hw), np.array(size_hw[::-1])
     noise = np.clip(POINT_JITTER * rng.standard_normal(prompt.points.shape), -JITTER_LIMIT, JITTER_LIMIT)
     points = np.clip(prompt.points + noise * longest, 0, limit - 1)

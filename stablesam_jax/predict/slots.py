@@ -1,7 +1,7 @@
-"""The few shapes that prompts are padded to, so that few programs are compiled.
+"""Pads prompts to a few fixed shapes, so that few programs are compiled.
 
-A slot is a number of prompts and a number of tokens. Padded tokens are never attended to; padded prompts are copies of
-the last one, whose answers are dropped.
+A slot is a number of prompts and a number of tokens. Padding tokens are masked in attention; padding prompts are copies
+of the last one, and their results are dropped.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from stablesam_jax.prompts import Prompt
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Which shapes there are. More prompts than the largest slot holds are decoded in turns."""
+    """The shapes. More prompts than the largest slot has are decoded in several batches."""
 
     prompts: tuple[int, ...] = (1, 2, 4, 8, 16, 24)  # ascending
-    fewest_tokens: int = 4  # of a prompt; the numbers of tokens double from here
+    fewest_tokens: int = 4  # smallest number of tokens; the others are its doubles
 
     def __post_init__(self):
         if not self.prompts or min(self.prompts) < 1 or sorted(set(self.prompts)) != list(self.prompts):
@@ -42,14 +42,14 @@ class Slots:
         return [slot for slot, before in zip(self.prompts, (0, *self.prompts), strict=False) if before < most]
 
     def answer(self, program: Callable[[Prompts], Any], prompts: Sequence[Prompt]) -> Any:
-        """What a program says to each of at least one prompt.
+        """Runs a program on all prompts, at least one, in padded batches.
 
         Args:
             program: of prompts (B = 1, N, ...), to arrays (N, ...).
             prompts: in the frame of the model's input; all have a mask, or none has.
 
         Returns:
-            what the program returns, on the host, with N = len(prompts).
+            results of the program, on the host, with N = len(prompts).
         """
         answers = [
             jax.tree.map(lambda leaf, count=count: leaf[:count], jax.device_get(program(batch)))
@@ -57,13 +57,21 @@ class Slots:
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *answers)
 
+    def turns(self, count: int) -> Iterator[list[int]]:
+        """Splits `count` items into batches of indices, each padded to a slot by repeating the last.
+
+        >>> list(Slots((1, 2, 4)).turns(7))
+        [[0, 1, 2, 3], [4, 5, 6, 6]]
+        """
+        for start in range(0, count, self.prompts[-1]):
+            indices = list(range(start, min(start + self.prompts[-1], count)))
+            yield indices + indices[-1:] * (self.prompts_up_to(len(indices))[-1] - len(indices))
+
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Prompts]]:
-        """How many of the prompts are in a batch, and the batch, padded."""
+        """Yields the number of prompts in a batch, and the padded batch."""
         length = self.tokens_up_to(max(token_count(prompt.points, prompt.box) for prompt in prompts))[-1]
-        for start in range(0, len(prompts), self.prompts[-1]):
-            chunk = prompts[start : start + self.prompts[-1]]
-            slot = self.prompts_up_to(len(chunk))[-1]
-            yield len(chunk), stack([*chunk, *[chunk[-1]] * (slot - len(chunk))], length)
+        for indices in self.turns(len(prompts)):
+            yield len(set(indices)), stack([prompts[index] for index in indices], length)
 
 
 SLOTS = Slots()

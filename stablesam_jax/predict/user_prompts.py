@@ -1,9 +1,9 @@
-"""SamPredictor's prompt arguments, checked, as a list of prompts.
+"""Checks SamPredictor's prompt arguments and converts them to a list of prompts.
 
 A prompt has points (k, 2) with labels (k,), a box (4,), and a mask input (1, 4G, 4G), as in segment_anything. A list of
-N prompts, 0 or 1 of them included, has one axis more in front: points (N, k, 2) or N arrays of their own lengths,
-labels alike, boxes (N, 4) or (N, 1, 4), mask inputs (N, 4G, 4G) or (N, 1, 4G, 4G). Of mask inputs alone (1, 4G, 4G) is
-one prompt, (1, 1, 4G, 4G) a list of one.
+N prompts, also of 0 or 1, has one more leading axis: points (N, k, 2) or N arrays of different lengths, labels alike,
+boxes (N, 4) or (N, 1, 4), mask inputs (N, 4G, 4G) or (N, 1, 4G, 4G). A mask input (1, 4G, 4G) without other arguments
+is one prompt, (1, 1, 4G, 4G) a list of one.
 """
 
 from collections.abc import Sequence
@@ -28,26 +28,28 @@ def read_prompts(
     *,
     size_hw: tuple[int, int],
     mask_size: int,
+    margin: float = 0,
 ) -> tuple[list[Prompt], bool]:
-    """Checks what a user gave.
+    """Checks and converts the arguments.
 
-    Nothing is clipped, as in the reference: a box may leave the picture, and a point may lie a pixel beside it. Farther
-    out, or with no part inside, they are no prompt for this picture but a mistake in coordinates.
+    Nothing is clipped, as in the reference: a box may extend beyond the picture, and a point may be a pixel outside. A
+    point farther out, or a box with no part inside, is refused as a mistake in coordinates.
 
     Args:
         point_coords: (x, y) in pixels of the picture.
-        point_labels: 1 for a point on the object, 0 for one that is not, -1 for none: a point that is absent, whose
-            token the model attends to all the same.
+        point_labels: 1 for a point on the object, 0 for one beside it, -1 for no point, whose token still takes part in
+            attention.
         box: XYXY in pixels of the picture.
-        mask_input: logits in the model's frame, `low_res_masks` of an earlier answer.
+        mask_input: logits in the model's frame, `low_res_masks` of an earlier prediction.
         size_hw: of the picture.
         mask_size: 4G.
+        margin: further pixels by which coordinates may be outside because of rounding.
 
     Returns:
         the prompts, coordinates in float64, and whether they are a list; if not, there is one.
 
     Raises:
-        InputError: nothing is given, or something that is none of this.
+        InputError: no prompt, or malformed arguments.
     """
     if (point_coords is None) != (point_labels is None):
         given, missing = ("point_labels", "point_coords") if point_coords is None else ("point_coords", "point_labels")
@@ -57,7 +59,7 @@ def read_prompts(
         fields["point_coords"] = _sets("point_coords", point_coords, "(k, 2) or (N, k, 2)", axes=2)
         fields["point_labels"] = _sets("point_labels", point_labels, "(k,) or (N, k)", axes=1)
         if not fields["point_coords"][0] and not any(map(np.size, fields["point_labels"][0])):
-            fields["point_labels"] = [], True  # [] are the labels of no prompts, as of one without points
+            fields["point_labels"] = [], True  # [] is read as labels of an empty list of prompts
     if box is not None:
         fields["box"] = _items("box", box, (4,), "(4,), (N, 4) or (N, 1, 4)")
     if mask_input is not None:
@@ -65,7 +67,7 @@ def read_prompts(
         shapes = f"(1, {side}, {side}), (N, {side}, {side}) or (N, 1, {side}, {side})"
         fields["mask_input"] = _items("mask_input", mask_input, (side, side), shapes)
         if np.asarray(mask_input).dtype == bool:
-            raise InputError("mask_input is boolean; give logits, the low_res_masks of an earlier answer.")
+            raise InputError("mask_input is boolean; give logits, the low_res_masks of an earlier prediction.")
     if not fields:
         raise InputError("no prompt is given; give point_coords with point_labels, box or mask_input.")
 
@@ -87,8 +89,8 @@ def read_prompts(
                 raise InputError(f"{name}{place} holds values that are not finite; give numbers.")
         prompts.append(
             Prompt(
-                **_points(chosen.get("point_coords"), chosen.get("point_labels"), place, size_hw),
-                box=_box(chosen.get("box"), place, size_hw),
+                **_points(chosen.get("point_coords"), chosen.get("point_labels"), place, size_hw, margin),
+                box=_box(chosen.get("box"), place, size_hw, margin),
                 mask=chosen.get("mask_input"),
             )
         )
@@ -96,7 +98,7 @@ def read_prompts(
 
 
 def _points(
-    coords: np.ndarray | None, labels: np.ndarray | None, place: str, size_hw: tuple[int, int]
+    coords: np.ndarray | None, labels: np.ndarray | None, place: str, size_hw: tuple[int, int], margin: float
 ) -> dict[str, np.ndarray]:
     if coords is None or labels is None:
         return {}
@@ -111,7 +113,7 @@ def _points(
             "expected 1 (on the object), 0 (not on it) or -1 (no point)."
         )
     height, width = size_hw
-    outside = ((coords < -1) | (coords > (width, height))).any(axis=1) & (labels != -1)
+    outside = ((coords < -1 - margin) | (coords > (width + margin, height + margin))).any(axis=1) & (labels != -1)
     if outside.any():
         x, y = coords[outside.argmax()]
         raise InputError(
@@ -121,20 +123,20 @@ def _points(
     return {"points": coords, "labels": labels.astype(np.int32)}
 
 
-def _box(box: np.ndarray | None, place: str, size_hw: tuple[int, int]) -> np.ndarray | None:
+def _box(box: np.ndarray | None, place: str, size_hw: tuple[int, int], margin: float) -> np.ndarray | None:
     if box is None:
         return None
     (x0, y0, x1, y1), (height, width) = box, size_hw
     shown = f"box{place} ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
     if x1 < x0 or y1 < y0:
         raise InputError(f"{shown} is inverted; give (x0, y0, x1, y1), which is (x, y, x + w, y + h) of an XYWH box.")
-    if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
+    if x1 < -margin or y1 < -margin or x0 > width + margin or y0 > height + margin:
         raise InputError(f"{shown} lies outside the picture of {width} x {height} pixels; give XYXY in its pixels.")
     return box
 
 
 def _sets(name: str, value: Any, shapes: str, *, axes: int) -> tuple[list[np.ndarray], bool]:
-    """One array of so many axes, or a list of them, which may differ in length."""
+    """Converts to a list of arrays with `axes` axes, which may differ in length, and whether a list was given."""
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
@@ -155,7 +157,7 @@ def _sets(name: str, value: Any, shapes: str, *, axes: int) -> tuple[list[np.nda
 
 
 def _items(name: str, value: Any, shape: tuple[int, ...], shapes: str) -> tuple[list[np.ndarray], bool | None]:
-    """Arrays of one shape, and whether they are a list; None if a first axis of 1 leaves it open."""
+    """Converts to arrays of one shape, and whether a list was given; None if a first axis of 1 is ambiguous."""
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The benchmark compares the same work, in turns."""
+"""The benchmark compares the same work, measured alternately."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def tiny_model(monkeypatch):
     return Options(models=("tiny",), batch_size=2)
 
 
-def test_all_sides_take_turns_to_and_fro_after_one_that_does_not_count():
+def test_all_sides_alternate_in_both_orders_after_an_unmeasured_run():
     order = []
     case = Case("case", lambda: order.append("ours"), {side: lambda s=side: order.append(s) for side in ("a", "b")})
     assert set(measure(case, 2, LIMITS).ratios) == {"a", "b"}
@@ -94,7 +94,7 @@ def test_sides_that_did_not_do_the_same_work_are_not_compared():
             measure(dataclasses.replace(case, theirs={"theirs": work(wrong)}), 1, LIMITS)
 
 
-def test_what_a_gpu_has_no_memory_for_is_left_out_and_the_row_goes_on(capsys):
+def test_a_side_that_exceeds_the_gpus_memory_is_left_out_of_the_row(capsys):
     def too_large():
         raise torch.OutOfMemoryError
 
@@ -116,24 +116,24 @@ def test_the_limit_is_set_by_arithmetic_or_by_memory():
     assert LIMITS.seconds(Cost(flops=10, bytes=8)) == 2
 
 
-def test_products_in_loops_count_as_often_as_they_run():
-    def product(x):
+def test_matmuls_in_loops_count_as_often_as_they_run():
+    def square(x):
         return x @ x
 
     def looped(x):
-        return jax.lax.fori_loop(0, 7, lambda _, y: product(y), x)
+        return jax.lax.fori_loop(0, 7, lambda _, y: square(y), x)
 
     def convolved(x):
         return jax.lax.conv(x[None, None], jnp.ones((5, 1, 3, 3)), (1, 1), "VALID")
 
     x = jnp.ones((4, 4))
-    assert cost_of(jax.jit(product), x) == Cost(flops=2 * 4**3, bytes=2 * 4 * 16)
+    assert cost_of(jax.jit(square), x) == Cost(flops=2 * 4**3, bytes=2 * 4 * 16)
     assert cost_of(looped, x).flops == 7 * 2 * 4**3
-    assert cost_of(jax.grad(lambda x: product(x).sum()), x).flops == 3 * 2 * 4**3
+    assert cost_of(jax.grad(lambda x: square(x).sum()), x).flops == 3 * 2 * 4**3
     assert cost_of(convolved, x).flops == 2 * 5 * 2 * 2 * 9
 
 
-def test_a_work_asks_as_much_of_every_device(monkeypatch):
+def test_the_cost_of_a_work_is_the_same_on_every_device(monkeypatch):
     def by_device(x):
         return x @ x if computes_on_cpu() else x
 
@@ -167,7 +167,7 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cases", [encoder_cases, point_cases, decode_cases, predict_cases, stability_cases])
-def test_what_a_user_waits_for_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkeypatch):
+def test_inference_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkeypatch):
     monkeypatch.setattr(inference, "PHOTOGRAPH", (160, 120))
     found = {}
     for case in cases(dataclasses.replace(tiny_model, pictures=(2,), prompts=(2,), dtype=dtype)):
@@ -188,10 +188,10 @@ def test_keras_hub_gives_the_same_with_our_parameters(cases, tiny_model, monkeyp
         assert measure(case, 1, LIMITS).differences["keras-hub"] < case.bound
 
 
-@pytest.mark.parametrize(("options", "said"), [({"dtype": "bfloat16"}, "float32"), ({}, "pip install keras-hub")])
-def test_keras_hub_that_cannot_be_compared_is_refused_in_a_line(options, said, tiny_model, monkeypatch):
+@pytest.mark.parametrize(("options", "words"), [({"dtype": "bfloat16"}, "float32"), ({}, "pip install keras-hub")])
+def test_keras_hub_that_cannot_be_compared_is_refused_in_a_line(options, words, tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=words):
         next(decode_cases(dataclasses.replace(tiny_model, keras_hub=True, **options))).theirs["keras-hub"]()
 
 
@@ -211,7 +211,7 @@ def test_both_sides_multiply_float32_alike_on_a_gpu(monkeypatch):
         return jax.config.jax_default_matmul_precision, *of_torch
 
     as_they_come = found("float32")
-    assert as_they_come == (None, False, True)  # the CPU's are left alone
+    assert as_they_come == (None, False, True)  # unchanged on a CPU
     monkeypatch.setattr(device, "torch_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(device, "keep_compiled_programs", lambda: None)
     assert found("float32") == ("highest", False, False)
@@ -237,7 +237,7 @@ def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():
     assert case.difference(ours, case.theirs["PyTorch"]()) <= case.bound
 
 
-def test_a_mask_that_is_another_is_seen(tiny_model):
+def test_a_different_mask_is_detected(tiny_model):
     case = next(decode_cases(dataclasses.replace(tiny_model, prompts=(2,))))
     theirs = case.theirs["PyTorch"]()
     assert case.difference(theirs, theirs) == 0
@@ -260,7 +260,7 @@ def test_the_peak_is_that_of_one_side_of_one_row_while_it_works():
 
 
 class Gpu:
-    """What JAX and PyTorch tell of one."""
+    """Memory statistics of a GPU as JAX and PyTorch report them."""
 
     def __init__(self, *, held: int, taken: int):
         self.held, self.highest, self.taken = held << 20, held << 20, taken << 20
@@ -340,7 +340,7 @@ def test_all_sides_of_a_sampler_row_do_the_same_work():
     ]
 
 
-def test_the_rows_of_the_plugin_are_decoding_and_the_whole_way():
+def test_the_rows_of_the_plugin_are_decoding_and_prediction():
     *decoding, whole = plugin_cases(Options(prompts=(1, 3)))
     assert [case.name for case in decoding] == ["decode, 1 prompt", "decode, 3 prompts"]
     assert whole.name.startswith("picture to mask")

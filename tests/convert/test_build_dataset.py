@@ -156,7 +156,7 @@ def test_what_is_built_already_is_kept_and_what_is_not_ours_is_not_touched(tmp_p
     (namesake / "gt" / "0002.png").unlink()
     build("pairs", namesake, tmp_path / "built")  # the same data elsewhere
     (tmp_path / "other" / "set").mkdir(parents=True)
-    assert "exists and is no built data set" in refusal(build, "pairs", folder, tmp_path / "other")
+    assert "exists and is not a built data set" in refusal(build, "pairs", folder, tmp_path / "other")
 
 
 CHANGES = {

@@ -39,7 +39,7 @@ def run(checkpoint, output):
 
 
 def refusal(capsys, checkpoint, output):
-    """The one line that the command answers with."""
+    """The one line that the command prints."""
     before = sorted(output.parent.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         run(checkpoint, output)
@@ -82,7 +82,7 @@ def test_a_shipped_model_and_a_plugin_are_answered_by_what_to_do(known, tmp_path
     assert "sam_nano has an encoder that no official package has" in refusal(capsys, "sam_nano", output)
     sam, params = small.stable_nano()
     save_model(tmp_path / "stable", params, config=sam.config, source={})
-    assert "has a plugin, which no official package knows. Give its base" in refusal(
+    assert "has a plugin, which no official package supports. Convert its base" in refusal(
         capsys, tmp_path / "stable", output
     )
 
@@ -118,7 +118,7 @@ def test_a_plugin_beside_its_base_or_as_safetensors_is_answered_by_what_to_do(pl
     assert "Give its base alone, and then the plugin file alone" in refusal(
         capsys, f"sam_nano+{plugin_file}", tmp_path / "out.pth"
     )
-    assert "is a plugin, whose state also has what is no tensor. Give a name in .pth" in refusal(
+    assert "is a plugin, and .safetensors cannot hold its metadata. Give a .pth file" in refusal(
         capsys, plugin_file, tmp_path / "out.safetensors"
     )
     (tmp_path / "text").write_text("no plugin")

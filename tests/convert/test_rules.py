@@ -35,9 +35,9 @@ def state():
     return state_dict(official.VIT)
 
 
-# Tensors and numbers of the official files, counted apart from any code of ours.
+# Tensors and parameters of the official files, counted without any code of ours.
 @pytest.mark.parametrize(
-    ("model", "tensors", "numbers"),
+    ("model", "tensors", "parameters"),
     [
         ("sam_vit_b", 314, 93_735_728),
         ("sam_vit_l", 482, 312_343_088),
@@ -49,14 +49,14 @@ def state():
         ("hq_sam_vit_tiny", 464, 10_588_743),
     ],
 )
-def test_names_shapes_and_types_are_those_of_the_official_classes(model, tensors, numbers):
+def test_names_shapes_and_types_are_those_of_the_official_classes(model, tensors, parameters):
     config = MODELS[model]
     with torch.device("meta" if isinstance(config.encoder, ViTConfig) else "cpu"):  # TinyViT computes while it is built
         expected = torch_sam.build(config).state_dict()
     leaves = flatten(shapes(assemble(config)))
     ours = {source_name(path): (source_shape(path, leaf.shape), rule_of(path).dtype) for path, leaf in leaves.items()}
     assert len(ours) == len(leaves) == tensors
-    assert count(leaves) == numbers
+    assert count(leaves) == parameters
     assert ours == {
         name: (tuple(tensor.shape), np.int64 if tensor.dtype == torch.int64 else np.float32)
         for name, tensor in expected.items()
@@ -89,12 +89,12 @@ def test_a_number_after_an_underscore_becomes_an_index_and_others_stay(path, nam
     assert source_name(path) == name
 
 
-def test_no_rule_is_idle(target, tiny_target):
+def test_every_rule_is_used(target, tiny_target):
     assert {rule_of(path) for path in flatten(target) | flatten(tiny_target)} == set(RULES)
 
 
 @pytest.mark.parametrize("model", official.SMALL)
-def test_there_and_back_is_equal_to_the_bit_and_in_type(model):
+def test_conversion_and_its_inverse_keep_bits_and_dtype(model):
     config = official.SMALL[model]
     state = state_dict(config)
     params = to_flax(state, shapes(assemble(config)))
@@ -152,7 +152,7 @@ def test_of_a_diverged_model_the_first_names_are_enough(state, target):
         to_flax({name: np.full_like(array, np.nan) for name, array in state.items()}, target)
 
 
-def test_a_transposed_matrix_is_seen_by_its_shape(state, target):
+def test_a_transposed_matrix_is_detected_by_its_shape(state, target):
     name = "image_encoder.blocks.0.mlp.lin1.weight"
     state[name] = state[name].T
     with pytest.raises(InputError, match=r"lin1\.weight \(16, 64\) instead of \(64, 16\)"):
@@ -170,7 +170,7 @@ def test_a_counter_is_exact_or_refused(tiny_target):
 
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), tiny_target)
     params["image_encoder"]["patch_embed"]["seq_0"]["bn"]["num_batches_tracked"] = np.float32(0.5)
-    with pytest.raises(InputError, match="seq_0/bn/num_batches_tracked: holds numbers that int64 cannot"):
+    with pytest.raises(InputError, match="seq_0/bn/num_batches_tracked: has values that int64, its dtype"):
         to_torch(params)
 
 

@@ -26,7 +26,7 @@ CONVERTIBLE = [name for name, config in MODELS.items() if config.plugin is None 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Input, output and the weights of a small ViT; every small model is known."""
+    """Input, output and the weights of a small ViT; every small model is in MODELS."""
     for name, config in official.SMALL.items():
         monkeypatch.setitem(MODELS, name, config)
     return tmp_path / "small.pth", tmp_path / "small", official.state_dict(official.VIT)
@@ -37,7 +37,7 @@ def run(checkpoint, output, *options):
 
 
 def refusal(capsys, checkpoint, output, *options):
-    """The one line that the command answers with."""
+    """The one line that the command prints."""
     before = sorted(checkpoint.parent.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         run(checkpoint, output, *options)
@@ -228,7 +228,7 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "stranger"),
+    ("name", "unsupported"),
     [
         ("image_encoder.trunk.pos_embed", "SAM 2"),
         ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", "SAM 3"),
@@ -238,25 +238,25 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypa
         ("vision_encoder.layers.0.attn.qkv.weight", "a SAM as the library transformers stores it"),
     ],
 )
-def test_other_models_are_called_by_their_name(name, stranger):
-    with pytest.raises(InputError, match=f"This is {stranger}, which cannot be converted"):
+def test_other_models_are_called_by_their_name(name, unsupported):
+    with pytest.raises(InputError, match=f"This is {unsupported}, which cannot be converted"):
         recognise({name: (1,), "mask_decoder.iou_token.weight": (1, 256)})
 
 
 @pytest.mark.parametrize(
-    ("model", "tensors", "stranger"),
+    ("model", "tensors", "unsupported"),
     [
         ("hq_sam_vit_b", 145, r"HQ-SAM's mask decoder alone, as epoch_K\.pth"),
         ("sam_vit_b", 120, r"\*_maskdecoder\.pth"),
     ],
 )
-def test_the_decoder_files_of_hq_sams_training_are_told(model, tensors, stranger):
+def test_the_decoder_files_of_hq_sams_training_are_told(model, tensors, unsupported):
     whole = official_shapes(MODELS[model])
     decoder = {
         name.removeprefix("mask_decoder."): shape for name, shape in whole.items() if name.startswith("mask_decoder.")
     }
     assert len(decoder) == tensors
-    with pytest.raises(InputError, match=stranger):
+    with pytest.raises(InputError, match=unsupported):
         recognise(decoder)
 
 
@@ -264,10 +264,10 @@ def test_the_decoder_files_of_hq_sams_training_are_told(model, tensors, stranger
     ("names", "message"),
     [
         (["conv1.weight"], "no image encoder of a SAM"),
-        ([f"image_encoder.blocks.{index}.norm1.weight" for index in range(16)], "16 blocks and is 99 wide"),
+        ([f"image_encoder.blocks.{index}.norm1.weight" for index in range(16)], "16 blocks and 99 output channels"),
         (
             [f"image_encoder.layers.{stage}.blocks.0.attn.qkv.weight" for stage in range(4)],
-            r"1 \+ 1 \+ 1 \+ 1 blocks and is 99 wide",
+            r"1 \+ 1 \+ 1 \+ 1 blocks and 99 output channels",
         ),
     ],
 )

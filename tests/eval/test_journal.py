@@ -1,4 +1,4 @@
-"""What was found is kept to the bit, a torn line is written again, and another question is refused."""
+"""Records are kept to the bit, a torn line is written again, and other settings are refused."""
 
 import math
 
@@ -7,12 +7,12 @@ import pytest
 from eval.journal import JOURNAL, Journal
 from stablesam_jax.errors import InputError
 
-ASKED = {"seed": 0, "prompts": ("gt-box", "1-point"), "data": {"horses": "abc"}}
+SETTINGS = {"seed": 0, "prompts": ("gt-box", "1-point"), "data": {"horses": "abc"}}
 RECORD = {"scores": [0.1 + 0.2, 1 / 3, 5e-324, True, None, "x"]}
 
 
-def filled(folder, *, asked=ASKED):
-    journal = Journal(folder, asked)
+def filled(folder, *, settings=SETTINGS):
+    journal = Journal(folder, settings)
     for index in range(3):
         journal.add("base", "horses", index, RECORD | {"index": index})
     return journal
@@ -20,7 +20,7 @@ def filled(folder, *, asked=ASKED):
 
 def test_records_are_read_back_to_the_bit(tmp_path):
     filled(tmp_path / "out")
-    journal = Journal(tmp_path / "out", ASKED)
+    journal = Journal(tmp_path / "out", SETTINGS)
     assert journal.found == 3
     assert journal.get("base", "horses", 1) == RECORD | {"index": 1}
     assert journal.get("base", "horses", 3) is None
@@ -28,12 +28,12 @@ def test_records_are_read_back_to_the_bit(tmp_path):
 
 
 def test_what_is_no_number_stays_none(tmp_path):
-    Journal(tmp_path, ASKED).add("base", "horses", 0, {"iou": math.nan})
-    assert math.isnan(Journal(tmp_path, ASKED).get("base", "horses", 0)["iou"])
+    Journal(tmp_path, SETTINGS).add("base", "horses", 0, {"iou": math.nan})
+    assert math.isnan(Journal(tmp_path, SETTINGS).get("base", "horses", 0)["iou"])
 
 
 def test_reading_makes_nothing(tmp_path):
-    Journal(tmp_path / "out", ASKED)
+    Journal(tmp_path / "out", SETTINGS)
     assert not list(tmp_path.iterdir())
 
 
@@ -42,7 +42,7 @@ def test_a_torn_line_is_ignored_and_written_again(tmp_path, cut):
     filled(tmp_path)
     whole = (tmp_path / JOURNAL).read_bytes()
     (tmp_path / JOURNAL).write_bytes(whole[:-cut])
-    journal = Journal(tmp_path, ASKED)
+    journal = Journal(tmp_path, SETTINGS)
     assert journal.found == 2
     journal.add("base", "horses", 2, RECORD | {"index": 2})
     assert (tmp_path / JOURNAL).read_bytes() == whole
@@ -52,7 +52,7 @@ def test_a_journal_that_was_torn_in_its_first_line_begins_anew(tmp_path):
     filled(tmp_path)
     whole = (tmp_path / JOURNAL).read_bytes()
     (tmp_path / JOURNAL).write_bytes(whole[:20])
-    assert Journal(tmp_path, ASKED).found == 0
+    assert Journal(tmp_path, SETTINGS).found == 0
     filled(tmp_path)
     assert (tmp_path / JOURNAL).read_bytes() == whole
 
@@ -66,10 +66,10 @@ def test_a_journal_that_was_torn_in_its_first_line_begins_anew(tmp_path):
         ({"prompts": ("gt-box",)}, "prompts was ['gt-box', '1-point'], is ['gt-box']"),
     ],
 )
-def test_another_question_is_refused_with_the_difference(tmp_path, change, words):
+def test_other_settings_are_refused_with_the_difference(tmp_path, change, words):
     filled(tmp_path)
     with pytest.raises(InputError) as error:
-        Journal(tmp_path, ASKED | change)
+        Journal(tmp_path, SETTINGS | change)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 

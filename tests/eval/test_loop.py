@@ -1,4 +1,4 @@
-"""Every system answers the same prompts, in the frame of the squeezed picture; means are taken in the right order."""
+"""Every system gets the same prompts, in the frame of the squeezed picture; means are taken in the right order."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import loop
-from eval.loop import Answers, Protocol, Score, Segmenter, evaluate, squeeze, summarise, to_frame, to_picture
+from eval.loop import Predictions, Protocol, Score, Segmenter, evaluate, squeeze, summarise, to_frame, to_picture
 from eval.prompt_kinds import PROMPT_KINDS
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import Prompt
@@ -29,20 +29,20 @@ def labelled(name, *masks):
 
 
 class Stub:
-    """A system that looks its answer up; it notes what it is asked."""
+    """A system whose masks are a function of the prompt; records the prompts."""
 
     def __init__(self, look_up):
         self.look_up = look_up
-        self.asked = []
+        self.prompts = []
 
     def encode(self, picture):
         return picture
 
-    def answer(self, embedding, prompts, size_hw):
+    def predict(self, embedding, prompts, size_hw):
         assert embedding.shape[:2] == size_hw
-        self.asked.append(prompts)
+        self.prompts.append(prompts)
         masks = np.stack([self.look_up(prompt, size_hw) for prompt in prompts])
-        return Answers(masks, np.ones(len(prompts), np.float32), None)
+        return Predictions(masks, np.ones(len(prompts), np.float32), None)
 
 
 def perfect(*targets):
@@ -70,7 +70,7 @@ def test_a_perfect_system_scores_one_under_every_prompt(target):
     assert {(score.miou, score.mbiou, score.msf) for score in scores} == {(1, 1, 1)}
 
 
-def test_a_system_that_never_answers_scores_zero():
+def test_a_system_with_empty_masks_scores_zero():
     nothing = Stub(lambda prompt, size_hw: np.full(size_hw, -1, np.float32))
     scores = next(evaluate(nothing, [labelled("a", rectangle(40, 60, (5, 30), (10, 50)))], Protocol(prompts=2)))
     assert {(score.miou, score.mbiou, score.msf) for score in scores} == {(0, 0, 0)}
@@ -86,14 +86,14 @@ def test_scores_are_means_over_the_prompts():
     assert score.msf == (0.5 + 0.5 + 0.5 + 1) / 4
 
 
-def test_every_system_is_asked_the_same():
+def test_every_system_gets_the_same_prompts():
     pictures = [
         labelled(name, rectangle(40, 60, (5, 30), (10, 50)), rectangle(40, 60, (8, 12), (12, 20))) for name in "ab"
     ]
     systems = [perfect(*pictures[0].masks), Stub(lambda prompt, size_hw: np.ones(size_hw, np.float32))]
     for system in systems:
         assert len(list(evaluate(system, pictures, Protocol(kinds=ALL_KINDS, prompts=2)))) == 2
-    first, second = ([prompt for asked in system.asked for prompt in asked] for system in systems)
+    first, second = ([prompt for of_kind in system.prompts for prompt in of_kind] for system in systems)
     assert len(first) == len(second) == 2 * 2 * (1 + 7 * 2)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.points, b.points)
@@ -223,10 +223,10 @@ def test_alpha_is_the_plugins_own_and_absent_without_one(segmenter, embedding, p
     sam, tree = small.stable_nano()
     drp = tree["plugin"]["drp"]
     other = tree | {"plugin": tree["plugin"] | {"drp": jax.tree.map(lambda leaf: leaf + 1, drp)}}
-    alpha, changed = (one.answer(embedding, prompts, (48, 40)).alpha for one in (segmenter, Segmenter(sam, other)))
+    alpha, changed = (one.predict(embedding, prompts, (48, 40)).alpha for one in (segmenter, Segmenter(sam, other)))
     assert alpha.shape == (loop.CHUNK + 1,)
     assert np.abs(alpha - changed).min() > 1e-3
-    answers = Segmenter(*small.nano()).answer(embedding, prompts[:2], (48, 40))
+    answers = Segmenter(*small.nano()).predict(embedding, prompts[:2], (48, 40))
     assert answers.alpha is None
     assert answers.predicted_iou.shape == (2,)
 

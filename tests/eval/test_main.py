@@ -62,10 +62,10 @@ def results(config):
 def test_the_json_has_the_documented_schema(results, config):
     stored = json.loads((results / "results.json").read_text())
     meta = stored["meta"]
-    asked = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "image_size": None, "seed": 0, "limit": 2}
-    asked |= {"version": __version__}
-    assert meta.items() >= asked.items()
-    assert meta.keys() - asked.keys() == {"versions", "parameters", "plugins", "data", "run"}
+    settings = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "image_size": None, "seed": 0, "limit": 2}
+    settings |= {"version": __version__}
+    assert meta.items() >= settings.items()
+    assert meta.keys() - settings.keys() == {"versions", "parameters", "plugins", "data", "run"}
     assert meta["parameters"] == {system: digest(small.by_name(system)[1]) for system in config.system}
     assert {name: data["pictures"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
     assert list(stored) == ["systems", "intervals", "differences", "meta"]
@@ -230,7 +230,7 @@ def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         hq(asked)
     before = (asked.output / JOURNAL).read_bytes()
-    with pytest.raises(InputError, match=r"asked something else: seed was 0, is 7\. Ask the same to go on, or give"):
+    with pytest.raises(InputError, match=r"other options was begun here: seed was 0, is 7\. Repeat its options to"):
         hq(dataclasses.replace(asked, seed=7))
     assert (asked.output / JOURNAL).read_bytes() == before
 

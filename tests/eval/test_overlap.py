@@ -1,4 +1,4 @@
-"""Results come in order, whichever thread is done first, and few items are begun before they are asked for."""
+"""Results come in order, whichever thread is done first, and few items are begun before they are consumed."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Every system is asked the same questions: prompts depend on picture, object, kind, seed and index alone."""
+"""Every system gets the same prompts: they depend on picture, object, kind, seed and index alone."""
 
 import numpy as np
 import pytest

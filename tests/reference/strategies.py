@@ -123,7 +123,7 @@ def labels(draw):
 
 _SCALARS = (None, True, False, -1, 0, 1, 2.0, 1.5, -0.0, 1e9, 1e308, float("nan"), float("inf"), 10**30, "", "1", "x")
 _OTHERS = ("é\ud800", [], {}, [[]], [1], [[1, 2]], [[1, 2, 3]], {"size": [40, 60]}, {"size": [40, 60], "counts": "1"})
-odd_values = st.sampled_from([*_SCALARS, *_OTHERS])
+odd_values = st.sampled_from([*_SCALARS, *_OTHERS]).map(copy.deepcopy)  # they may be spoilt in their turn
 
 
 @st.composite

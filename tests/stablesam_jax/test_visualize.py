@@ -158,7 +158,7 @@ def test_circles_lie_where_features_are_read_and_their_radii_are_in_the_ratio_of
     np.testing.assert_allclose(np.concatenate(radii), radii[0][0])  # one scale for both panels
 
 
-def test_the_share_of_the_attention_on_the_object_is_said():
+def test_the_share_of_the_attention_on_the_object_is_in_the_title():
     shown = explanation()
     weights = np.zeros_like(shown.before)
     weights[:, 1, 2], weights[:, 0, 0] = 0.3, 0.1  # cell (24.5, 14.5) is on the object, (4.5, 4.5) is not

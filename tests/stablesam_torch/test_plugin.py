@@ -39,7 +39,7 @@ WHOLE = {
 
 @functools.cache
 def drawn(config):
-    """A plugin with numbers that change masks in every leaf."""
+    """A plugin with values that affect masks in every leaf."""
     rng = np.random.default_rng(5)
 
     def draw_leaf(path, shape):
@@ -137,7 +137,7 @@ def test_the_copy_of_a_model_has_a_plugin_of_its_own(sam):
     np.testing.assert_array_equal(predicted(sam), before)
 
 
-def test_the_plugin_goes_where_its_model_goes_and_keeps_offsets_precise_in_half_the_digits(sam):
+def test_the_plugin_follows_its_models_device_and_dtype_and_keeps_offsets_precise_in_half_precision(sam):
     torch_plugin.stabilise(sam, STATE).to(torch.bfloat16)
     keys = torch.from_numpy(normal(1, 20, 20, WIDTH)).bfloat16()
     amplitudes, offsets = sam.plugin.dsp(keys)
@@ -174,7 +174,7 @@ def spoil_alpha(plugin):
 
 
 @pytest.mark.parametrize("spoil", [spoil_offsets, spoil_amplitudes, spoil_depthwise, spoil_alpha])
-def test_a_wrong_axis_would_be_seen(sam, spoil):
+def test_a_wrong_axis_would_be_detected(sam, spoil):
     torch_plugin.stabilise(sam, STATE)
     before = predicted(sam)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_what_cannot_be_is_refused_with_the_reason(sam):
 
     extra = STATE["_extra_state"]
     assert "no state of a plugin" in refusal(sam.state_dict())
-    assert "does not know such a plugin" in refusal(
+    assert "does not support this plugin" in refusal(
         STATE | {"_extra_state": {"config": extra["config"] | {"colour": 1}, "metadata": {}}}
     )
     wide = dataclasses.replace(WHOLE["sam"], embedding_width=32, plugin=PluginConfig(embedding_width=32))

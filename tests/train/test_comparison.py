@@ -1,11 +1,11 @@
-"""What training has changed, on the same prompts before and after."""
+"""Systems before and after training are compared on the same prompts."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from eval.loop import Answers, Protocol, evaluate
+from eval.loop import Predictions, Protocol, evaluate
 from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.visualize import pixels
 from train import comparison
@@ -16,7 +16,7 @@ TARGET[5:20, 10:30] = True
 
 
 class Pictures:
-    """Four pictures; those of a higher number make `Wobbling` wobble more."""
+    """Four pictures; `Wobbling` is less stable on those of a higher index."""
 
     names = ("a", "b", "c", "d")
 
@@ -29,7 +29,7 @@ class Pictures:
 
 
 class Steady:
-    """Always the same mask."""
+    """Predicts the target for every prompt."""
 
     def encode(self, picture):
         return picture
@@ -37,12 +37,12 @@ class Steady:
     def low_res_masks(self, embedding, prompts, size_hw):
         return np.stack([np.where(TARGET, 1, -1).astype(np.float32)] * len(prompts))
 
-    def answer(self, embedding, prompts, size_hw):
-        return Answers(self.low_res_masks(embedding, prompts, size_hw), np.ones(len(prompts), np.float32), None)
+    def predict(self, embedding, prompts, size_hw):
+        return Predictions(self.low_res_masks(embedding, prompts, size_hw), np.ones(len(prompts), np.float32), None)
 
 
 class Wobbling(Steady):
-    """The first answer is right, the others grow with the picture's number."""
+    """The first mask is the target, the others grow with the picture's index."""
 
     def low_res_masks(self, embedding, prompts, size_hw):
         masks = super().low_res_masks(embedding, prompts, size_hw)
@@ -63,10 +63,10 @@ def scores():
 
 def test_both_systems_are_scored_on_the_same_prompts_and_the_first_one_once():
     class Counting(Wobbling):
-        asked = 0
+        calls = 0
 
         def low_res_masks(self, embedding, prompts, size_hw):
-            self.asked += 1
+            self.calls += 1
             return super().low_res_masks(embedding, prompts, size_hw)
 
     before = Counting()
@@ -76,14 +76,14 @@ def test_both_systems_are_scored_on_the_same_prompts_and_the_first_one_once():
     assert rows["before"]["noisy-box"]["msf"] < 0.95
     assert rows["before"]["gt-box"]["miou"] == rows["after"]["gt-box"]["miou"]
     assert pixels(figure).shape[2] == 3
-    asked = before.asked
-    assert asked == 4 * 2 * 4 + 3  # every object and kind, and the rows of the figure
+    calls = before.calls
+    assert calls == 4 * 2 * 4 + 3  # every object and kind, and the rows of the figure
     again, _ = compare(before)
     assert again["before"] == again["after"] == rows["before"]
-    assert before.asked == 2 * asked + 3
+    assert before.calls == 2 * calls + 3
 
 
-def test_a_remembering_segmenter_encodes_a_picture_once_and_answers_the_same(monkeypatch):
+def test_a_remembering_segmenter_encodes_a_picture_once(monkeypatch):
     encoded = []
     monkeypatch.setattr(
         comparison.Segmenter, "encode", lambda self, picture: encoded.append(picture) or np.full(1, len(encoded))

@@ -11,6 +11,7 @@ import signal
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -81,9 +82,9 @@ def test_the_run_itself_finds_every_view(config, filled, monkeypatch):
     def update(state, frozen, batch, seed):
         seen.append(batch["features"].features)
         assert "picture" not in batch
-        return state, Measured(loss=np.zeros(2), iou=np.zeros(2))
+        return state, Measured(loss=jnp.zeros(2), iou=jnp.zeros(2))
 
-    monkeypatch.setattr(train_main.parallel, "run_on_all", lambda *_, **__: update)
+    monkeypatch.setattr(train_main.parallel.PmapEngine, "run_on_all", lambda *_, **__: update)
     monkeypatch.setattr(train_main, "report", lambda *_: None)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         train_main.train(dataclasses.replace(config, batch_size=4, steps=4))
@@ -141,7 +142,7 @@ def test_a_full_disk_ends_it_with_one_line_and_status_1(config, tmp_path, monkey
     assert end.value.code == 1
     error = capsys.readouterr().err
     assert re.fullmatch(
-        r"features are not kept from here on: .*cannot be written \(No space left on device\)\. Make room.*\n", error
+        r"features are not cached from here on: .*cannot be written \(No space left on device\)\. Make room.*\n", error
     )
 
 

@@ -26,7 +26,7 @@ from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
-from train import presets, results, setup
+from train import pictures, presets, results, setup
 from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, PRESETS, TrainConfig
 from train.progress import Progress
 from train.stopping import stop_signals
@@ -184,10 +184,22 @@ def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(
     assert_same_plugin(damaged, unbroken[0])
 
 
+def test_the_engine_that_is_asked_for_runs_the_steps(config, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def run_on_all(*_, **__):
+        raise Asked
+
+    monkeypatch.setattr(train_main.parallel.JitEngine, "run_on_all", run_on_all)
+    with pytest.raises(Asked):
+        train(dataclasses.replace(config, output=tmp_path / "run", cache=None, engine="jit"))
+
+
 def test_a_second_interrupt_ends_the_program():
     with stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -220,8 +232,9 @@ def test_other_options_pictures_or_another_base_do_not_continue_a_run(unbroken, 
     before = contents(unbroken[0])
     with pytest.raises(InputError, match=r"another configuration \(seed 0 -> 1\)"):
         train(dataclasses.replace(config, seed=1))
-    with pytest.raises(InputError, match=r"pictures 8, names \w+ -> 9, names \w+\)"):
-        train(dataclasses.replace(config, held_out=1))
+    other = small.save_pairs(tmp_path / "pairs", 4)
+    with pytest.raises(InputError, match=r"pictures 10, content \w+ -> 4, content \w+\)"):
+        train(dataclasses.replace(config, data_dir=(other,)))
     assert contents(unbroken[0]) == before
 
 
@@ -250,10 +263,10 @@ def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_p
     unchanged = {path for path in before if np.array_equal(rounded[path], after[path])}
     # The positional encoding is a constant, of the three masks only the best one trains, and a token that no prompt has
     # does not: no point here is outside of its object.
-    resting = {path for path in before if path.startswith("image_encoder/backbone/")}
-    resting |= {f"prompt_encoder/{name}" for name in ("pe_layer/positional_encoding_gaussian_matrix", POINT_OUTSIDE)}
-    assert resting <= unchanged
-    others = {path.rsplit("/", 2)[0] for path in unchanged - resting if not path.startswith("prompt_encoder/")}
+    frozen = {path for path in before if path.startswith("image_encoder/backbone/")}
+    frozen |= {f"prompt_encoder/{name}" for name in ("pe_layer/positional_encoding_gaussian_matrix", POINT_OUTSIDE)}
+    assert frozen <= unchanged
+    others = {path.rsplit("/", 2)[0] for path in unchanged - frozen if not path.startswith("prompt_encoder/")}
     assert others < {f"mask_decoder/output_hypernetworks_mlps_{index}" for index in (1, 2, 3)}
     _, metadata = checkpoint.load_tree(pretraining.output / "model")
     assert metadata["source"]["objective"] == "pretrain"
@@ -319,7 +332,7 @@ def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(sta
     [
         ({"batch_size": 3}, "--batch-size 3 cannot be divided among 2 devices; take 2"),
         ({"batch_size": 0}, "--batch-size 0 cannot be divided among 2 devices"),
-        ({"devices": 5}, "--devices 5: this machine shows JAX 2"),
+        ({"devices": 5}, "--devices 5: JAX has 2 device(s)"),
         ({"prompts": ("scribble=1",)}, "--prompts scribble=1: unknown kind; known are gt-box, jittered-box, noisy-box"),
         ({"prompts": ("gt-box",)}, "--prompts gt-box: write KIND=WEIGHT"),
         ({"prompts": ("gt-box=-1",)}, "--prompts gt-box=-1: the weight must be a number from 0 up"),
@@ -329,7 +342,7 @@ def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(sta
         ({"trainable": ("plugins/.*",)}, r"'plugins/\.\*': matches no parameter; paths begin with image_encoder"),
         (
             {"hq": True, "plugin": None, "trainable": MASK_TOKEN},
-            "compress_vit_feat_0/bias has random numbers and would not",
+            "compress_vit_feat_0/bias has random values and would not",
         ),
         ({"hq": True, "plugin": None, "trainable": HQ_PARTS, "objective": "pretrain"}, "does not reach HQ-SAM's parts"),
         (
@@ -503,18 +516,18 @@ def test_bfloat16_trains_and_the_result_is_a_float32_plugin(config, tmp_path):
 
 def test_a_limit_takes_fewer_pictures_and_the_same_for_every_seed(config):
     few = dataclasses.replace(config, limit=3)
-    training, held_out = setup.pictures(few)
-    every, same = setup.pictures(config)
+    training, held_out = pictures.split(few)
+    every, same = pictures.split(config)
     assert len(training) == 3
     assert set(training.names) < set(every.names)
     assert held_out.names == same.names
-    assert setup.pictures(dataclasses.replace(few, seed=9))[0].names == training.names
-    assert len(setup.pictures(dataclasses.replace(few, data_dir=()))[0]) == 3
+    assert pictures.split(dataclasses.replace(few, seed=9))[0].names == training.names
+    assert len(pictures.split(dataclasses.replace(few, data_dir=()))[0]) == 3
 
 
 def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):
     def names(**change):
-        training, held_out = setup.pictures(dataclasses.replace(config, **change))
+        training, held_out = pictures.split(dataclasses.replace(config, **change))
         assert not set(training.names) & set(held_out.names)
         return training.names, held_out.names
 
@@ -523,14 +536,14 @@ def test_pictures_are_held_out_by_name_and_never_more_than_a_fifth(config):
     assert names(seed=5) == (training, held_out)
     assert len(names(held_out=100)[1]) == 2
     assert len(names(held_out=0)[0]) == 10
-    assert [len(part) for part in names(data_dir=(), held_out=3)] == [setup.EMBEDDED_SCENES, 3]
+    assert [len(part) for part in names(data_dir=(), held_out=3)] == [pictures.EMBEDDED_SCENES, 3]
     assert len(names(data_dir=(), held_out=0)[1]) == 0
 
 
 def test_the_name_of_a_picture_does_not_depend_on_how_its_folder_is_spelled(config, monkeypatch):
     monkeypatch.chdir(config.data_dir[0])
-    here = setup.pictures(dataclasses.replace(config, data_dir=(pathlib.Path("."),)))
-    assert here[0].names == setup.pictures(config)[0].names
+    here = pictures.split(dataclasses.replace(config, data_dir=(pathlib.Path("."),)))
+    assert here[0].names == pictures.split(config)[0].names
 
 
 # the command line

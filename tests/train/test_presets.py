@@ -44,8 +44,8 @@ def test_a_preset_passes_its_own_checks(name):
     assert sum(setup.parse_kinds(config.prompts).values()) > 0
     sam = assemble(dataclasses.replace(small.CONFIG, hq=config.hq, plugin=config.plugin))
     trained, frozen = params.split(tree_of("sam_nano", config.hq, config.plugin), config.trainable)
-    resting = setup.resting_parts(tree_of("sam_nano", False, None), frozen)
-    assert setup.check_trainable(config, sam, trained, resting) == (name == "pretrain-nano")
+    at_random = setup.frozen_at_random(tree_of("sam_nano", False, None), frozen)
+    assert setup.check_trainable(config, sam, trained, at_random) == (name == "pretrain-nano")
 
 
 # What trains, in parameters.

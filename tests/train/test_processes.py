@@ -52,7 +52,7 @@ def start(work, output, *options, script=("-m", "train.main"), devices=1, steps=
 
 def finish(*processes):
     """What they print; all of them must end well."""
-    texts = [process.communicate(timeout=300) for process in processes]
+    texts = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), texts
     return [text for text, _ in texts]
 
@@ -103,6 +103,42 @@ def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
         (text,) = finish(start(work, folder, *options, script=script, devices=devices, steps=4))
         assert "continuing after step 2" in text
         np.testing.assert_allclose([record["loss"] for record in measurements(folder)], losses[2:], rtol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 2), (1, 8), (2, 1)])
+def test_both_engines_train_to_the_same_bits_and_continue_each_other(work, hosts, devices):
+    def run(name, engine):
+        """Where its folder is, and what the first host prints."""
+        output = work / f"{hosts}_{devices}_{name}"
+        options = ("--engine", engine, "--save-every", "2", "--batch-size", "8")
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        spread = [("--coordinator", address, "--hosts", str(hosts), "--host", str(host)) for host in range(hosts)]
+        script = (str(ROOT / "tests" / "reference" / "host.py"),)
+        processes = [
+            start(work, output, *options, *(own if hosts > 1 else ()), script=script, devices=devices, steps=4)
+            for own in spread
+        ]
+        texts = finish(*processes)
+        assert len({digest(text) for text in texts}) == 1
+        assert f"{hosts * devices} device(s)" in texts[0]
+        return output, texts[0]
+
+    outputs = {engine: run(engine, engine)[0] for engine in ("pmap", "jit")}
+    expected = measurements(outputs["pmap"])
+    assert len(expected) == 4
+    assert measurements(outputs["jit"]) == expected
+    assert newest(outputs["jit"]) == newest(outputs["pmap"])  # what trained and the optimizer's state
+    for begun, continued in (("pmap", "jit"), ("jit", "pmap")):
+        name = f"{begun}_{continued}"
+        folder = work / f"{hosts}_{devices}_{name}"
+        shutil.copytree(outputs[begun] / "checkpoints" / "00000002", folder / "checkpoints" / "00000002")
+        shutil.copy(outputs[begun] / "config.json", folder)
+        assert "continuing after step 2" in run(name, continued)[1]
+        assert measurements(folder) == expected[2:]
+        assert newest(folder) == newest(outputs["pmap"])
 
 
 def test_an_evaluation_on_two_hosts_gives_the_results_of_one(work):

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def run(tmp_path):
 
 
 def measured(loss, iou=0.5):
-    return Measured(loss=np.array([loss, loss], np.float32), iou=np.array([iou, iou], np.float32))
+    return Measured(loss=jnp.float32(loss), iou=jnp.float32(iou))
 
 
 def recorded(run):
@@ -28,7 +30,7 @@ def recorded(run):
 
 
 def test_progress_says_means_since_the_last_look_and_records_every_step(run, capsys):
-    progress = Progress(run, Console(), start=0, steps=4, pictures_per_step=8)
+    progress = Progress(run, Console(), jax.device_get, start=0, steps=4, pictures_per_step=8)
     for step, (loss, iou) in enumerate([(1, 0), (3, 0.5), (5, 1), (7, 0.25)], 1):
         progress.add(step, measured(loss, iou), now=step in (2, 4))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -48,7 +50,7 @@ def test_progress_says_means_since_the_last_look_and_records_every_step(run, cap
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_with_its_step(run, value):
-    progress = Progress(run, Console(), start=10, steps=20, pictures_per_step=8)
+    progress = Progress(run, Console(), jax.device_get, start=10, steps=20, pictures_per_step=8)
     progress.add(11, measured(1), now=True)
     progress.add(12, measured(1), now=False)
     progress.add(13, measured(value), now=False)

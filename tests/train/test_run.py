@@ -64,7 +64,17 @@ def test_the_same_options_continue_a_run(run, config):
 
 
 @pytest.mark.parametrize(
-    "change", [{"devices": 1}, {"save_every": 7}, {"held_out": 3}, {"eval_prompts": 2}, {"output": "elsewhere"}]
+    "change",
+    [
+        {"devices": 1},
+        {"engine": "jit"},
+        {"save_every": 7},
+        {"skip_bad": True},
+        {"data_dir": (pathlib.Path("elsewhere"),)},
+        {"model": "./sam_nano"},
+        {"eval_prompts": 2},
+        {"output": "elsewhere"},
+    ],
 )
 def test_what_does_not_decide_the_result_may_change(run, config, change, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -76,6 +86,7 @@ def test_what_does_not_decide_the_result_may_change(run, config, change, tmp_pat
     [
         ({"learning_rate": 0.5}, {}, "learning_rate 0.001 -> 0.5"),
         ({"seed": 3, "steps": 9}, {}, "seed 0 -> 3; steps None -> 9"),
+        ({"held_out": 3}, {}, "held_out 20 -> 3"),
         ({"cache": pathlib.Path("somewhere")}, {}, "cached False -> True"),
         ({"plugin": None}, {}, "plugin {.*} -> None"),
         ({"plugin": PluginConfig(groups=4)}, {}, "plugin.groups 1 -> 4"),

@@ -48,24 +48,23 @@ def samples(tmp_path_factory):
 def compiled(devices, sam, tree, trainable):
     """A function of (batches, seed) -> trained parameters, measured, frozen parameters, after all batches."""
     trained, frozen = params.split(tree, trainable)
-    chosen = jax.local_devices()[:devices]
-    update = parallel.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False), chosen, donate=(0,))
+    engine = parallel.PmapEngine(jax.local_devices()[:devices])
+    update = engine.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False), sharded=(2,), donate=(0,))
 
     def run(batches, seed=0):
         state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=OPTIMIZER.init(trained))
-        everywhere = parallel.replicate(frozen, chosen)
-        history = []
+        everywhere = engine.replicate(frozen)
+        losses = []
         for batch in batches:
-            everyone = parallel.replicate((state, np.uint32(seed)), chosen)
+            everyone = engine.replicate((state, np.uint32(seed)))
             features = batch["features"] if sam.config.hq else ImageEmbedding(batch["features"].features)
-            shards = parallel.shard(batch | {"features": features}, chosen)
+            shards = engine.shard(batch | {"features": features})
             state, measured = update(everyone[0], everywhere, shards, everyone[1])
-            state = parallel.unreplicate(state)
-            history.append(jax.device_get(measured))
+            state = engine.unreplicate(state)
+            losses.append([np.asarray(copy.data).item() for copy in measured.loss.addressable_shards])
         assert int(state.step) == len(batches)
-        losses = np.array([values.loss for values in history])
-        assert all((values == values[0]).all() for values in losses)  # every device holds the mean
-        return state.trained, losses[:, 0], parallel.unreplicate(everywhere)
+        assert all(values == [values[0]] * devices for values in losses)  # every device holds the mean
+        return state.trained, np.array(losses, np.float32)[:, 0], engine.unreplicate(everywhere)
 
     return run
 
@@ -132,8 +131,10 @@ def test_three_steps_change_what_a_system_trains_and_no_other_bit(name, samples)
 
 
 def test_two_devices_and_one_agree(one, two):
-    # Sums over 2 + 2 pictures and over 4 round differently, in the last bits of float32.
-    np.testing.assert_allclose(one[1], two[1], rtol=2e-6)
+    # Sums over 2 + 2 pictures and over 4 round differently, in the last bits of float32; later losses are of parameters
+    # that differ.
+    np.testing.assert_allclose(one[1][0], two[1][0], rtol=2e-6)
+    np.testing.assert_allclose(one[1], two[1], rtol=1e-5)
     before, first, second = leaves(small.stable_nano()[1]), leaves(one[0]), leaves(two[0])
     for path in first:
         # Adam divides by the gradient's own size: where it is all rounding, a step of 1e-3 may go either way. So few
@@ -201,8 +202,8 @@ def first_update(samples, objective="stable", *, averaged=False, **options):
     """State before and after one update on one device, and what it measured."""
     sam, tree = small.nano()
     trained, frozen = params.split(tree, MASK_TOKEN)
-    chosen = jax.local_devices()[:1]
-    update = parallel.run_on_all(make_update(sam, OPTIMIZER, objective, neck_trains=False, **options), chosen)
+    engine = parallel.PmapEngine(jax.local_devices()[:1])
+    update = engine.run_on_all(make_update(sam, OPTIMIZER, objective, neck_trains=False, **options), sharded=(2,))
     before = State(
         step=jnp.zeros((), jnp.int32),
         trained=trained,
@@ -210,10 +211,10 @@ def first_update(samples, objective="stable", *, averaged=False, **options):
         averaged=trained if averaged else None,
     )
     batch = samples[0] | {"features": ImageEmbedding(samples[0]["features"].features)}
-    everyone = parallel.replicate((before, frozen, np.uint32(0)), chosen)
+    everyone = engine.replicate((before, frozen, np.uint32(0)))
     with small.quick_compilation():
-        state, measured = update(everyone[0], everyone[1], parallel.shard(batch, chosen), everyone[2])
-    return before, parallel.unreplicate(state), jax.device_get(measured)
+        state, measured = update(everyone[0], everyone[1], engine.shard(batch), everyone[2])
+    return before, engine.unreplicate(state), engine.unreplicate(measured)
 
 
 def test_a_moving_average_follows_what_trains(samples):
@@ -239,7 +240,7 @@ def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
     plain = first_update(samples, "pretrain")
     clicked = first_update(samples, "pretrain", clicks=1)
     assert np.isfinite(clicked[2].loss).all()
-    assert clicked[2].loss[0] != plain[2].loss[0]
+    assert clicked[2].loss != plain[2].loss
 
 
 # what rests costs nothing
@@ -258,12 +259,10 @@ def flops(samples, trainable, *, cached):
     if not cached:
         del batch["features"]
         batch["picture"] = np.zeros((PICTURES, small.SIZE, small.SIZE, 3), np.uint8)
-    update = make_update(sam, OPTIMIZER, "stable", neck_trains=False)
-    lowered = parallel.run_on_all(update, jax.local_devices()[:1]).lower(
-        *jax.tree.map(lambda leaf: np.asarray(leaf)[None], (state, frozen)),
-        parallel.shard(batch, jax.local_devices()[:1]),
-        np.zeros(1, np.uint32),
-    )
+    engine = parallel.PmapEngine(jax.local_devices()[:1])
+    update = engine.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False), sharded=(2,))
+    state, frozen, seed = engine.replicate((state, frozen, np.uint32(0)))
+    lowered = update.lower(state, frozen, engine.shard(batch), seed)
     return lowered.cost_analysis()["flops"]
 
 

@@ -1,4 +1,4 @@
-"""Image encoders, one row each. A new one is its file, its row here, and its sizes in `config.MODELS`."""
+"""Image encoders, one row each. Another one needs its file, a row here, and its sizes in `config.MODELS`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from stablesam_jax.model.encoders import lite, tiny_vit, vit
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What the rest of the project knows of an encoder."""
+    """Properties of an encoder that other modules use."""
 
     module: Callable[[Any, int], nn.Module]
     """(its configuration, channels of the image embedding) -> module, from (B, S, S, 3) normalised pictures to the
     image embedding (B, G, G, channels) and the early features (B, G, G, early width), which HQ-SAM reads."""
     early_width: Callable[[Any], int]
-    """Of its configuration."""
+    """Its configuration -> channels of the early features."""
     official: Callable[[SamConfig], tuple[str, dict[str, Any]]] | None = None
     """Class of the official PyTorch packages and its arguments; None where they have none."""
     recognise: Callable[[Any, tuple[int, ...], int | None], bool] | None = None

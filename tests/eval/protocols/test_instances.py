@@ -1,4 +1,4 @@
-"""Boxes in, AP out: every system is asked the same, and what it is asked and how it is scored is what the flags say."""
+"""Boxes in, AP out: every system gets the same boxes; boxes and scores are those that the options name."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ import pytest
 from faster_coco_eval.core import mask as mask_api
 
 from eval.protocols import instances, systems
-from eval.protocols.instances import InstancesConfig, begin, coco, draw_questions, read_boxes, score_records, sginw
+from eval.protocols.instances import InstancesConfig, begin, coco, draw_box_prompts, read_boxes, score_records, sginw
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.prompts import box_iou
 from tests.reference import small
@@ -43,7 +43,7 @@ def source(tmp_path):
 
 
 class Stub:
-    """A system that looks its answers up; it notes what it is asked."""
+    """A system whose mask is a function of the box; records pictures and boxes."""
 
     sam = SimpleNamespace(config=SimpleNamespace(image_size=SIDE, plugin=None))
 
@@ -81,51 +81,53 @@ def perfect(source):
 NOTHING = np.zeros((40, 60), bool)
 
 
-def asking(kinds, seed=0):
-    return lambda source, index: draw_questions(source, index, kinds=kinds, seed=seed)
+def drawing(kinds, seed=0):
+    return lambda source, index: draw_box_prompts(source, index, kinds=kinds, seed=seed)
 
 
-def evaluate(stub, source, indices, ask, *, kinds, rules):
-    records = [begin(stub, source, index, ask(source, index))() for index in indices]
+def evaluate(stub, source, indices, prompts_of, *, kinds, rules):
+    records = [begin(stub, source, index, prompts_of(source, index))() for index in indices]
     found = score_records(records, source, indices, kinds=kinds, rules=rules)
     return found.summary, found.lines
 
 
 def scores(stub, source, kinds=("gt-box", "n-box-50"), rules=RULES):
-    return evaluate(stub, source, range(len(source)), asking(kinds), kinds=kinds, rules=rules)
+    return evaluate(stub, source, range(len(source)), drawing(kinds), kinds=kinds, rules=rules)
 
 
-# what is asked
+# prompts
 
 
 def test_every_object_that_is_no_crowd_has_a_box_of_each_kind(source):
-    questions = draw_questions(source, 0, kinds=("gt-box", "n-box-50", "n-box-60"), seed=0)
-    assert [(one.annotation.annotation_id, one.category_id, one.kind) for one in questions] == [
+    prompts = draw_box_prompts(source, 0, kinds=("gt-box", "n-box-50", "n-box-60"), seed=0)
+    assert [(one.annotation.annotation_id, one.category_id, one.kind) for one in prompts] == [
         (number, category, kind)
         for number, category in ((100, 0), (0, 3))
         for kind in ("gt-box", "n-box-50", "n-box-60")
     ]
-    assert questions[0].box.tolist() == [10, 10, 30, 25]  # the annotation's, with an exclusive end
-    for one in questions:
+    assert prompts[0].box.tolist() == [10, 10, 30, 25]  # the annotation's, with an exclusive end
+    for one in prompts:
         x, y, width, height = one.annotation.bbox_xywh
         iou = box_iou(one.box, np.array([x, y, x + width, y + height]))
         assert {"gt-box": iou == 1, "n-box-50": 0.5 <= iou <= 0.6, "n-box-60": 0.6 <= iou <= 0.7}[one.kind]
 
 
 def test_boxes_depend_on_picture_object_kind_and_seed_alone(source):
-    first, again = (draw_questions(source, 0, kinds=kinds, seed=3) for kinds in (("n-box-50",), ("gt-box", "n-box-50")))
+    first, again = (
+        draw_box_prompts(source, 0, kinds=kinds, seed=3) for kinds in (("n-box-50",), ("gt-box", "n-box-50"))
+    )
     assert [one.box.tolist() for one in first] == [one.box.tolist() for one in again if one.kind == "n-box-50"]
-    others = draw_questions(source, 0, kinds=("n-box-50",), seed=4) + draw_questions(
+    others = draw_box_prompts(source, 0, kinds=("n-box-50",), seed=4) + draw_box_prompts(
         source, 1, kinds=("n-box-50",), seed=3
     )
     assert not {tuple(one.box) for one in first} & {tuple(one.box) for one in others}
 
 
-def test_every_system_is_asked_the_same_and_encodes_a_picture_once(source):
+def test_every_system_gets_the_same_boxes_and_encodes_a_picture_once(source):
     stubs = [Stub(perfect(source)), Stub(lambda box: NOTHING)]
     for stub in stubs:
         scores(stub, source)
-        assert len(stub.pictures) == 2  # nothing is asked of the third
+        assert len(stub.pictures) == 2  # the third has no objects
     assert np.array_equal(stubs[0].boxes, stubs[1].boxes)
     assert len(stubs[0].boxes) == 2 * 2 * 2
 
@@ -143,11 +145,11 @@ def test_the_true_masks_score_one_and_empty_ones_zero(source):
     assert {line["iou"] for line in lines} == {"0.000000"}
 
 
-def test_a_score_that_knows_the_bad_masks_ranks_them_last(source):
-    def ask(source, index):  # of each object first a box beside it, then its own
-        for question in draw_questions(source, index, kinds=("gt-box",), seed=0):
-            yield dataclasses.replace(question, box=question.box + np.float32(0.5))
-            yield question
+def test_a_score_that_is_lower_for_bad_masks_raises_ap(source):
+    def prompts_of(source, index):  # of each object first a box beside it, then its own
+        for prompt in draw_box_prompts(source, index, kinds=("gt-box",), seed=0):
+            yield dataclasses.replace(prompt, box=prompt.box + np.float32(0.5))
+            yield prompt
 
     def beside(box):
         return box[0] % 1 == 0.5
@@ -155,7 +157,7 @@ def test_a_score_that_knows_the_bad_masks_ranks_them_last(source):
     stub = Stub(
         lambda box: NOTHING if beside(box) else perfect(source)(box), iou=lambda box: 0.1 if beside(box) else 0.9
     )
-    found, _ = evaluate(stub, source, range(2), lambda *place: list(ask(*place)), kinds=("gt-box",), rules=RULES)
+    found, _ = evaluate(stub, source, range(2), lambda *place: list(prompts_of(*place)), kinds=("gt-box",), rules=RULES)
     assert found["gt-box, iou"]["ap"] == 1
     assert found["gt-box, constant"]["ap"] < 0.8
 
@@ -170,7 +172,7 @@ def test_rules_are_the_product_one_and_the_score_of_the_box():
 
 def test_only_the_first_pictures_are_truth(source):
     stub = Stub(perfect(source))
-    found, lines = evaluate(stub, source, range(1), asking(("gt-box",)), kinds=("gt-box",), rules=("iou",))
+    found, lines = evaluate(stub, source, range(1), drawing(("gt-box",)), kinds=("gt-box",), rules=("iou",))
     assert found["gt-box, iou"]["ap"] == 1
     assert len(lines) == 2
 
@@ -203,8 +205,8 @@ def test_boxes_of_a_detector_are_read_the_best_first(source, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ({"image_id": 77}, "is of picture 77, which the data set has not"),
-        ({"category_id": 9}, "is of category 9, which the data set has not"),
+        ({"image_id": 77}, "is of picture 77, which is not in the data set"),
+        ({"category_id": 9}, "is of category 9, which is not in the data set"),
         ({"bbox": [1, 2, 3]}, "has the box [1, 2, 3] and score 0.5, not x, y, width, height and a number"),
         ({"bbox": [1, 2, -3, 4]}, "has the box [1, 2, -3, 4]"),
         ({"score": float("nan")}, "and score nan"),
@@ -305,8 +307,8 @@ def test_bad_options_are_one_line_and_nothing_is_written(config, change, words):
 
 
 def test_run_lengths_of_the_masks_are_cocos(source):
-    answer = begin(Stub(perfect(source)), source, 0, draw_questions(source, 0, kinds=("gt-box",), seed=0))()["answers"][
-        0
-    ]
+    answer = begin(Stub(perfect(source)), source, 0, draw_box_prompts(source, 0, kinds=("gt-box",), seed=0))()[
+        "answers"
+    ][0]
     assert np.array_equal(mask_api.decode(answer["run_lengths"]), source.objects(0)[0].mask())
     assert answer["predicted_iou"] == pytest.approx(0.9)

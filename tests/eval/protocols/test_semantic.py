@@ -1,4 +1,4 @@
-"""Class maps from prompts: regions, fusion and means are MESS's, and all systems are asked the same."""
+"""Class maps from prompts: regions, fusion and means are MESS's, and all systems get the same prompts."""
 
 import csv
 import dataclasses
@@ -71,12 +71,12 @@ def evaluate(system, maps, config):
 
 
 class Stub:
-    """A system that looks its answers up; it notes what it is asked. All three of its masks differ."""
+    """A system whose masks are a function of the prompt's place; records the prompts. All three masks differ."""
 
     def __init__(self, answer, *, plugin=None, base=None):
         self.sam = SimpleNamespace(config=SimpleNamespace(image_size=SIDE, plugin=plugin))
         self.answer, self.base = answer, base
-        self.asked, self.pictures = [], 0
+        self.prompts, self.pictures = [], 0
 
     def set_image(self, picture):
         self.pictures += 1
@@ -84,10 +84,10 @@ class Stub:
     def without_plugin(self):
         return self.base
 
-    def predict_low_res(self, *, multimask_output, **asked):
+    def predict_low_res(self, *, multimask_output, **arguments):
         assert multimask_output
-        self.asked.append(asked)
-        places = asked["box"][:, 0] if "box" in asked else asked["point_coords"][:, 0]
+        self.prompts.append(arguments)
+        places = arguments["box"][:, 0] if "box" in arguments else arguments["point_coords"][:, 0]
         masks = np.full((len(places), 3, SIDE, SIDE), -50, np.float32)
         for logits, place in zip(masks, places, strict=True):
             found = self.answer(place)
@@ -161,18 +161,18 @@ def test_pixels_are_counted_over_the_whole_set():
     assert summary["oracle-box"]["miou"] == pytest.approx((2400 / 2500 + 2300 / 2400) / 2)
 
 
-def test_every_system_is_asked_the_same_and_encodes_a_picture_once():
+def test_every_system_gets_the_same_prompts_and_encodes_a_picture_once():
     label = label_map()
     stubs = [Stub(perfect(label)), Stub(silent)]
     for stub in stubs:
         evaluate(stub, Maps(label, label), config())
         assert stub.pictures == 2
-        assert len(stub.asked) == 2 * 4
-    for first, second in zip(stubs[0].asked, stubs[1].asked, strict=True):
+        assert len(stub.prompts) == 2 * 4
+    for first, second in zip(stubs[0].prompts, stubs[1].prompts, strict=True):
         assert first.keys() == second.keys()
         assert all(np.array_equal(first[name], second[name]) for name in first)
     # Prompts of the second picture, which has another name, are others.
-    assert not np.array_equal(stubs[0].asked[2]["point_coords"], stubs[0].asked[6]["point_coords"])
+    assert not np.array_equal(stubs[0].prompts[2]["point_coords"], stubs[0].prompts[6]["point_coords"])
 
 
 def test_a_plugins_logits_are_added_to_those_of_its_base():
@@ -187,24 +187,24 @@ def test_a_plugins_logits_are_added_to_those_of_its_base():
     for add_base in (True, False):
         stub = Stub(answer(half[0], 3), plugin=PluginConfig(), base=Stub(answer(half[1], 2)))
         found[add_base], _ = evaluate(stub, Maps(label, classes=2), config(prompts=("oracle-box",), add_base=add_base))
-        assert len(stub.base.asked) == add_base
+        assert len(stub.base.prompts) == add_base
     assert found[True]["oracle-box"]["miou"] == 1  # 3 - 1, 3 + 2 and 2 - 1: class 1 everywhere
     assert found[False]["oracle-box"]["miou"] == 0.25  # half of class 1, and a class 0 that is not there
     without = Stub(answer(half[0], 3), base=Stub(silent))
     evaluate(without, Maps(label, classes=2), config(prompts=("oracle-box",)))
-    assert not without.base.asked
+    assert not without.base.prompts
 
 
 def test_regions_of_the_background_may_be_left_unprompted():
-    asked = {}
+    counts = {}
     for prompted in (True, False):
         stub = Stub(silent)
         evaluate(stub, Maps(label_map()), config(prompts=("oracle-box",), background_prompts=prompted))
-        asked[prompted] = len(stub.asked[0]["box"])
+        counts[prompted] = len(stub.prompts[0]["box"])
     regions = find_regions(label_map(), {IGNORE})
-    assert asked == {True: len(regions), False: sum(region.label > 0 for region in regions)}
+    assert counts == {True: len(regions), False: sum(region.label > 0 for region in regions)}
     evaluate(stub, Maps(label_map(), background=None), config(prompts=("oracle-box",), background_prompts=False))
-    assert len(stub.asked[1]["box"]) == len(regions)
+    assert len(stub.prompts[1]["box"]) == len(regions)
 
 
 # regions
@@ -263,12 +263,16 @@ def test_small_regions_are_dropped_and_the_hundred_largest_kept():
     assert [int(region.mask.sum()) for region in regions[1:]] == [12] * 48 + [11] * 48 + [10] * 3
 
 
-def test_without_a_region_class_0_is_asked_for_in_the_corner():
+def test_without_a_region_class_0_is_prompted_in_the_corner():
     (region,) = find_regions(np.full((20, 20), IGNORE, np.uint8), {IGNORE})
     assert (region.label, region.corner, region.mask.tolist()) == (0, (0, 0), [[True]])
     stub = Stub(silent)
     evaluate(stub, Maps(np.full((40, 60), IGNORE, np.uint8)), config())
-    assert [list(next(iter(asked.values())).reshape(-1)) for asked in stub.asked[:3]] == [[0, 0], [0, 0, 1, 1], [0, 0]]
+    assert [list(next(iter(call.values())).reshape(-1)) for call in stub.prompts[:3]] == [
+        [0, 0],
+        [0, 0, 1, 1],
+        [0, 0],
+    ]
     summary, lines = evaluate(stub, Maps(np.full((40, 60), IGNORE, np.uint8)), config())
     assert all(math.isnan(values["miou"]) for values in summary.values())
     assert lines == []
@@ -288,9 +292,9 @@ def test_a_network_of_the_frames_size_sees_prompts_where_they_were_drawn():
     key = {"corner": region.corner, "size_hw": frame_hw, "picture_id": "a", "object_id": 0, "seed": 0}
     for kind in ("oracle-box", "oracle-point", "noisy-box"):
         prompt = draw_region_prompt(kind, region.mask, **key)
-        asked = in_picture([prompt], frame_hw, size_hw)
+        arguments = in_picture([prompt], frame_hw, size_hw)
         drawn = prompt.points if prompt.box is None else prompt.box.reshape(2, 2)
-        given = next(iter(asked.values())).reshape(-1, 2)
+        given = next(iter(arguments.values())).reshape(-1, 2)
         assert to_model_frame(given, size_hw, 1024) == pytest.approx(drawn, abs=1e-4)
     assert in_picture([draw_region_prompt("oracle-box", region.mask, **key)], frame_hw, size_hw)["box"][0, 0] == (
         pytest.approx([150, 100, 321, 200], abs=0.5)
@@ -375,7 +379,7 @@ def write(folder, size=(40, 60)):
 
 def test_results_have_the_documented_form(tmp_path, monkeypatch):
     monkeypatch.setattr(systems, "load_model", small.by_name)
-    asked = MessConfig(
+    options = MessConfig(
         system=("base", "base+plugin"),
         data_dir=(write(tmp_path / "one"), write(tmp_path / "two", (50, 50))),
         output=tmp_path / "out",
@@ -383,26 +387,26 @@ def test_results_have_the_documented_form(tmp_path, monkeypatch):
         limit=1,
     )
     with small.quick_compilation():
-        mess(asked)
-    stored = json.loads((asked.output / "results.json").read_text())
+        mess(options)
+    stored = json.loads((options.output / "results.json").read_text())
     assert stored["meta"]["add_base"] is True
     assert stored["meta"]["router_token"] == "single"
     for sets in stored["systems"].values():
         assert list(sets) == ["one", "two", "mean"]
-        for kind in asked.prompts:
+        for kind in options.prompts:
             average = (sets["one"][kind]["miou"] + sets["two"][kind]["miou"]) / 2
             assert sets["mean"][kind]["miou"] == pytest.approx(average)
-    with open(asked.output / "per_class.csv", newline="") as file:
+    with open(options.output / "per_class.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == ["system", "data_set", "kind", "class", "pixels", "predicted", "agreed", "iou"]
-    base, stable = ([line for line in lines if line["system"] == system] for system in asked.system)
+    base, stable = ([line for line in lines if line["system"] == system] for system in options.system)
     for first, second in zip(base, stable, strict=True):  # a fresh plugin changes nothing, twice the logits neither
         assert abs(int(first["predicted"]) - int(second["predicted"])) < 100
     chosen = [float(line["iou"]) for line in base if line["data_set"] == "one" and line["kind"] == "oracle-box"]
     assert stored["systems"]["base"]["one"]["oracle-box"]["miou"] == pytest.approx(np.mean(chosen), abs=1e-6)
 
 
-def test_the_router_reads_the_token_of_the_answer_where_that_is_asked(tmp_path, monkeypatch):
+def test_the_router_reads_the_token_of_the_answer_with_that_option(tmp_path, monkeypatch):
     seen = []
 
     def note(predictor, *_):
@@ -431,11 +435,11 @@ def test_the_router_reads_the_token_of_the_answer_where_that_is_asked(tmp_path, 
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(tmp_path, change, words):
-    asked = MessConfig(system=("base",), data_dir=(tmp_path,), output=tmp_path / "out")
-    assert words in refusal(mess, dataclasses.replace(asked, **change))
-    assert not asked.output.exists()
+    options = MessConfig(system=("base",), data_dir=(tmp_path,), output=tmp_path / "out")
+    assert words in refusal(mess, dataclasses.replace(options, **change))
+    assert not options.output.exists()
 
 
 def test_a_folder_may_not_have_the_name_of_a_mean(tmp_path):
-    asked = MessConfig(system=("base",), data_dir=(write(tmp_path / "General"),), output=tmp_path / "out")
-    assert "General is the name of a mean" in refusal(mess, asked)
+    options = MessConfig(system=("base",), data_dir=(write(tmp_path / "General"),), output=tmp_path / "out")
+    assert "General is the name of a mean" in refusal(mess, options)

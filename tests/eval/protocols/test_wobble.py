@@ -1,4 +1,4 @@
-"""One page from a command: curves, and an honest word on whether a flag finds bad masks."""
+"""The command writes one page: curves, and whether the flag of `predict_stable` finds bad masks."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.loop import Answers
+from eval.loop import Predictions
 from eval.prompt_kinds import PROMPT_KINDS, WOBBLE_KINDS
 from eval.protocols import systems, wobble
 from eval.protocols.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
@@ -28,21 +28,21 @@ LABELLED = LabelledPicture("a", np.zeros((40, 60, 3), np.uint8), TARGET[None])
 
 
 class Stub:
-    """Answers every prompt with one mask; notes how it is asked."""
+    """Predicts one mask for every prompt; records the prompts."""
 
     def __init__(self, mask):
-        self.mask, self.asked = mask, []
+        self.mask, self.prompts = mask, []
 
     def encode(self, picture):
         return picture
 
-    def answer(self, embedding, prompts, size_hw):
-        self.asked.append(prompts)
+    def predict(self, embedding, prompts, size_hw):
+        self.prompts.append(prompts)
         masks = np.stack([np.where(self.mask, 1, -1).astype(np.float32)] * len(prompts))
-        return Answers(masks, np.linspace(0.5, 0.9, len(prompts), dtype=np.float32), None)
+        return Predictions(masks, np.linspace(0.5, 0.9, len(prompts), dtype=np.float32), None)
 
 
-def asked_by(mask):
+def begun(mask):
     stub = Stub(mask)
     record = wobble.begin(stub, LABELLED, wobble.Protocol(kinds=KINDS, prompts=3))()
     return stub, record
@@ -50,15 +50,15 @@ def asked_by(mask):
 
 def test_an_oracle_scores_one_and_an_empty_system_zero_under_every_kind():
     for mask, score in ((TARGET, 1), (~TARGET & TARGET, 0)):
-        _, record = asked_by(mask)
+        _, record = begun(mask)
         assert [one["kind"] for one in record["scores"]] == list(KINDS)
         assert {(one["miou"], one["mbiou"], one["msf"]) for one in record["scores"]} == {(score,) * 3}
         assert {(case["iou"], case["stability"]) for case in record["cases"]} == {(score, score)}
 
 
-def test_each_kind_is_asked_once_more_under_small_slips_of_its_first_prompt():
-    stub, record = asked_by(TARGET)
-    own, slipped = stub.asked[: len(KINDS)], stub.asked[len(KINDS) :]
+def test_each_kind_is_prompted_again_with_small_slips_of_its_first_prompt():
+    stub, record = begun(TARGET)
+    own, slipped = stub.prompts[: len(KINDS)], stub.prompts[len(KINDS) :]
     for kind, prompts, slips in zip(KINDS, own, slipped, strict=True):
         assert len(prompts) == (1 if kind == "gt-box" else 3)
         assert len(slips) == 1 + wobble.JITTERS
@@ -70,8 +70,8 @@ def test_each_kind_is_asked_once_more_under_small_slips_of_its_first_prompt():
 def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
     stub = Stub(TARGET)
     wobble.begin(stub, LABELLED, wobble.Protocol(kinds=KINDS, prompts=200))
-    asked = dict(zip(KINDS, stub.asked, strict=False))
-    overlap = [np.mean([box_iou(one.box, gt_box(TARGET)) for one in asked[kind]]) for kind in wobble.BOXES.values()]
+    drawn = dict(zip(KINDS, stub.prompts, strict=False))
+    overlap = [np.mean([box_iou(one.box, gt_box(TARGET)) for one in drawn[kind]]) for kind in wobble.BOXES.values()]
     assert overlap[0] == 1
     assert all(good > bad + 0.02 for good, bad in itertools.pairwise(overlap))
     assert [(PROMPT_KINDS | WOBBLE_KINDS)[kind].points for kind in wobble.POINTS.values()] == [
@@ -97,27 +97,27 @@ def cases(*, stability, predicted, n=60):
     ]
 
 
-def test_a_flag_that_finds_bad_masks_is_worth_it_and_one_that_does_not_is_not():
-    knows = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6) / 10, predicted=lambda iou: 0.5))
-    assert knows["stability"]["rank_correlation"] == pytest.approx(1)
-    assert knows["stability"]["gain"] == pytest.approx(1)
-    assert math.isnan(knows["predicted_iou"]["rank_correlation"])
-    assert "alpha" not in knows
-    assert knows["stability"]["bad_found"] == 1
-    assert "Yes: " in verdict(knows)
-    assert "finds fewer" in verdict(knows)
+def test_the_verdict_is_yes_for_a_flag_that_finds_bad_masks_and_no_for_one_that_does_not():
+    good = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6) / 10, predicted=lambda iou: 0.5))
+    assert good["stability"]["rank_correlation"] == pytest.approx(1)
+    assert good["stability"]["gain"] == pytest.approx(1)
+    assert math.isnan(good["predicted_iou"]["rank_correlation"])
+    assert "alpha" not in good
+    assert good["stability"]["bad_found"] == 1
+    assert "Yes: " in verdict(good)
+    assert "finds fewer" in verdict(good)
     both = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6) / 10, predicted=lambda iou: iou))
-    assert "Predicted IoU, which costs nothing, finds about as many." in verdict(both)
+    assert "Predicted IoU, which needs no extra prompts, finds about as many." in verdict(both)
 
-    lies = judge(cases(stability=lambda iou: 0.92 + (0.6 - iou) / 10, predicted=lambda iou: iou))
-    assert lies["stability"]["rank_correlation"] == pytest.approx(-1)
-    assert "No: it finds hardly more" in verdict(lies)
+    reversed_order = judge(cases(stability=lambda iou: 0.92 + (0.6 - iou) / 10, predicted=lambda iou: iou))
+    assert reversed_order["stability"]["rank_correlation"] == pytest.approx(-1)
+    assert "No: it finds hardly more" in verdict(reversed_order)
 
 
 def test_where_predicted_iou_finds_more_the_page_says_so():
     rng = np.random.default_rng(1)
     judged = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6 + rng.normal(0, 0.2)) / 10, predicted=lambda iou: iou))
-    assert "the IoU that the model predicts finds more" in verdict(judged)
+    assert "predicted IoU finds more bad ones" in verdict(judged)
 
 
 # the command
@@ -139,7 +139,7 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
     assert "alpha" in stored["signals"]["base+plugin"]
     assert "alpha" not in stored["signals"]["base"]
     text = (output / "wobble.md").read_text()
-    assert text.count("Is the flag of `predict_stable`") == 2
+    assert text.count("Does the flag of `predict_stable`") == 2
     assert "nan" not in text
 
 
@@ -179,6 +179,6 @@ def test_options_out_of_range_are_named(tmp_path):
 
 
 def test_cases_survive_the_journal():
-    _, record = asked_by(TARGET)
+    _, record = begun(TARGET)
     again = cases_of([json.loads(json.dumps(record))])
     assert again == cases_of([record])

@@ -1,4 +1,4 @@
-"""Known values of rank correlation and risk, and the two ends: a signal that knows nothing and one that knows all."""
+"""Known values of rank correlation and risk, and the extremes: a constant signal and the IoU itself."""
 
 import math
 
@@ -25,19 +25,19 @@ def test_a_constant_correlates_with_nothing():
     assert math.isnan(signals.rank_correlation(np.ones(4), np.arange(4)))
 
 
-def test_risk_is_that_of_the_masks_which_are_trusted_most():
-    iou, trust = np.array([0.5, 1.0, 0.0]), np.array([2, 3, 1])
-    assert signals.risk_coverage(trust, iou).tolist() == [0, 0.25, 0.5]
-    assert signals.area(trust, iou) == 0.25
+def test_risk_is_that_of_the_most_confident_masks():
+    iou, confidence = np.array([0.5, 1.0, 0.0]), np.array([2, 3, 1])
+    assert signals.risk_coverage(confidence, iou).tolist() == [0, 0.25, 0.5]
+    assert signals.area(confidence, iou) == 0.25
 
 
-def test_masks_that_are_trusted_alike_are_in_no_order():
+def test_masks_of_equal_confidence_have_no_order():
     iou = np.array([0.0, 1.0, 0.5])
     for order in ([0, 1, 2], [1, 2, 0]):
         assert signals.risk_coverage(np.ones(3), iou[order]) == pytest.approx([0.5, 0.5, 0.5])
 
 
-def test_gain_is_one_for_iou_itself_zero_for_chance_and_below_for_a_liar():
+def test_gain_is_one_for_iou_itself_zero_for_chance_and_negative_for_the_reverse_order():
     iou = np.random.default_rng(0).uniform(size=50)
     assert signals.gain(iou, iou) == 1
     assert signals.gain(np.ones(50), iou) == pytest.approx(0)
@@ -45,7 +45,7 @@ def test_gain_is_one_for_iou_itself_zero_for_chance_and_below_for_a_liar():
     assert math.isnan(signals.gain(iou, np.ones(50)))
 
 
-def test_bad_masks_are_found_among_the_least_trusted():
+def test_bad_masks_are_found_among_the_least_confident():
     iou = np.array([0.1, 0.9, 0.5, 0.8])
     assert signals.bad_found(np.array([1, 3, 4, 2]), iou, 0.5) == 0.5
     assert signals.bad_found(iou, iou, 0.5) == 1

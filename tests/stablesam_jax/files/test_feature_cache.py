@@ -167,7 +167,7 @@ def test_a_damaged_or_foreign_entry_is_said_once_and_made_anew(cache, damage, ca
     spoil(path)
     assert_features(cache(PICTURES[:2]), PICTURES[:2])
     error = capsys.readouterr().err
-    assert error.startswith(f"removed, and made anew: {path}: ")
+    assert error.startswith(f"removed, to be encoded again: {path}: ")
     assert words in error
     assert error.count("\n") == 1
     assert cache.encoded == 3
@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_once_and_nothing_else_is_lost(cache, capsys, monkey
     for _ in range(2):
         assert_features(cache(PICTURES), PICTURES)
     error = capsys.readouterr().err
-    assert error.startswith("features are not kept from here on: ")
+    assert error.startswith("features are not cached from here on: ")
     assert "cannot be written (No space left on device). Make room" in error
     assert error.count("\n") == 1
     assert cache.fault in error
@@ -199,7 +199,7 @@ def test_a_full_disk_is_said_once_and_nothing_else_is_lost(cache, capsys, monkey
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/cache: cannot be made"):
+    with pytest.raises(InputError, match="file/cache: cannot be created"):
         open_cache(tmp_path / "file" / "cache")
 
 
