@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskGenerator", "Picture", "Predictor", "Slots", "keep_compiled_programs", "load_model"]
 
-# Imported on first access: JAX, Flax and Orbax take seconds to import, and importing any module of the package runs this
-# file, even where a worker process or --help needs none of them.
+# Imported on first access: JAX, Flax and Orbax take seconds to import, and importing any module of the package runs
+# this file, even where a worker process or --help needs none of them.
 _HOMES = {
     "MaskGenerator": "stablesam_jax.predict.mask_generator",
     "Picture": "stablesam_jax.predict.picture",
