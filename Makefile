@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # Large pages for large arrays: a training step on a CPU takes a fifth less (glibc 2.35 or newer; ignored elsewhere).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv quickstart tables notebooks bench test lint parity clean
+.PHONY: venv quickstart tables notebooks bench lint test test-slow test-all parity clean
 
 venv: $(STAMP)
 
@@ -42,8 +42,15 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Without LLVM's optimisation, see tests/conftest.py.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_OPTIONS)
+
+# Programs are compiled as users have them.
+test-slow: $(STAMP)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(PYTEST_OPTIONS)
+
+test-all: test test-slow
 
 # The whole family at its own size: ViT-H takes minutes and 10 GB. What is found is kept beside the table.
 parity: $(STAMP)

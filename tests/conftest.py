@@ -1,12 +1,15 @@
-"""Strictness for every test, set before JAX starts: no silent promotion, two simulated devices."""
+"""What holds for every test, set before JAX starts: no silent promotion, two simulated devices, quick compilation."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other by spinning; the cores have a worker each
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Most of a test's time is compilation, and most of that LLVM's optimisation; the slow tier sets this to false.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test leans on what another run has left
 
 import pytest

@@ -7,6 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
 FIGURES = {"quickstart": 3, "train_on_your_data": 3, "inside_the_plugin": 3}
 

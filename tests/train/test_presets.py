@@ -15,6 +15,12 @@ from train.presets import HQ_SAM_PROMPTS, PRESETS, ROBUST_PROMPTS, TrainConfig
 
 ALL = sorted(PRESETS)
 BASES = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "mobile_sam", "sam_nano")
+LARGE = ("sam_vit_l", "sam_vit_h")  # take seconds to trace
+
+
+def cases(names, base=lambda name: name):
+    """Those of large bases are of the slow tier."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if base(name) in LARGE else []) for name in names]
 
 
 @functools.cache
@@ -31,7 +37,7 @@ def trained_by(name, base="sam_nano"):
     return params.split(tree_of(base, config.hq, config.plugin), config.trainable)[0]
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", cases(BASES))
 def test_a_stable_model_is_its_base_with_the_same_plugin(base):
     plugin = PRESETS["stable-sam"][1].plugin
     assert shapes(assemble(MODELS[f"stable_{base}"])) == tree_of(base, False, plugin)
@@ -72,7 +78,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", cases(BASES))
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_system_trains_as_many_parameters_on_every_base(name, base):
     count = COUNTS[name]
@@ -128,14 +134,14 @@ LEARNABLE = {  # row of table 3 or 10: printed number, preset, base, unit
 TOTALS = {"SAM-Base": (358, "sam_vit_b"), "SAM-Large": (1191, "sam_vit_l"), "SAM-Huge": (2446, "sam_vit_h")}
 
 
-@pytest.mark.parametrize("row", LEARNABLE)
+@pytest.mark.parametrize("row", cases(LEARNABLE, lambda row: LEARNABLE[row][2]))
 def test_the_paper_prints_as_many_learnable_parameters(row):
     printed, name, base, unit = LEARNABLE[row]
     digits = len(str(printed).partition(".")[2])
     assert round(unit(params.count(trained_by(name, base))), digits) == printed
 
 
-@pytest.mark.parametrize("row", TOTALS)
+@pytest.mark.parametrize("row", cases(TOTALS, lambda row: TOTALS[row][1]))
 def test_the_paper_prints_as_many_mebibytes_of_the_base(row):
     printed, base = TOTALS[row]
     # With the constant of the positional encoding, which is 256 of ViT-L's 312,343,088 numbers.

@@ -19,6 +19,8 @@ from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 20
 KILLS = int(os.environ.get("KILLS", "3"))  # 50 take minutes
@@ -105,7 +107,6 @@ def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
         np.testing.assert_allclose([record["loss"] for record in measurements(folder)], losses[2:], rtol=2e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("hosts", "devices"), [(1, 1), (1, 2), (1, 8), (2, 1)])
 def test_both_engines_train_to_the_same_bits_and_continue_each_other(work, hosts, devices):
     def run(name, engine):

@@ -83,8 +83,11 @@ def test_a_padded_side_beyond_512_is_a_fourth_longer_at_most_and_there_are_few_o
     assert len(set(sides.values())) == 20  # eight up to 1,024, then four for each doubling
 
 
-def test_masks_of_similar_sizes_share_a_program():
-    upscale_masks(np.ones((1, 64, 64), np.float32), (200, 130), 256)
-    compiled = postprocess.padded_mask._cache_size()
-    upscale_masks(np.ones((5, 64, 64), np.float32), (256, 255), 256)
-    assert postprocess.padded_mask._cache_size() == compiled
+def test_masks_of_similar_sizes_share_a_program(monkeypatch):
+    traced = []
+    by_rows = postprocess.by_rows
+    monkeypatch.setattr(postprocess, "by_rows", lambda *arguments: traced.append(None) or by_rows(*arguments))
+    postprocess.padded_mask.clear_cache()
+    for count, size_hw in ((1, (200, 130)), (5, (256, 255))):
+        upscale_masks(np.ones((count, 64, 64), np.float32), size_hw, 256)
+        assert len(traced) == 1
