@@ -1,6 +1,6 @@
 """Rows of a training step: ours against HQ-SAM's loop in PyTorch, with one box for each picture.
 
-HQ-SAM's loop knows no cache of embeddings; that of "cached" is given one.
+HQ-SAM's loop has no cache of embeddings; in the rows "cached" it gets one.
 """
 
 import dataclasses

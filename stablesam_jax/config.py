@@ -102,21 +102,21 @@ class PluginConfig:
     """x* of deformable sampling: W x + b, as figure 3b draws it (the first convolution's output); x (1 + W x + b), as
     the words "feature amplitudes" may be read; or x itself, offsets only."""
     max_offset_cells: float = 8.0
-    """s_p, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 reach across. The
+    """s_p, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 is its side. The
     paper calls it pre-defined and gives no value."""
     groups: int = 1
     """Groups of channels with offsets of their own, as in deformable attention. The paper has one pair of offsets."""
     offset_kernel: int = 5
     """Side in cells of the depthwise convolution of the offset network (figure 3b)."""
     padding: Literal["border", "zeros"] = "border"
-    """What lies outside the map: the border's value, since the text keeps p + delta p within the map, or zero."""
+    """Values outside the map: the border's, since the text keeps p + delta p within the map, or zero."""
     positions: Literal["grid", "resampled"] = "grid"
     """Positional encoding of the keys: that of the original grid, added after mixing, or sampled and mixed as the
     features are. The paper names image features only."""
     router: bool = True
     """Whether there is a DRP; without one, the rows "+ DSP" of table 5, alpha is (1, 0)."""
     router_token: Literal["output", "mean"] = "output"
-    """t_o: the token of the single mask, also where several masks are asked for, or the mean of the four mask
+    """t_o: the token of the single mask, also where several masks are decoded, or the mean of the four mask
     tokens. On an HQ-SAM, which is trained on the HQ token's mask alone, "output" is the HQ token. The text names the
     output mask token, and nothing of HQ-SAM; one alpha serves all tokens of a prompt either way."""
     router_width: int = 32

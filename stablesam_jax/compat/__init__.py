@@ -5,13 +5,13 @@
     sam = sam_model_registry["stable_sam_nano"]()  # or ["vit_b"](checkpoint="FOLDER"), a plugin as "FOLDER+PLUGIN_FILE"
     predictor = SamPredictor(sam)
 
-Names, arguments, shapes and values are those of segment_anything. Where PyTorch is loaded, what are tensors there are
-tensors here, on the CPU; where it is not, they are numpy arrays of the same layout. Tensors of any device are taken.
-JAX decides where the model runs, and nothing has gradients. What the official code answers with nonsense is refused, as
-a box in another frame.
+Names, arguments, shapes and values are those of segment_anything. If PyTorch is loaded, tensors there are tensors here,
+on the CPU; otherwise they are numpy arrays of the same layout. Arguments may be tensors of any device. JAX decides
+where the model runs, and nothing has gradients. Input for which the official code returns meaningless masks, such as a
+box in another frame, is refused.
 
-What clients assign is supported: `features`, `interm_features`, `original_size`, `input_size`, `is_image_set`. The
-model, its weights and its parts are fixed.
+Clients may assign `features`, `interm_features`, `original_size`, `input_size` and `is_image_set`. The model, its
+weights and its parts are fixed.
 """
 
 from stablesam_jax.compat.predictor import ImageNotSet, SamAutomaticMaskGenerator, SamPredictor

@@ -28,7 +28,7 @@ class ImageNotSet(InputError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _State:
-    """What a predictor knows of its picture. It never changes: what is assigned makes another."""
+    """The picture of a predictor. Immutable: every assignment makes another state."""
 
     of: Sam
     embedding: ImageEmbedding | None = None  # B = 1, of HQ-SAM with early features, not fused
@@ -50,9 +50,9 @@ class _State:
 
 
 class SamPredictor:
-    """segment_anything/predictor.py, with the argument of segment_anything_hq beyond it.
+    """segment_anything/predictor.py, with the additional argument of segment_anything_hq.
 
-    Threads may share it: each has its own picture, see `stablesam_jax.Predictor`. What is assigned is the thread's own.
+    Threads may share it: each has its own picture, see `stablesam_jax.Predictor`, and its own assigned values.
     """
 
     def __init__(self, sam_model: Sam | linen.Sam, params: Params | None = None):
@@ -76,7 +76,7 @@ class SamPredictor:
 
     @property
     def device(self) -> Any:
-        """Where tensors are given out: the CPU."""
+        """The device of returned tensors: the CPU."""
         return self.model.device
 
     @property
@@ -132,14 +132,14 @@ class SamPredictor:
         self._assign(embedding=sam.embedding_of(self.model, features, value[0]))
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encodes a picture, to be prompted from then on.
+        """Encodes a picture and makes it the current one.
 
         Args:
             image: (H, W, 3) uint8.
             image_format: "RGB" or "BGR".
 
         Raises:
-            InputError: no such picture; none is set then.
+            InputError: the picture is malformed; none is set then.
         """
         with self._current.cleared_on_failure():
             if image_format not in ("RGB", "BGR"):
@@ -150,7 +150,7 @@ class SamPredictor:
             self.set_torch_image(tensor(pixels.transpose(2, 0, 1)[None]), image.shape[:2])
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Sequence[int]) -> None:
-        """Encodes a picture that is resized already.
+        """Encodes a picture that has been resized already.
 
         Args:
             transformed_image: (1, 3, h, w) pixels of 0..255, RGB, from `transform`; the longer side is the model's.
@@ -191,17 +191,17 @@ class SamPredictor:
             point_coords: (k, 2) (x, y) in pixels of the picture.
             point_labels: (k,) 1 on the object, 0 not on it.
             box: (4,) or (1, 4) XYXY in pixels of the picture.
-            mask_input: (1, 4G, 4G) logits of an earlier answer.
+            mask_input: (1, 4G, 4G) logits of an earlier prediction.
             multimask_output: three masks.
             return_logits: logits instead of masks.
-            hq_token_only: of HQ-SAM, the mask of its own token.
+            hq_token_only: for HQ-SAM, the mask of its own token.
 
         Returns:
             masks (M, H, W) bool or float32, predicted IoU (M,), low-resolution logits (M, 4G, 4G).
 
         Raises:
             ImageNotSet: no picture is set.
-            InputError: no such prompt.
+            InputError: the prompt is malformed.
         """
         shown = self._state.shown
         arguments = (point_coords, point_labels, box, mask_input)
@@ -244,7 +244,7 @@ class SamPredictor:
 
         Raises:
             ImageNotSet: no picture is set.
-            InputError: no such prompts.
+            InputError: the prompts are malformed.
         """
         shown = self._state.shown
         prompts = sam.read(self.model, shown, point_coords, point_labels, boxes, mask_input)
@@ -264,7 +264,7 @@ class SamPredictor:
         return tensor(sam.channels_first(state.embedding.features))
 
     def reset_image(self) -> None:
-        """Forgets the picture."""
+        """Removes the current picture."""
         self._current.clear()
 
     @property

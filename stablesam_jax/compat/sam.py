@@ -1,4 +1,4 @@
-"""segment_anything's `Sam` and its three parts, each taking and giving what it does there; the registry of models."""
+"""segment_anything's `Sam` and its three parts, with the same inputs and outputs, and the registry of models."""
 
 import dataclasses
 import functools
@@ -70,11 +70,11 @@ class Sam:
 
     @property
     def device(self) -> Any:
-        """Where tensors are given out: the CPU."""
+        """The device of returned tensors: the CPU."""
         return cpu_device()
 
     def to(self, *_: Any, **__: Any) -> "Sam":
-        """Itself: JAX decides where the model runs."""
+        """Returns itself: JAX decides where the model runs."""
         return self
 
     cuda = cpu = to
@@ -203,7 +203,7 @@ class PromptEncoder:
             return tensor(np.zeros((0, 0, width), np.float32)), tensor(np.zeros((0, width, *grid), np.float32))
         embed = compiled.of_base(self._of.sam, _prompt_encoder)
         sparse, dense = SLOTS.answer(functools.partial(embed, self._of.params), prompts)
-        tokens = token_count(prompts[0].points, prompts[0].box)  # all have as many
+        tokens = token_count(prompts[0].points, prompts[0].box)  # the same for all prompts
         return tensor(sparse[:, :tokens]), tensor(channels_first(dense))
 
     forward = __call__
@@ -316,15 +316,15 @@ def read(
 
     Args:
         of: the model.
-        shown: the picture that they are for; else they may lie anywhere in the model's input.
+        shown: the picture, within which they must be; None: anywhere in the model's input.
         point_coords, point_labels, boxes, mask_input: see `SamPredictor.predict_torch`.
 
     Raises:
-        InputError: they lie elsewhere, or are none.
+        InputError: they are outside, or malformed.
     """
     side = of.sam.config.image_size
     size_hw, margin = (side, side), 1.0
-    if shown is not None:  # what lay a pixel beside the picture lies more of them beside it here, and was rounded
+    if shown is not None:  # a margin of one pixel of the picture may be several pixels of the input, after rounding
         size_hw, margin = shown.input_size, 1 + float(np.max(np.divide(shown.input_size, shown.original_size)))
     given = [None if each is None else array(each) for each in (point_coords, point_labels, boxes, mask_input)]
     prompts, is_list = read_prompts(*given, size_hw=size_hw, mask_size=of.sam.config.mask_size, margin=margin)
@@ -438,7 +438,7 @@ _OFFICIAL_NAMES = {
     "vit_t": "mobile_sam",
 }
 
-# Builders by name: the official names, which ask for a checkpoint folder, and all of MODELS.
+# Builders by name: the official names, which need a checkpoint folder, and all of MODELS.
 sam_model_registry: Mapping[str, Callable[..., Sam]] = {
     name: _builder(ours) for name, ours in (_OFFICIAL_NAMES | {name: name for name in MODELS}).items()
 }

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch in and out, without importing it: it is used where a program has loaded it."""
+"""Converts from and to PyTorch's tensors without importing PyTorch; it is used only if the program has loaded it."""
 
 import sys
 from typing import Any
@@ -30,7 +30,7 @@ def like(given: Any, values: np.ndarray) -> Tensor:
 
 
 def cpu_device() -> Any:
-    """The device of the tensors that are given out."""
+    """The device of returned tensors."""
     torch = sys.modules.get("torch")
     return "cpu" if torch is None else torch.device("cpu")
 

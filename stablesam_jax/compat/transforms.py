@@ -9,7 +9,7 @@ from stablesam_jax.predict.preprocess import resized_size
 
 
 class ResizeLongestSide:
-    """Brings the longer side to a length. What ends in `_torch` takes and gives tensors."""
+    """Resizes the longer side to a length. Methods that end in `_torch` take and return tensors."""
 
     def __init__(self, target_length: int):
         """Side of the model's input in pixels."""
@@ -47,7 +47,7 @@ class ResizeLongestSide:
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> Size:
-        """Height and width after the longer side is brought to a length."""
+        """Height and width after the longer side is resized to a length."""
         return resized_size((oldh, oldw), long_side_length)
 
     def _scale(self, original_size: Size) -> np.ndarray:

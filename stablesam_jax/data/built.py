@@ -132,7 +132,7 @@ class _Records(Reader):
             return decode(self.records[range(len(self))[index]])  # tfds does not support negative indices
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
-            raise InputError(f"{self.folder}: the record of {name} is damaged ({reason}); build it anew.") from None
+            raise InputError(f"{self.folder}: the record of {name} is damaged ({reason}); build it again.") from None
 
 
 class BuiltPictures(_Records):

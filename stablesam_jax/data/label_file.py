@@ -114,9 +114,9 @@ def read_classes(path: pathlib.Path, size_hw: SizeHW | None, *, classes: int) ->
     """
     label = _numbers(path, _read(path))
     _check_size(path, label, size_hw)
-    strangers = [value for value in _counts(label) if value != IGNORE and not 0 <= value < classes]
-    if strangers:
-        shown = ", ".join(map(str, strangers[:3])) + (", ..." if len(strangers) > 3 else "")
+    unknown = [value for value in _counts(label) if value != IGNORE and not 0 <= value < classes]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise InputError(
             f"{path}: holds {shown}, which is no class; give numbers from 0 to {classes - 1}, or {IGNORE} for ignore."
         )

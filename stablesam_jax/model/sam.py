@@ -26,7 +26,7 @@ class ImageEmbedding:
 class Sam(nn.Module):
     """A promptable segmenter, with HQ-SAM's branch and the plugin of Stable-SAM where its configuration has them.
 
-    Parameters lie in `image_encoder`, `prompt_encoder`, `mask_decoder` and, with a plugin, `plugin`. `build.assemble`
+    Parameters are in `image_encoder`, `prompt_encoder`, `mask_decoder` and, with a plugin, `plugin`. `build.assemble`
     makes one from a configuration.
     """
 

@@ -48,7 +48,7 @@ class OffsetNetwork(nn.Module):
             case "none":
                 amplitudes = features
         hidden = DepthwiseConv(self.config.offset_kernel, name="depthwise")(amplitudes)
-        # Without the barrier XLA on the CPU convolves anew for the mean, for the variance and for the result.
+        # Without the barrier XLA on the CPU repeats the convolution for the mean, for the variance and for the result.
         hidden = jax.lax.optimization_barrier(to_float32(hidden))
         hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         groups = self.config.groups
@@ -84,7 +84,7 @@ def deformable_features(amplitudes: jax.Array, positions: jax.Array, padding: Pa
         amplitudes: (..., H, W, C); neighbouring channels form a group.
         positions: (..., H, W, groups, 2), (x, y) in cells. Leading axes equal those of amplitudes or are 1 on either
             side.
-        padding: what lies outside the map.
+        padding: values outside the map.
 
     Returns:
         (..., H, W, C): as many features as before, at the same grid.

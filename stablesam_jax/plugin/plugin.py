@@ -17,7 +17,7 @@ class Plugin(nn.Module):
     """Replaces the image side of a token-to-image attention; 81,829 parameters in all by default.
 
     Its parameters are the top-level subtree `plugin`. Called before several attentions, it is one plugin with one set
-    of parameters. With `start="identity"` it is the identity at the start, to the bit wherever a matrix product with
+    of parameters. With `start="identity"` it is the identity at the start, to the bit wherever a matmul with
     the identity is exact: on the CPU in every dtype, on accelerators in bfloat16, or in float32 at the highest matmul
     precision.
 

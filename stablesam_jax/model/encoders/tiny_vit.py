@@ -155,7 +155,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Windowed attention, a depthwise convolution across the windows, MLP."""
+    """Windowed attention, a depthwise convolution over the whole map, MLP."""
 
     heads: int
     window_size: int
