@@ -13,6 +13,7 @@ from stablesam_jax import parallel
 from stablesam_jax.commands import called
 from stablesam_jax.data import doctor
 from stablesam_jax.data.collage import Collage
+from stablesam_jax.data.findings import KINDS, Findings, tell
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data
 from stablesam_jax.errors import InputError
@@ -65,11 +66,15 @@ def choose(config: TrainConfig, before: Record | None = None) -> Chosen:
         training, held_out = split(config)
         names = hashlib.sha256("\n".join(training.names).encode()).hexdigest()
         return Chosen(training, held_out, f"{len(training)}, names {names[:16]}", {})
-    source = open_data(config.data_dir, check=False)  # all are read below
+    found: Findings = []
+    source = open_data(config.data_dir, found, check=False)  # all are read below
+    tell(finding for finding in found if not KINDS[finding.kind].stops)
     skipped: dict[str, str] = {} if before is None else before["skipped"]
     candidates = [index for index in range(len(source)) if source.names[index] not in skipped]
     readings = _read(source, candidates)
-    faults = {source.names[index]: reading.fault for index, reading in readings.items() if reading.fault is not None}
+    faults = {finding.picture: finding.line for finding in found if KINDS[finding.kind].stops}
+    faults = {name: reason for name, reason in faults.items() if name not in skipped}
+    faults |= {source.names[index]: reading.fault for index, reading in readings.items() if reading.fault is not None}
     if faults and not config.skip_bad:
         raise InputError(_refusal(faults))
     skipped = skipped | faults

@@ -278,18 +278,22 @@ class _Float64Positions(torch.nn.Module):
 
     def __init__(self, official: torch.nn.Module):
         super().__init__()
-        self.official = official
+        self.official = type(official)
+        self.register_buffer("positional_encoding_gaussian_matrix", official.positional_encoding_gaussian_matrix)
+
+    def _pe_encoding(self, coords: torch.Tensor) -> torch.Tensor:
+        return self.official._pe_encoding(self, coords)
 
     def forward(self, size_hw: tuple[int, int]) -> torch.Tensor:
         """-> (C, H, W) float64, of the centres of H x W cells."""
         y, x = ((torch.arange(size, dtype=torch.float64) + 0.5) / size for size in size_hw)
         centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        return self.official._pe_encoding(centres).permute(2, 0, 1)
+        return self._pe_encoding(centres).permute(2, 0, 1)
 
     def forward_with_coords(self, coords: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """(B, N, 2) pixels (x, y) -> (B, N, C) float64."""
         height, width = image_size
-        return self.official._pe_encoding(coords.double() / torch.tensor([width, height]))
+        return self._pe_encoding(coords.double() / torch.tensor([width, height]))
 
 
 def _to_map(features: np.ndarray) -> torch.Tensor:

@@ -20,7 +20,7 @@ from eval.prompt_kinds import BOX_KINDS, draw_boxes
 from eval.protocols import systems
 from eval.protocols.average_precision import Detection, average_precision
 from stablesam_jax.data.coco import Annotation, CocoPictures
-from stablesam_jax.data.readers import Refused, settle
+from stablesam_jax.data.findings import refuse
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
@@ -264,16 +264,16 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
         raise InputError(f'{path}: is no list of detections [{{"image_id", "category_id", "bbox", "score"}}, ...].')
     sizes = {image_id: source.size_hw(index) for index, image_id in enumerate(source.image_ids)}
     by_image: dict[int, list[BoxPrompt]] = {}
-    faults: Refused = {}
+    faults: list[str] = []
     for number, entry in enumerate(entries):
         try:
             prompt = _box_prompt(entry, sizes, source.categories)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            faults[str(number)] = f"{path}: detection {number} {reason}; mend or remove it."
+            faults.append(f"{path}: detection {number} {reason}; mend or remove it.")
             continue
         by_image.setdefault(entry["image_id"], []).append(prompt)
-    settle(faults, None)
+    refuse(faults)
     for prompts in by_image.values():
         prompts.sort(key=lambda prompt: -prompt.box_score)
     return Boxes(sha256=hashlib.sha256(content).hexdigest(), by_image=by_image)

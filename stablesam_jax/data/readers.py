@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from stablesam_jax.data.findings import Finding, Findings, cannot_be_read, refuse, tell
+from stablesam_jax.data.findings import Finding, Findings, cannot_be_read, tell
 from stablesam_jax.data.label_file import SizeHW, read_masks, read_soft_mask
 from stablesam_jax.errors import InputError, shown
 from stablesam_jax.files.picture_file import CONVERT, SIDEWAYS, SUFFIXES, Header, read_header, read_picture, unread
@@ -418,14 +418,6 @@ class Joined:
     def __getitem__(self, index: int) -> LabelledPicture:
         source, inner = self.places[index]
         return source[inner]
-
-
-Refused = dict[str, str]
-
-
-def settle(faults: Mapping[str, str], refused: None) -> None:
-    """Raises one error for all faults."""
-    refuse(list(faults.values()))
 
 
 def folder_name(folder: pathlib.Path) -> str:

@@ -141,6 +141,7 @@ def test_the_cost_of_a_work_is_the_same_on_every_device(monkeypatch):
     assert cost_of(by_device, jnp.ones((4, 4))).flops == 2 * 4**3
 
 
+@pytest.mark.slow
 def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     cases = list(train_cases(tiny_model))
     assert [case.name for case in cases] == [
@@ -165,8 +166,17 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     assert encoded - cached == cost_of(encode, {"params": build.shapes(sam)}, pictures).flops
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cases", [encoder_cases, point_cases, decode_cases, predict_cases, stability_cases])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        encoder_cases,
+        *(
+            pytest.param(cases, marks=pytest.mark.slow)
+            for cases in (point_cases, decode_cases, predict_cases, stability_cases)
+        ),
+    ],
+)
 def test_inference_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkeypatch):
     monkeypatch.setattr(inference, "PHOTOGRAPH", (160, 120))
     found = {}
@@ -177,6 +187,7 @@ def test_inference_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkey
     assert len(found) == (3 if cases is decode_cases else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", [encoder_cases, decode_cases])
 def test_keras_hub_gives_the_same_with_our_parameters(cases, tiny_model, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")  # read when it is first imported, which needs TensorFlow without
@@ -228,6 +239,7 @@ def test_pytorch_computes_where_jax_does_or_says_that_it_cannot(monkeypatch):
         device.torch_device()
 
 
+@pytest.mark.slow
 def test_a_first_mask_of_a_program_of_its_own_is_the_same_on_both_sides():
     cases = startup_cases(Options(models=("mobile_sam",), compile=True))  # its files last as long as it
     case = next(cases)
@@ -325,6 +337,7 @@ def test_the_plain_sampler_is_the_sampler(maps):
     np.testing.assert_allclose(plain, ours, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_sides_of_a_sampler_row_do_the_same_work():
     forward, backward = list(sampler_cases(Options(prompts=(1,))))
     assert (forward.name, backward.name) == ("1 prompt: forward", "1 prompt: forward + backward")
@@ -340,6 +353,7 @@ def test_all_sides_of_a_sampler_row_do_the_same_work():
     ]
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_plugin_are_decoding_and_prediction():
     *decoding, whole = plugin_cases(Options(prompts=(1, 3)))
     assert [case.name for case in decoding] == ["decode, 1 prompt", "decode, 3 prompts"]
@@ -350,6 +364,7 @@ def test_the_rows_of_the_plugin_are_decoding_and_prediction():
     np.testing.assert_array_equal(whole.ours().shape, whole.theirs["without plugin"]().shape)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
     file = tmp_path / "found.json"
     arguments = ["--rows", "sampler", "--prompts", "1", "--repeats", "1", "--threads", "1", "--json", str(file)]
@@ -382,7 +397,7 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
         ["--dtype", "tf32", "--rows", "point"],
         ["--rows", "data"],
         ["--data-dir", "."],
-        ["--json", "/nowhere/found.json"],
+        ["--json", "/dev/null/found.json"],
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_status_2(arguments, capsys):
@@ -397,7 +412,9 @@ def test_the_rows_of_the_data_are_batches_and_the_decoding_of_their_files(tmp_pa
     (case,) = data_cases(Options(rows=("data",), data_dir=(small.save_pairs(tmp_path / "pairs", 3),), threads=1))
     assert case.name == "8 pictures of pairs"
     opened = []
-    monkeypatch.setattr(data.Image, "open", lambda file, open=Image.open: opened.append(file) or open(file))
+    monkeypatch.setattr(
+        data.Image, "open", lambda file, open=Image.open, **options: opened.append(file) or open(file, **options)
+    )
     case.theirs["decoding alone"]()
     assert len(opened) == 16
     assert len(set(opened)) == 6

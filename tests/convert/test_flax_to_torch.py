@@ -115,7 +115,7 @@ def test_a_plugin_makes_an_official_model_stable_and_its_numbers_are_equal_to_th
 
 
 def test_a_plugin_beside_its_base_or_as_safetensors_is_answered_by_what_to_do(plugin_file, tmp_path, capsys):
-    assert "Give its base alone, and then the plugin file alone" in refusal(
+    assert "Convert its base and the plugin file separately" in refusal(
         capsys, f"sam_nano+{plugin_file}", tmp_path / "out.pth"
     )
     assert "is a plugin, and .safetensors cannot hold its metadata. Give a .pth file" in refusal(

@@ -54,6 +54,7 @@ def trained(config):
     return run(config)
 
 
+@pytest.mark.slow
 def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
     assert trained == ["stable-sam-seed0", "pt-sam-seed0", "stable-sam-seed1", "pt-sam-seed1"]
     before = (config.output / "tables.md").read_text()
@@ -61,12 +62,14 @@ def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
     assert (config.output / "tables.md").read_text() == before
 
 
+@pytest.mark.slow
 def test_scores_stand_for_a_run_that_is_gone(config, trained, tmp_path):
     shutil.copytree(config.output / "scores", tmp_path / "scores")
     assert run(config, output=tmp_path) == []
     assert (tmp_path / "tables.md").read_text() == (config.output / "tables.md").read_text()
 
 
+@pytest.mark.slow
 def test_scores_stand_when_an_option_without_effect_has_come_or_gone(config, trained, tmp_path):
     shutil.copytree(config.output / "scores", tmp_path / "scores")
     for path in (tmp_path / "scores").iterdir():
@@ -99,11 +102,13 @@ def test_the_preset_for_own_pictures_is_what_the_tables_train(config):
     assert {name: getattr(own, name) for name in same} == {name: getattr(table, name) for name in same}
 
 
+@pytest.mark.slow
 def test_runs_of_other_options_are_refused(config, trained):
     with pytest.raises(InputError, match=r"holds a run of another configuration \(learning_rate 0\.003 -> 0\.01\)"):
         run(config, learning_rate=0.01)
 
 
+@pytest.mark.slow
 def test_other_prompts_are_asked_anew_of_what_is_trained(config, trained):
     before = (config.output / "tables.md").read_text()
     plugin = config.output / "stable-sam-seed0" / "plugin.safetensors"

@@ -68,6 +68,7 @@ def entries(config):
     return list(config.cache.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_every_view_of_every_training_picture_is_encoded_and_the_run_is_not_touched(config, filled):
     assert len(entries(config)) == (PICTURES - 2) * VIEWS
     assert not config.output.exists()
@@ -76,6 +77,7 @@ def test_every_view_of_every_training_picture_is_encoded_and_the_run_is_not_touc
     assert re.fullmatch(r"float16: \d\.\d{4} % of the mask pixels differ on 16 views with true boxes", measured)
 
 
+@pytest.mark.slow
 def test_the_run_itself_finds_every_view(config, filled, monkeypatch):
     seen = []
 
@@ -92,16 +94,19 @@ def test_the_run_itself_finds_every_view(config, filled, monkeypatch):
     assert [(leaf.shape, leaf.dtype) for leaf in seen] == [((2, 2, 4, 4, 256), np.float16)] * 4
 
 
+@pytest.mark.slow
 def test_a_run_of_one_epoch_needs_one_view_of_each_picture(config, filled):
     assert "8/8 views, 0 encoded" in embed(dataclasses.replace(config, epochs=1.0, batch_size=3))
 
 
+@pytest.mark.slow
 def test_what_trains_the_neck_has_entries_of_its_own(config, filled, tmp_path):
     pretraining = dataclasses.replace(config, cache=tmp_path, views=1, objective="pretrain", trainable=NECK_AND_DECODER)
     assert "8/8 views, 8 encoded" in embed(pretraining)
     assert not {path.name for path in entries(pretraining)} & {path.name for path in entries(config)}
 
 
+@pytest.mark.slow
 def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
     stopped = dataclasses.replace(config, cache=tmp_path)
     call = FeatureCache.__call__
@@ -117,6 +122,7 @@ def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
     assert "16/16 views, 8 encoded" in embed(stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -130,6 +136,7 @@ def test_what_cannot_work_is_refused_in_one_line(config, change, words, tmp_path
         embed(dataclasses.replace(config, **({"cache": tmp_path / "cache", "views": 2000, "epochs": 2000.0} | change)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_it_with_one_line_and_status_1(config, tmp_path, monkeypatch, capsys):
     def fill(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -162,6 +169,7 @@ class Fake:
         )
 
 
+@pytest.mark.slow
 def test_only_pixels_that_rounding_changes_are_counted(tmp_path):
     sam, tree = small.nano()
     freeze, _ = encoder_halves(sam, neck_trains=False)

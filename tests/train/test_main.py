@@ -148,6 +148,7 @@ def test_a_finished_run_that_is_started_again_keeps_its_files(unbroken, config):
 # interruptions
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(unbroken, config, monkeypatch):
     output, cache = (config.output.with_name(name) for name in ("interrupted", "another_cache"))
     interrupted = dataclasses.replace(config, output=output, cache=cache, save_every=1)
@@ -204,6 +205,7 @@ def test_a_second_interrupt_ends_the_program():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_the_checkpoints(config, monkeypatch, capsys):
     batches = train_main.batches
 
@@ -241,6 +243,7 @@ def test_other_options_pictures_or_another_base_do_not_continue_a_run(unbroken, 
 # pre-training
 
 
+@pytest.mark.slow
 def test_pretraining_moves_neck_and_decoder_and_gives_a_base(config, base, tmp_path):
     pretraining = dataclasses.replace(
         config,
@@ -297,6 +300,7 @@ def stable_hq(config):
     return run, compared
 
 
+@pytest.mark.slow
 def test_a_plugin_and_hq_parts_that_train_on_a_plain_base_give_one_model(stable_hq, config):
     folder = stable_hq[0].output
     assert not (folder / "plugin.safetensors").exists()
@@ -313,12 +317,14 @@ def test_a_plugin_and_hq_parts_that_train_on_a_plain_base_give_one_model(stable_
     assert str(config.output.parent) not in json.dumps(metadata)
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_its_base_not_with_random_numbers(stable_hq):
     before, after = stable_hq[1]["before"], stable_hq[1]["after"]
     assert (before.config.hq, after.config.hq) == (False, True)
     assert params.digest(jax.device_get(before.params)) == params.digest(small.nano()[1])
 
 
+@pytest.mark.slow
 def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(stable_hq, unbroken, config):
     kinds = {frozenset(safetensors.numpy.load_file(path)) for path in config.cache.rglob("*.safetensors")}
     assert kinds == {frozenset({"features"}), frozenset({"features", "early"})}
@@ -387,6 +393,7 @@ def test_a_base_with_a_plugin_is_refused(unbroken, config, base, tmp_path):
         train(dataclasses.replace(config, model=system, output=tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_picture_that_breaks_on_the_way_is_named_and_the_run_goes_on_when_it_is_mended(
     config, cached, tmp_path, monkeypatch, capsys
@@ -420,6 +427,7 @@ def test_a_picture_that_breaks_on_the_way_is_named_and_the_run_goes_on_when_it_i
     assert [record["step"] for record in measurements(tmp_path / "run")] == list(range(1, int(kept) + 1))
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_checkpoint_ends_with_one_line_and_keeps_the_one_before(config, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     usage = checkpoint.shutil.disk_usage
@@ -445,6 +453,7 @@ def test_a_full_disk_at_a_checkpoint_ends_with_one_line_and_keeps_the_one_before
     assert (output / "plugin.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_ends_with_one_line_and_the_same_command_does_the_rest(
     unbroken, config, tmp_path, monkeypatch, capsys
 ):
@@ -468,6 +477,7 @@ def test_a_disk_that_is_full_at_the_end_ends_with_one_line_and_the_same_command_
     assert (output / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_anew_is_continued_without_saying_so_again(config):
     assert train_main.same_command(config) == "the same command"
     fresh = dataclasses.replace(config, fresh=True)
@@ -477,6 +487,7 @@ def test_a_run_that_was_begun_anew_is_continued_without_saying_so_again(config):
 # ways of training
 
 
+@pytest.mark.slow
 def test_looks_on_the_way_are_said_and_recorded_and_change_nothing(unbroken, config, tmp_path):
     printed = train(dataclasses.replace(config, output=tmp_path / "run", eval_every=2))
     events = [json.loads(line) for line in printed.splitlines()]
@@ -489,6 +500,7 @@ def test_looks_on_the_way_are_said_and_recorded_and_change_nothing(unbroken, con
     assert_same_plugin(tmp_path / "run", unbroken[0])
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_the_result_and_is_continued(config, tmp_path, monkeypatch):
     averaging = dataclasses.replace(config, ema=0.99, devices=1, save_every=1)
     with small.quick_compilation():
@@ -506,6 +518,7 @@ def test_the_moving_average_is_the_result_and_is_continued(config, tmp_path, mon
     assert_same_plugin(tmp_path / "once", tmp_path / "twice")
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_and_the_result_is_a_float32_plugin(config, tmp_path):
     with small.quick_compilation():
         train(dataclasses.replace(config, output=tmp_path / "run", dtype="bfloat16", devices=1, cache=None, steps=2))

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from stablesam_jax.errors import InputError
+from stablesam_jax.errors import InputError, InputWarning
 from tests.reference.pictures import disc, ramp, save
 from train.pictures import choose, read_record
 from train.presets import TrainConfig
@@ -60,6 +60,20 @@ def test_or_left_out_and_listed(config, folder):
     chosen = choose(dataclasses.replace(config, skip_bad=True))
     assert len(chosen.training) + len(chosen.held_out) == COUNT - 1
     assert list(chosen.record["skipped"]) == ["set/p3"]
+
+
+def test_files_without_a_twin_or_of_an_unread_format_are_faults_like_the_others(config, folder, tmp_path):
+    (folder / "gt" / "p1.png").unlink()
+    (folder / "im" / "p2.png").rename(folder / "im" / "p2.HEIC")
+    spoil(folder, 3)
+    expected = r"^3 pictures cannot be used: .*p2\.HEIC: is a HEIC .*p1\.png: has no mask .*p3\.png: .*empty"
+    with pytest.warns(InputWarning, match="p2.png: the mask has no picture"), pytest.raises(InputError, match=expected):
+        choose(config)
+    with pytest.warns(InputWarning, match="p2.png: the mask has no picture"):
+        chosen = choose(dataclasses.replace(config, skip_bad=True))
+    assert sorted(chosen.record["skipped"]) == ["set/p1", "set/p2", "set/p3"]
+    with pytest.warns(InputWarning, match="p2.png: the mask has no picture"):
+        assert shown(choose(config, kept(chosen, tmp_path))) == shown(chosen)
 
 
 def test_none_that_can_be_used_is_an_error_all_the_same(config, folder):

@@ -39,6 +39,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["hq_sam_vit_b", "hq_sam_vit_tiny"])
 def test_the_official_models_are_ours_at_1024_pixels(model, run):
     # HQ-SAM holds SAM: the encoder, the prompts, and in the logits of each token SAM's own masks.
@@ -86,6 +87,7 @@ def test_a_thousandth_of_a_gradient_exceeds_the_bounds(run, monkeypatch):
     assert not verdicts[f"{twins.GRADIENT}plugin/dsp/offset/kernel"]
 
 
+@pytest.mark.slow
 def test_nano_is_official_but_for_its_encoder(run):
     status, found = run("--random", "hq_sam_nano", "--image-size", "128")
     assert status == 0
@@ -105,6 +107,7 @@ def test_the_smallest_known_mistake_exceeds_the_bounds(run, monkeypatch):
     assert not verdicts[twins.LOW_RES]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_models")
 def test_bfloat16_is_measured_and_bounded_by_its_masks_alone(run):
     status, found = run("--random", "hq_sam_vit_b", "--dtype", "bfloat16")
@@ -116,6 +119,7 @@ def test_bfloat16_is_measured_and_bounded_by_its_masks_alone(run):
     assert rows[twins.SPARSE]["largest"] < 5e-6  # but prompts are not
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_models")
 def test_against_float64_bounds_grow_with_the_official_models_own_error(run):
     _, plain = run("--random", "hq_sam_vit_b")

@@ -35,7 +35,7 @@ HQ_CONFIG = dataclasses.replace(CONFIG, hq=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """PyTorch's threads wait for each other by spinning, and XLA's optimisation takes longer than what it saves here."""
+    """One thread of PyTorch, which would spin, and programs without optimisation: both are faster at these sizes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with small.quick_compilation():

@@ -39,6 +39,7 @@ def run(folder):
     return folder, int(hits)
 
 
+@pytest.mark.slow
 def test_the_next_process_reads_what_took_long_to_compile(tmp_path):
     assert run(tmp_path / "kept") == (str(tmp_path / "kept"), 0)
     folder, hits = run(tmp_path / "kept")

@@ -84,11 +84,15 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("folder", ["absent", "file"])
-def test_a_folder_that_is_none_is_refused(tmp_path, folder):
+def test_a_folder_that_is_none_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
-        sealed_file.write(tmp_path / folder / "a.safetensors", TENSORS, {})
+        sealed_file.write(tmp_path / "file" / "a.safetensors", TENSORS, {})
+
+
+def test_a_folder_that_is_missing_is_created(tmp_path):
+    sealed_file.write(tmp_path / "absent" / "a.safetensors", TENSORS, {"text": ""})
+    assert (tmp_path / "absent" / "a.safetensors").exists()
 
 
 def test_other_files_are_told_apart(tmp_path):

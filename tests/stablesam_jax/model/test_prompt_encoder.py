@@ -182,7 +182,7 @@ def test_the_dense_positional_encoding_is_that_of_the_middle_of_cells(pair):
     ours = ENCODER.apply({"params": pair.params["prompt_encoder"]}, method="get_dense_pe")
     corners = np.arange(CONFIG.grid_size) / CONFIG.grid_size
     coords = torch.from_numpy(np.stack(np.meshgrid(corners, corners), axis=-1))
-    assert difference(ours[0, 0], pair.official.prompt_encoder.pe_layer.official._pe_encoding(coords)) > SEEN
+    assert difference(ours[0, 0], pair.official.prompt_encoder.pe_layer._pe_encoding(coords)) > SEEN
 
 
 def test_the_gaussian_matrix_gets_no_gradient(pair):
@@ -218,5 +218,5 @@ def test_other_labels_are_refused():
 
 
 def test_too_many_tokens_are_refused():
-    with pytest.raises(ValueError, match="4 tokens, more than the 3"):
+    with pytest.raises(ValueError, match="4 tokens, more than the given length 3"):
         sparse_tokens(POINTS, LABELS, None, length=3)

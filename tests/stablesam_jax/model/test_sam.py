@@ -101,7 +101,9 @@ def answer_all(sam, pictures, prompts, at_once=False):
 
 
 @pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG], ids=["sam", "hq-sam"])
-@pytest.mark.parametrize("masks", [None, PROMPTS.masks], ids=["box", "box-and-mask"])
+@pytest.mark.parametrize(
+    "masks", [pytest.param(None, marks=pytest.mark.slow, id="box"), pytest.param(PROMPTS.masks, id="box-and-mask")]
+)
 def test_prompts_one_by_one_equal_prompts_at_once(config, masks):
     sam = assemble(config)
     run = quick_jit(functools.partial(sam.apply, method=answer_all), static_argnames="at_once")

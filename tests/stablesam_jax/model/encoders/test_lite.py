@@ -45,6 +45,7 @@ def test_features_equal_those_of_the_package(torch_model):
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_the_command_starts_nano_from_imagenet(torch_model, tmp_path, monkeypatch):
     from convert import lite_to_flax
     from stablesam_jax.build import load_model, shapes
