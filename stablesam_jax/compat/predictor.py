@@ -82,7 +82,10 @@ class SamPredictor:
     @property
     def is_image_set(self) -> bool:
         """Whether there is a picture to prompt."""
-        return self._state.is_image_set
+        try:
+            return self._state.is_image_set
+        except InputError:  # those of several other threads
+            return False
 
     @is_image_set.setter
     def is_image_set(self, value: bool) -> None:

@@ -119,7 +119,10 @@ class Predictor:
     @property
     def is_image_set(self) -> bool:
         """Whether a picture is set for this thread."""
-        return bool(self._current.read())
+        try:
+            return bool(self._current.read())
+        except InputError:  # those of several other threads
+            return False
 
     @property
     def original_size(self) -> tuple[int, int]:

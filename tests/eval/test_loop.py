@@ -3,7 +3,9 @@
 import dataclasses
 
 import cv2
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -234,8 +236,15 @@ def test_alpha_is_the_plugins_own_and_absent_without_one(segmenter, embedding, p
 def test_two_parameter_trees_of_a_model_share_one_program(segmenter):
     sam, tree = small.stable_nano()
     other = Segmenter(dataclasses.replace(sam), tree)
-    assert other._encode is segmenter._encode
-    assert other._decode is segmenter._decode
+    picture = np.zeros((1, small.SIZE, small.SIZE, 3), np.float32)
+    expected = segmenter._encode(tree, picture)
+
+    def refuse(call, arguments, options, context):
+        raise AssertionError(f"{context.module} is traced once more")
+
+    with nn.intercept_methods(refuse):
+        found = other._encode(jax.tree.map(jnp.copy, tree), picture)
+    np.testing.assert_array_equal(found.features, expected.features)
 
 
 def test_the_buckets_of_tokens_hold_every_kind_of_prompt():

@@ -301,7 +301,7 @@ def test_a_mask_of_another_size_is_named_and_leaves_nothing_behind(monkeypatch, 
     arguments = ("hq", "--system", "base", "--data-dir", folder, "--output", output, "--prompts", "gt-box")
     status, error = run_main(monkeypatch, capsys, *arguments)
     assert status == 2
-    assert error.startswith(f"error: {folder / 'gt' / '01.png'}: the mask is 80 x 56 pixels, its picture 48 x 40")
+    assert error.startswith(f"error: {folder / 'im' / '01.png'}: is 48 x 40 pixels, and 80 x 56 in {folder / 'gt'}")
     assert error.count("\n") == 1
     assert not output.exists()
 

@@ -104,7 +104,7 @@ def test_a_plugin_may_be_used_at_another_strength_and_a_model_without_one_not(fo
 def test_what_is_not_there_is_answered_by_what_is(system, tmp_path, monkeypatch):
     (tmp_path / "sam_nano").mkdir()
     monkeypatch.setattr(build_module, "PRETRAINED", tmp_path)
-    with pytest.raises(InputError, match=r"neither a shipped model \(sam_nano\) nor .* convert\.sam_to_flax"):
+    with pytest.raises(InputError, match=r"neither a shipped model \(sam_nano\) nor .*stablesam convert"):
         load_model(system)
 
 

@@ -165,8 +165,8 @@ def test_an_incomplete_checkpoint_is_refused_with_its_name(tmp_path, capsys):
         (["--random", "sam_vit_b", "--image-size", "250"], "image size 250: must be a positive multiple of 16"),
         (["--random", "sam_vit_b", "--image", "none.png"], "none.png: cannot be read"),
         (
-            ["--random", "sam_vit_b", "--json", "none/parity.json"],
-            "--json none/parity.json: must be a file in a folder",
+            ["--random", "sam_vit_b", "--json", "/dev/null/parity.json"],
+            "--json /dev/null/parity.json: must be a file in a folder",
         ),
         (["--random", "sam_vit_b", "--threads", "0"], "--threads 0: must be at least 1"),
         (["--random", "sam_vit_b", "--seed", "-1"], "--seed -1: must be at least 0"),

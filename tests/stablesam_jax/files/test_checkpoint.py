@@ -184,7 +184,7 @@ def test_a_model_of_another_name_or_of_other_widths_is_refused(tmp_path, folder)
     metadata = load_model(tmp_path / "sound")[2]
     metadata["config"]["encoder"]["stem_width"] = 16
     save_tree(tmp_path / "other", TREE, metadata)
-    with pytest.raises(InputError, match=r"made for another sam_nano \(other sizes"):
+    with pytest.raises(InputError, match=r"made for another sam_nano \(its sizes differ"):
         load_model(tmp_path / "other")
 
 

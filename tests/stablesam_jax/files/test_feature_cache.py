@@ -122,7 +122,7 @@ def test_a_picture_is_known_however_it_lies_in_memory(cache):
 
 def test_numbers_beyond_float16_are_refused(tmp_path):
     cache = open_cache(tmp_path, jax.jit(lambda pictures: pictures.astype(jnp.float32) * 300))
-    with pytest.raises(InputError, match="beyond float16; go without a cache"):
+    with pytest.raises(InputError, match="beyond float16; leave out the cache"):
         cache(PICTURES[:1])
     assert not files(tmp_path)
 
@@ -153,7 +153,7 @@ DAMAGES = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-6]), "cut short"),
     "text": (lambda path: path.write_text("features"), "not a safetensors file"),
     "bit": (flip_a_bit, "damaged, its SHA-256 differs"),
-    "another picture": (replace_by_another, "is a copy of entry"),
+    "another picture": (replace_by_another, "is a copy of the entry"),
     "other arrays": (rewrite(grid=np.zeros((4, 4, 3), np.float16)), "missing: early/0"),
     "another type": (rewrite(**{"grid": np.zeros((4, 4, 3)), "early/0": np.zeros(3, np.float16)}), "is float64"),
 }
