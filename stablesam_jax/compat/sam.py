@@ -26,6 +26,7 @@ from stablesam_jax.predict.slots import SLOTS, Slots
 from stablesam_jax.predict.user_prompts import read_prompts
 from stablesam_jax.prompts import Prompt
 
+FARTHEST = 0.75  # of a box in the model's frame from its centre, in sides: a quarter of a side outside
 _ENCODED_AT_ONCE = Slots((1, 2, PICTURES))
 
 
@@ -330,6 +331,13 @@ def read(
     prompts, is_list = read_prompts(*given, size_hw=size_hw, mask_size=of.sam.config.mask_size, margin=margin)
     if not is_list:
         raise InputError("the arguments are of one prompt; give each of them one axis more, as box[None].")
+    for index, prompt in enumerate(prompts):
+        # Some clients assume an input of 1024 pixels: some of their boxes reach far beyond a smaller one.
+        if prompt.box is not None and not (np.abs(prompt.box - side / 2) <= FARTHEST * side).all():
+            raise InputError(
+                f"boxes[{index}] {prompt.box.tolist()} reaches far beyond the model's input of {side} pixels; bring it "
+                "there with SamPredictor.transform, or load the model with the image_size that the program assumes."
+            )
     return prompts
 
 

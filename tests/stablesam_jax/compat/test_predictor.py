@@ -374,11 +374,25 @@ def test_what_is_no_picture_is_refused_and_none_is_set(call, words):
             lambda ours: ours.predict_torch(None, None, torch.tensor([[700.0, 5, 900, 90]])),
             "outside the picture of 320",
         ),
+        (
+            lambda ours: ours.predict_torch(None, None, torch.tensor([[99.0, 5, 900, 90]])),
+            "far beyond the model's input",
+        ),
         (lambda ours: ours.predict_torch(torch.tensor([[[700.0, 5]]]), torch.ones(1, 1)), "outside the picture of 320"),
         (lambda ours: setattr(ours, "features", torch.zeros(1, 64, 64, 64)), r"features have shape \(1, 64, 64, 64\)"),
         (lambda ours: compat.SamPredictor(build.assemble(CONFIG)), "has no parameters"),
     ],
-    ids=["list", "inverted", "outside", "one-box", "frame-of-1024", "point-of-1024", "features", "no-parameters"],
+    ids=[
+        "list",
+        "inverted",
+        "outside",
+        "one-box",
+        "frame-of-1024",
+        "half-of-1024",
+        "point-of-1024",
+        "features",
+        "no-parameters",
+    ],
 )
 def test_bad_arguments_are_one_line(call, words):
     _, ours = predictors()
