@@ -28,8 +28,9 @@ from stablesam_jax.metrics import stability
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.predict import compiled
-from stablesam_jax.predict.predictor import JITTERS, Predictor
+from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.preprocess import preprocess
+from stablesam_jax.predict.stable import JITTERS
 from stablesam_jax.prompts import jittered_box
 
 PHOTOGRAPH = (4000, 3000)  # width and height, 12 megapixels

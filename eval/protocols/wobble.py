@@ -35,7 +35,7 @@ from stablesam_jax.files.disk import write_text
 from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.predict.predictor import JITTERS, STABLE, jittered
+from stablesam_jax.predict.stable import JITTERS, STABLE, jittered
 from stablesam_jax.prompts import NOISE_SCALE
 from stablesam_jax.visualize import save_figure
 

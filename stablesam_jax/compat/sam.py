@@ -20,8 +20,9 @@ from stablesam_jax.model.prompt_encoder import Prompts, token_count
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
+from stablesam_jax.predict.decode import decode
+from stablesam_jax.predict.encode import PICTURES
 from stablesam_jax.predict.postprocess import Size, upscale_logits, upscale_masks
-from stablesam_jax.predict.predictor import PICTURES, decode
 from stablesam_jax.predict.slots import SLOTS, Slots
 from stablesam_jax.predict.user_prompts import read_prompts
 from stablesam_jax.prompts import Prompt

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from stablesam_jax.config import SamConfig
+from stablesam_jax.errors import InputError
 from stablesam_jax.files import embedding_file
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.params import Params
@@ -29,6 +31,14 @@ class Encoder:
     def identity(self) -> dict[str, Any]:
         """The identity that embedding files contain, see `embedding_file.identity`."""
         return embedding_file.identity(self._config, self._params)
+
+    def check(self, picture: object) -> None:
+        """Raises InputError unless `picture` is a `Picture` that this encoder could have made."""
+        if not isinstance(picture, Picture):
+            raise InputError(f"picture is of type {type(picture).__name__}; give what `encode` returned.")
+        if picture.model != self:
+            reason = embedding_file.difference(picture.model.identity, self.identity)
+            raise InputError(f"picture: encoded by {picture.model}, {reason}. Encode it with this predictor.")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Encoder) or self._config != other._config:
@@ -58,6 +68,19 @@ class Picture:
     original_size: tuple[int, int]  # height and width in pixels
     digest: str  # SHA-256 of size and pixels, upright and in RGB
     model: Encoder = dataclasses.field(repr=False)  # that made the embedding
+
+
+def select(pictures: Sequence[Picture], image_index: int | None) -> Picture:
+    """The picture of an index; without an index, the only one."""
+    count = len(pictures)
+    if count == 0:
+        raise InputError("no picture is set; call set_image, set_images or load_embedding first.")
+    if image_index is None and count > 1:
+        raise InputError(f"{count} pictures are set; say which one with image_index, 0 to {count - 1}.")
+    index = image_index or 0
+    if not 0 <= index < count:
+        raise InputError(f"image_index is {index}; it must be 0 to {count - 1}, for the pictures that are set.")
+    return pictures[index]
 
 
 def digest(picture: np.ndarray) -> str:

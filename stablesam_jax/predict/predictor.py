@@ -20,49 +20,27 @@ from PIL import Image
 from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
 from stablesam_jax.files import embedding_file
-from stablesam_jax.files.picture_file import MAX_PIXELS, read_picture
-from stablesam_jax.metrics import stability
+from stablesam_jax.files.picture_file import MAX_PIXELS
 from stablesam_jax.model.mask_decoder import MaskChoice
-from stablesam_jax.model.prompt_encoder import Prompts
-from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
 from stablesam_jax.predict.current import Current
-from stablesam_jax.predict.picture import Encoder, Picture, digest
+from stablesam_jax.predict.decode import CHOICES, decode
+from stablesam_jax.predict.encode import PICTURES, ImageLike, encode, read
+from stablesam_jax.predict.picture import Encoder, Picture, select
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
-from stablesam_jax.predict.preprocess import check_picture, in_model_frame, preprocess, resized_size
+from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.slots import SLOTS, Slots
+from stablesam_jax.predict.stable import JITTERS, STABLE, StableMask, jittered, stable_mask
 from stablesam_jax.predict.user_prompts import Points, read_prompts
-from stablesam_jax.prompts import JITTER_LIMIT, Prompt, jittered_box
-
-PICTURES = 4  # batch size of set_images
-CHOICES: tuple[MaskChoice, ...] = ("single", "multi")  # by `multimask_output`
-
-JITTERS = 20  # the paper's number of prompts per object
-POINT_JITTER = 0.01  # standard deviation of a jittered point, as a share of the picture's longer side
-# Masks with a lower stability need review. Measured with sam_nano on 98 pictures of seven sets (true box, noisy box,
-# one point): flags 75 % of the masks with an IoU below 0.6, and 6 % of those with 0.8 or more. At 0.90 these are 62 %
-# and 3 %, at 0.95 87 % and 16 %.
-STABLE = 0.92
-
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+from stablesam_jax.prompts import Prompt
 
 _FIXED = "make another Predictor"
 _OF_THE_PICTURE = "set_image, load_embedding or predict(picture=...) set it, or use stablesam_jax.compat.SamPredictor"
 _NOT_ASSIGNED = dict.fromkeys(("sam", "params", "model", "device", "transform"), _FIXED) | dict.fromkeys(
     ("features", "interm_features", "original_size", "input_size", "is_image_set"), _OF_THE_PICTURE
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class StableMask:
-    """A mask, and its stability under small changes of the prompt."""
-
-    mask: np.ndarray  # (H, W) bool, for the user's own prompt
-    iou_prediction: float  # the model's estimate of the mask's IoU; may be outside 0..1
-    low_res_mask: np.ndarray  # (1, 4G, 4G) float32 logits, a mask_input for the next call
-    stability: float  # mSF of this mask and those of the jittered prompts, in (0, 1]; 0 if all are empty
-    needs_review: bool  # whether the stability is below the threshold
 
 
 class Predictor:
@@ -145,7 +123,7 @@ class Predictor:
         Raises:
             InputError: the picture cannot be read.
         """
-        (picture,) = self._encode([self._read(image, image_format)], slot=1)
+        (picture,) = encode(self.sam, self._params, self._encoder, [read(image, image_format, self.max_pixels)])
         return picture
 
     def encode_all(
@@ -166,10 +144,9 @@ class Predictor:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
         pictures: tuple[Picture, ...] = ()
-        remaining = enumerate(images)
+        remaining = (self._read_one(index, image, image_format) for index, image in enumerate(images))
         while batch := list(itertools.islice(remaining, batch_size)):
-            read = [self._read(image, image_format, f"images[{index}]: ") for index, image in batch]
-            pictures += self._encode(read, slot=min(_power_of_two(len(read)), batch_size))
+            pictures += encode(self.sam, self._params, self._encoder, batch, batch_size)
         return pictures
 
     def set_image(self, image: ImageLike, image_format: str = "RGB") -> None:
@@ -336,15 +313,7 @@ class Predictor:
         masks = (
             upscale_masks(logits[0], picture.original_size, self.sam.config.image_size) for logits in low_res_masks
         )
-        mask = next(masks)
-        share = stability(itertools.chain([mask], masks))
-        return StableMask(
-            mask=mask,
-            iou_prediction=float(iou_predictions[0, 0]),
-            low_res_mask=low_res_masks[0],
-            stability=share,
-            needs_review=share < threshold,
-        )
+        return stable_mask(masks, low_res_masks[0], iou_predictions[0], threshold)
 
     def warm_up(
         self,
@@ -434,52 +403,20 @@ class Predictor:
 
     def _chosen(self, picture: Picture | None, image_index: int | None) -> Picture:
         """The picture of a call. Read once per call, so that another thread cannot change it in between."""
-        if picture is not None:
-            if image_index is not None:
-                raise InputError("picture and image_index are both given; give one of them.")
-            if not isinstance(picture, Picture):
-                raise InputError(f"picture is of type {type(picture).__name__}; give what `encode` returned.")
-            if picture.model != self._encoder:
-                reason = embedding_file.difference(picture.model.identity, self._encoder.identity)
-                raise InputError(f"picture: encoded by {picture.model}, {reason}. Encode it with this predictor.")
-            return picture
-        pictures = self._current.read() or ()
-        count = len(pictures)
-        if count == 0:
-            raise InputError("no picture is set; call set_image, set_images or load_embedding first.")
-        if image_index is None and count > 1:
-            raise InputError(f"{count} pictures are set; say which one with image_index, 0 to {count - 1}.")
-        index = image_index or 0
-        if not 0 <= index < count:
-            raise InputError(f"image_index is {index}; it must be 0 to {count - 1}, for the pictures that are set.")
-        return pictures[index]
+        if picture is None:
+            return select(self._current.read() or (), image_index)
+        if image_index is not None:
+            raise InputError("picture and image_index are both given; give one of them.")
+        self._encoder.check(picture)
+        return picture
 
-    def _read(self, image: ImageLike, image_format: str, place: str = "") -> np.ndarray:
-        """Reads any picture as (H, W, 3) uint8 RGB."""
-        if image_format not in ("RGB", "BGR"):
-            raise InputError(f"image_format is {image_format!r}; it must be RGB or BGR.")
-        if isinstance(image, str | os.PathLike | Image.Image):
-            return read_picture(image, max_pixels=self.max_pixels)
+    def _read_one(self, index: int, image: ImageLike, image_format: str) -> np.ndarray:
         try:
-            check_picture(picture := np.asarray(image))
+            return read(image, image_format, self.max_pixels)
         except InputError as error:
-            raise InputError(f"{place}{error}") from None
-        return picture if image_format == "RGB" else picture[..., ::-1]
-
-    def _encode(self, pictures: Sequence[np.ndarray], *, slot: int) -> tuple[Picture, ...]:
-        """Encodes pictures in one batch, padded to `slot` pictures by repeating the last."""
-        inputs = [preprocess(picture, self.sam.config) for picture in pictures]
-        inputs += [inputs[-1]] * (slot - len(inputs))
-        embeddings = _split(compiled.encoder(self.sam)(self._params, np.stack(inputs)))
-        return tuple(
-            Picture(
-                embedding=embedding,
-                original_size=picture.shape[:2],
-                digest=digest(picture),
-                model=self._encoder,
-            )
-            for embedding, picture in zip(embeddings, pictures, strict=False)  # those of padding are dropped
-        )
+            if isinstance(image, str | os.PathLike):  # named in the message
+                raise
+            raise InputError(f"images[{index}]: {error}") from None
 
     def _prompts(
         self,
@@ -512,60 +449,3 @@ class Predictor:
             hq_token_only,
             self.slots,
         )
-
-
-def decode(
-    sam: Sam,
-    params: Params,
-    embedding: ImageEmbedding,
-    prompts: Sequence[Prompt],
-    choice: MaskChoice,
-    hq_token_only: bool = False,
-    slots: Slots = SLOTS,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes any number of prompts in a few fixed shapes.
-
-    Args:
-        sam, params: the model.
-        embedding: of one picture.
-        prompts: in the frame of the model's input; all have a mask, or none has.
-        choice: "single" or "multi", see `MaskChoice`.
-        hq_token_only: see `Sam.decode`.
-        slots: shapes.
-
-    Returns:
-        (N, M, 4G, 4G) logits and (N, M) predicted IoU, float32.
-    """
-    if hq_token_only and not sam.config.hq:
-        raise InputError("hq_token_only is for HQ-SAM; this model has no HQ token. Leave it out.")
-    if not prompts:
-        count, side = 3 if choice == "multi" and not sam.config.hq else 1, sam.config.mask_size
-        return np.zeros((0, count, side, side), np.float32), np.zeros((0, count), np.float32)
-    program = compiled.decoder(sam, choice, hq_token_only)
-
-    def answer(batch: Prompts) -> tuple[np.ndarray, np.ndarray]:
-        masks = jax.device_get(program(params, embedding, batch))
-        return masks.low_res_masks[0], masks.iou_predictions[0]
-
-    return slots.answer(answer, prompts)
-
-
-@jax.jit
-def _split(embedding: ImageEmbedding) -> list[ImageEmbedding]:
-    """B pictures -> a list of one each."""
-    count = len(embedding.features)
-    return [jax.tree.map(lambda leaf, place=place: leaf[place : place + 1], embedding) for place in range(count)]
-
-
-def _power_of_two(count: int) -> int:
-    """The least power of two that is not less than `count`, at least 1."""
-    return 1 << max(count - 1, 0).bit_length()
-
-
-def jittered(rng: np.random.Generator, prompt: Prompt, size_hw: tuple[int, int]) -> Prompt:
-    """A slightly different prompt: box edges or points are moved by noise, see `Predictor.predict_stable`."""
-    longest, limit = max(size_hw), np.array(size_hw[::-1])
-    noise = np.clip(POINT_JITTER * rng.standard_normal(prompt.points.shape), -JITTER_LIMIT, JITTER_LIMIT)
-    points = np.clip(prompt.points + noise * longest, 0, limit - 1)
-    box = None if prompt.box is None else jittered_box(rng, prompt.box, size_hw=size_hw)
-    return dataclasses.replace(prompt, points=points, box=box)
