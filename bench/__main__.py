@@ -29,7 +29,7 @@ from bench.startup import startup_cases
 from bench.train import train_cases
 from eval.report.tables import show
 from stablesam_jax import parallel
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable, write_text
@@ -76,8 +76,8 @@ def check_options(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = tyro.cli(Options, args=arguments, prog=called("bench"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("bench"))
         share_gpu()
         check_options(options)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # XLA starts one thread for each

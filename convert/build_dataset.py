@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.data import built
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.datasets import NAMES, official_count
@@ -271,7 +271,7 @@ def _alone(target: pathlib.Path) -> Iterator[pathlib.Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
     with exit_on_input_error():
-        options = tyro.cli(Options, args=arguments, prog=called("build"))
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("build"))
         build(options.name, options.source, options.data_dir)
 
 

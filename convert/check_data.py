@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.data.doctor import Examined, compare, examine, look
 from stablesam_jax.data.findings import KINDS, Finding, Findings
 from stablesam_jax.data.readers import on_all_cores
@@ -73,7 +73,7 @@ def check(sources: Sequence[Found], against: Sequence[Found]) -> Findings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     with exit_on_input_error():
-        options = tyro.cli(Options, args=arguments, prog=called("check"))
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("check"))
         if not options.data:
             raise InputError("no data are given; give a folder that holds im/ (pictures) and gt/ (masks), say.")
         if options.json is not None:

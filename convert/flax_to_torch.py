@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from convert.rules import to_torch
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import new_path, whole_file
@@ -119,8 +119,8 @@ def _tensor(array: ArrayLike) -> torch.Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog=called("export"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("export"))
         for item, value in convert(options.checkpoint, options.output):
             print(f"{item:<10} {value}")
 

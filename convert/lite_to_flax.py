@@ -15,7 +15,7 @@ import tyro
 
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import init
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.checkpoint import check_arrays, describe, save_model
@@ -116,8 +116,8 @@ def convert(output: pathlib.Path, seed: int) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog=called("nano-start"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("nano-start"))
         for item, value in convert(options.output, options.seed):
             print(f"{item:<8} {value}")
 

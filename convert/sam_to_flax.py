@@ -16,7 +16,7 @@ import tyro
 from convert.rules import dropped, to_flax
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import assemble, shapes
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS, SamConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.checkpoint import save_model
@@ -132,8 +132,8 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
-    options = tyro.cli(Options, args=arguments, prog=called("convert"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("convert"))
         for item, value in convert(options.checkpoint, options.output, options.model):
             print(f"{item:<10} {value}")
 

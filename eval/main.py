@@ -10,7 +10,7 @@ from eval.protocols.hq import hq
 from eval.protocols.instances import coco, sginw
 from eval.protocols.semantic import mess
 from eval.protocols.wobble import wobble
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, check_choice, command_line
 from stablesam_jax.errors import exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
@@ -22,7 +22,10 @@ def main() -> None:
     keep_compiled_programs()
     with exit_on_input_error():
         try:
-            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, prog=called("eval"))
+            given = command_line()
+            if given and not given[0].startswith("-"):
+                check_choice(given[0], PROTOCOLS, "protocol")
+            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, args=given, prog=called("eval"))
         except KeyboardInterrupt:
             print("interrupted; run the same command to continue", file=sys.stderr)
             sys.exit(130)

@@ -17,13 +17,15 @@ import numpy as np
 import tyro
 
 from eval import paper
+from eval.draw import even_draw
 from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
 from eval.report import bootstrap
 from eval.report.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
 from experiments.rows import SYSTEMS, TABLES, Row
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
+from stablesam_jax.data.leaks import refuse_leaks
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
@@ -67,7 +69,7 @@ class TablesConfig:
     count: int = 6
     """Prompts of each random kind and object, in the comparison."""
     limit: int | None = 20
-    """Only the first pictures of each test folder."""
+    """Only so many pictures of each test folder, drawn evenly with seed 0."""
     only: tuple[str, ...] = ()
     """Names of systems, as in the folders of their runs. Default: all of the tables."""
     cache: pathlib.Path = pathlib.Path(".cache/features")
@@ -106,8 +108,7 @@ class Scorer:
         self.protocol = Protocol(kinds=KINDS, prompts=config.count)
         self.sources: dict[str, Pictures] = {}
         for name, source in open_sources(config.test_dir).items():
-            shown = range(len(source) if config.limit is None else min(config.limit, len(source)))
-            self.sources[name] = Selection(source, shown)
+            self.sources[name] = Selection(source, even_draw(len(source), config.limit, seed=0))
         self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
@@ -237,7 +238,8 @@ def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
     """All tables that have a row other than the base."""
     sections = [
         f"{legend(METRICS)}, mean of {', '.join(path.name for path in config.test_dir)}. Gained: over the base, with "
-        "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it holds 0). Gap closed: "
+        "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it contains 0, or a set has too "
+        "few pictures). Gap closed: "
         "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n"
     ]
     for number, (title, kinds, rows, figures) in TABLES.items():
@@ -252,7 +254,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     """Trains and compares the systems that are not done yet, seed by seed, and writes tables.md after each.
 
     Raises:
-        InputError: an option, the base or the pictures cannot be used.
+        InputError: an option, the base or the pictures cannot be used, or a test picture is a training picture.
     """
     if unknown := [name for name in config.only if name not in SYSTEMS]:
         raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
@@ -263,6 +265,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
         if not getattr(config, option):
             raise InputError(f"--{option.replace('_', '-')}: name at least one folder of pictures.")
     check_output(config.output)
+    refuse_leaks(open_sources(config.data_dir), open_sources(config.test_dir))
     score = Scorer(config)
     config.output.mkdir(parents=True, exist_ok=True)
     kept = config.output / "scores"
@@ -290,8 +293,8 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
 
 def main() -> None:
     """Parses the options, trains and compares."""
-    config = tyro.cli(TablesConfig, prog=called("tables"))
     with exit_on_input_error():
+        config = tyro.cli(TablesConfig, args=command_line(), prog=called("tables"))
         parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
         keep_compiled_programs()
         try:

@@ -5,14 +5,13 @@ user's own modules may have, and only this program, which adds the folder to its
 are the packages beside this one.
 """
 
-import difflib
 import importlib
 import importlib.metadata
 import pathlib
 import re
 import sys
 
-from stablesam_jax.commands import COMMANDS
+from stablesam_jax.commands import COMMANDS, check_choice
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.version import __version__
 
@@ -55,9 +54,7 @@ def _is_installed(distribution: str) -> bool:
 
 def _refuse(name: str) -> None:
     """Raises an InputError where there is no such command, or packages that it needs are not installed."""
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise InputError(f"stablesam {name}: no such command." + (f" Did you mean {near[0]}?" if near else ""))
+    check_choice(name, COMMANDS, "command")
     extra = COMMANDS[name].extra
     if missing := missing_packages(extra):
         raise InputError(

@@ -1,7 +1,11 @@
 """The project's commands, and how a user calls them."""
 
+import difflib
 import sys
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
+
+from stablesam_jax.errors import InputError
 
 
 class Command(NamedTuple):
@@ -41,3 +45,38 @@ def called(name: str) -> str:
     if started is not None and any(command.module == started.name for command in COMMANDS.values()):
         return f"python -m {COMMANDS[name].module.removesuffix('.__main__')}"
     return f"stablesam {name}"
+
+
+def command_line(arguments: Sequence[str] | None = None) -> list[str]:
+    """The arguments of a command, for a parser that would silently take the last of two equal options.
+
+    Args:
+        arguments: in place of the process's.
+
+    Raises:
+        InputError: an option is given twice.
+    """
+    found = list(sys.argv[1:] if arguments is None else arguments)
+    seen = set()
+    for argument in found:
+        if argument.startswith("--") and len(argument) > 2:
+            option = argument.partition("=")[0]
+            name = option[2:].replace("_", "-").removeprefix("no-")
+            if name in seen:
+                raise InputError(f"{option}: is given twice; give it once, with all its values behind it.")
+            seen.add(name)
+    return found
+
+
+def check_choice(given: str, choices: Collection[str], what: str) -> None:
+    """Raises InputError, with the nearest names, unless `given` is among the choices.
+
+    Args:
+        given: by the user.
+        choices: all names.
+        what: that is chosen, such as "preset".
+    """
+    if given not in choices:
+        near = difflib.get_close_matches(given, choices, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}."
+        raise InputError(f"{given}: is no {what}; {hint}")

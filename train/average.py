@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tyro
 
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files import checkpoint, plugin_file
 from stablesam_jax.files.disk import new_path
@@ -70,8 +70,8 @@ def average(config: AverageConfig) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    config = tyro.cli(AverageConfig, args=arguments, prog=called("average"))
     with exit_on_input_error():
+        config = tyro.cli(AverageConfig, args=command_line(arguments), prog=called("average"))
         average(config)
     return 0
 

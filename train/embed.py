@@ -121,8 +121,8 @@ def rounding(
 
 def main() -> None:
     """Parses the preset and the options, and encodes."""
-    config = parse(called("embed"), PRESETS)
     with exit_on_input_error():
+        config = parse(called("embed"), PRESETS)
         parallel.split_cpu(config.batch_size)
         keep_compiled_programs()
         embed(config)

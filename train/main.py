@@ -263,8 +263,8 @@ def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path
 
 def main() -> None:
     """Parses the preset and the options, and trains."""
-    config = parse(called("train"), PRESETS)
     with exit_on_input_error():
+        config = parse(called("train"), PRESETS)
         try:
             if config.coordinator is None:
                 parallel.split_cpu(config.batch_size)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import tyro
 
+from stablesam_jax.commands import check_choice, command_line
 from stablesam_jax.config import Dtype, PluginConfig
 from stablesam_jax.parallel import EngineName
 from train.optimizer import Schedule
@@ -263,11 +263,15 @@ def parse(program: str, presets: Mapping[str, tuple[str, Config]], arguments: Se
         program: name in the usage text.
         presets: name -> purpose and configuration.
         arguments: in place of the command line's.
+
+    Raises:
+        InputError: no such preset, or an option that is given twice.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_line(arguments)
     if given[:1] in (["-h"], ["--help"]):
         print("presets, each with its own defaults (PRESET --help); without one, the first:")
         print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in presets.items()) + "\n")
     if not given or given[0].startswith("-"):
         given = [next(iter(presets)), *given]
+    check_choice(given[0], presets, "preset")
     return tyro.extras.overridable_config_cli(dict(presets), args=given, prog=program)

@@ -97,9 +97,8 @@ def caption(prompt: Prompt, target: np.ndarray) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the preset and the options, and draws."""
     presets = {name: (purpose, PreviewConfig(run=run)) for name, (purpose, run) in PRESETS.items()}
-    config = parse(called("preview"), presets, arguments)
     with exit_on_input_error():
-        preview(config)
+        preview(parse(called("preview"), presets, arguments))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from convert.torch_file import read_state
 from eval.parity import torch_sam, twins
 from eval.parity.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
 from stablesam_jax.build import assemble, load_model, shapes
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS, Dtype, SamConfig
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.data.readers import read_picture
@@ -206,9 +206,9 @@ def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: Ma
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = tyro.cli(Options, args=arguments, prog=called("parity"))
     keep_compiled_programs()
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("parity"))
         for option, value, least in (("threads", options.threads, 1), ("seed", options.seed, 0)):
             if value < least:
                 raise InputError(f"--{option} {value}: must be at least {least}.")

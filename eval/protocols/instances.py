@@ -118,7 +118,7 @@ def _run(config: InstancesConfig, protocol: str) -> None:
         kinds = (DETECTOR,) if boxes else config.prompts
         predictor = Predictor(sam, params)
         records = each_picture(lambda index: begin(predictor, source, index, prompts(source, index)))
-        return score_records(records, source, config.first(source), kinds=kinds, rules=rules)
+        return score_records(records, source, config.drawn(source), kinds=kinds, rules=rules)
 
     systems.run(
         config,
@@ -187,7 +187,12 @@ def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Seque
 
 
 def score_records(
-    records: Iterable[Record], source: CocoPictures, indices: range, *, kinds: Sequence[str], rules: Sequence[Rule]
+    records: Iterable[Record],
+    source: CocoPictures,
+    indices: Sequence[int],
+    *,
+    kinds: Sequence[str],
+    rules: Sequence[Rule],
 ) -> systems.Found:
     """Scores a system on one data set.
 

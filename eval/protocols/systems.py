@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import jax
 import numpy as np
 
+from eval.draw import even_draw
 from eval.journal import Journal, Record
 from eval.loop import Summary, Values
 from eval.overlap import overlapped
@@ -78,7 +79,7 @@ class Options:
     seed: int = 0
     """Of the prompts; the same for every system."""
     limit: int | None = None
-    """Only the first pictures of each data set."""
+    """Only so many pictures of each data set, drawn evenly by the seed."""
     coordinator: str | None = None
     """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
     --host; or auto, on a cluster that JAX detects."""
@@ -87,9 +88,9 @@ class Options:
     host: int | None = None
     """Index of this host, from 0; the first writes the results."""
 
-    def first(self, source: Named) -> range:
+    def drawn(self, source: Named) -> list[int]:
         """Indices of the evaluated pictures of a data set."""
-        return range(len(source) if self.limit is None else min(self.limit, len(source)))
+        return even_draw(len(source), self.limit, self.seed)
 
 
 def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]) -> None:
@@ -164,13 +165,16 @@ def run(
             if sam.config.plugin is not None
         },
     }
-    names = {name: [source.names[index] for index in options.first(source)] for name, source in sources.items()}
+    names = {name: [source.names[index] for index in options.drawn(source)] for name, source in sources.items()}
     depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
     parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
     first_host = jax.process_index() == 0
     journal = Journal(options.output, depends, host=jax.process_index())
     if journal.found and first_host:
         print(f"continuing: {journal.found} pictures are done", flush=True)
+    for name, source in sources.items():
+        if first_host and len(names[name]) < len(source):
+            print(f"{name}: {len(names[name])} of {len(source)} pictures, drawn evenly with seed {options.seed}")
 
     found: dict[str, dict[str, Found]] = {}
     results: dict[str, dict[str, Summary]] = {}
@@ -179,7 +183,7 @@ def run(
         found[system] = {}
         for name, source in sources.items():
             truths[name] = []
-            each = _each_picture(journal, system, name, options.first(source), truths[name])
+            each = _each_picture(journal, system, name, options.drawn(source), truths[name])
             found[system][name] = evaluate(sam, params, source, each)
         results[system] = {name: one.summary for name, one in found[system].items()}
         if means is not None:
@@ -249,7 +253,9 @@ def annotation_digest(*arrays: np.ndarray) -> str:
     return sha.hexdigest()
 
 
-def _each_picture(journal: Journal, system: str, data_set: str, indices: range, truths: list[str]) -> EachPicture:
+def _each_picture(
+    journal: Journal, system: str, data_set: str, indices: Sequence[int], truths: list[str]
+) -> EachPicture:
     """Yields the record of each picture: from the journals, or computed by one of the hosts. Prints progress.
 
     Appends the digest of each picture's annotations to `truths`.

@@ -48,6 +48,7 @@ POINTS = {"10": "10-points", "5": "5-points", "3": "3-points", "2": "2-points", 
 KINDS = (*BOXES.values(), *POINTS.values())
 WORTH = 1.2  # a flag is useful if flagged masks are bad at this many times the average rate
 CLOSE = 0.05  # two signals are equal if the shares of bad masks that they find differ by at most this
+FEWEST_BAD = 30  # bad masks for a verdict; from a handful anything would be read
 # Every signal is higher for better masks. alpha_1 is negated: it is higher for bad prompts in the paper (sec. 5.2).
 SIGNALS = {
     "stability": "stability under small slips",
@@ -292,8 +293,11 @@ def verdict(judged: Mapping) -> str:
     ]
     flag, predicted = judged["stability"], judged["predicted_iou"]
     lift = flag["bad_found"] / judged["flagged"] if judged["flagged"] else math.nan
-    if not judged["bad"] or not judged["flagged"]:
-        words = "Undefined: no mask is bad, or none is flagged."
+    bad = round(judged["bad"] * judged["masks"])
+    if bad < FEWEST_BAD:
+        words = f"Not decided: {bad} of the masks are bad; give more pictures, for at least {FEWEST_BAD}."
+    elif not judged["flagged"]:
+        words = "Undefined: none is flagged."
     elif not lift > WORTH:
         words = "No: it finds hardly more than as many masks at random."
     elif flag["bad_found"] < predicted["bad_found"] - CLOSE:

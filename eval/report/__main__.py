@@ -16,7 +16,7 @@ import tyro
 
 from eval.report.bootstrap import Interval
 from eval.report.tables import TITLES, cell, difference_cell, legend, show, table
-from stablesam_jax.commands import called
+from stablesam_jax.commands import called, command_line
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable, write_text
 
@@ -157,8 +157,8 @@ def html_table(head: Sequence[str], rows: Mapping[str, Sequence[str]], caption: 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the runs, writes the page, and prints the last table of each run."""
-    options = tyro.cli(Options, args=arguments, prog=called("report"))
     with exit_on_input_error():
+        options = tyro.cli(Options, args=command_line(arguments), prog=called("report"))
         if not options.run:
             raise InputError("Give at least one output folder of an evaluation.")
         check_writable(options.output, "--output")

@@ -14,10 +14,11 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+FEWEST = 10  # pictures for an interval; the percentiles of fewer are far too narrow
 
 
 class Interval(NamedTuple):
-    """A mean and its bounds, which are nan if there are too few pictures."""
+    """A mean and its bounds, which are nan below `FEWEST` pictures."""
 
     value: float
     low: float
@@ -56,7 +57,7 @@ def intervals(
     """Intervals of every mean and of every difference from the first system.
 
     Args:
-        sets: data set -> (S, P, K). P may differ between sets; with one picture there is no interval.
+        sets: data set -> (S, P, K). P may differ between sets; below `FEWEST` there is no interval.
         seed: of the resampling; the resamples of a set do not depend on the other sets.
         mean: name of the unweighted mean over sets, or None. Pictures are resampled within each set; sets are not.
 
@@ -66,7 +67,7 @@ def intervals(
     means = {name: values.mean(axis=1) for name, values in sets.items()}  # (S, K)
     drawn = {
         name: resampled_means(values, _rng(name, seed))
-        if values.shape[1] > 1
+        if values.shape[1] >= FEWEST
         else np.full((len(values), RESAMPLES, values.shape[2]), np.nan)
         for name, values in sets.items()
     }

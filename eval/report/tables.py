@@ -15,7 +15,7 @@ from rich.table import Table
 
 from eval.journal import JOURNAL
 from eval.loop import METRICS, Summary
-from eval.report.bootstrap import Interval
+from eval.report.bootstrap import FEWEST, Interval
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
 
@@ -124,7 +124,8 @@ def write_results(
         first = next(iter(results))
         sections.append(
             f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over pictures (bootstrap, "
-            f"paired). {NOISE}: the interval holds 0, so it may be noise.\n"
+            f"paired). {NOISE}: the interval contains 0, so it may be noise; or it is not known, where a set has fewer "
+            f"than {FEWEST} pictures.\n"
         )
         sections += [
             f"### {dataset}\n\n"

@@ -72,16 +72,18 @@ def save_nano(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def save_pairs(folder: pathlib.Path, count: int, *, size: tuple[int, int] = (48, 40)) -> pathlib.Path:
+def save_pairs(folder: pathlib.Path, count: int, *, size: tuple[int, int] = (48, 40), seed: int = 0) -> pathlib.Path:
     """Writes `count` pictures of a light rectangle on noise, with their masks."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     width, height = size
     for part in ("im", "gt"):
         (folder / part).mkdir(parents=True)
     for index in range(count):
         mask = np.zeros((height, width), np.uint8)
         mask[8 + index % 5 : 28, 10 : 34 - index % 7] = 255
-        picture = rng.integers(0, 100, (height, width, 3), np.uint8) + mask[..., None] // 2
+        coarse = rng.integers(0, 100, (6, 6, 3), np.uint8)  # blocks, so that no two pictures are near-duplicates
+        blocks = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST))
+        picture = rng.integers(0, 20, (height, width, 3), np.uint8) + blocks + mask[..., None] // 2
         Image.fromarray(picture).save(folder / "im" / f"{index:02d}.png")
         Image.fromarray(mask).save(folder / "gt" / f"{index:02d}.png")
     return folder

@@ -12,7 +12,8 @@ import types
 import grimp
 import pytest
 
-from stablesam_jax.commands import COMMANDS, called
+from stablesam_jax.commands import COMMANDS, called, check_choice, command_line
+from stablesam_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "bench", "experiments")
@@ -86,3 +87,30 @@ def test_the_extra_of_a_command_brings_all_that_it_imports(imports, providers, n
     found = imports(COMMANDS[name].module)
     assert "tyro" in found
     assert {top for top in found if not asked & distributions(providers[top])} == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--system", "A", "--system", "B"],
+        ["hq", "--data-dir", "a", "--limit", "3", "--data_dir=b"],
+        ["--fresh", "--no-fresh"],
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(arguments):
+    with pytest.raises(InputError, match=r"^--\S+: is given twice; give it once, with all its values behind it\.$"):
+        command_line(arguments)
+
+
+def test_values_may_be_equal():
+    arguments = ["hq", "--system", "A", "A", "--data-dir", "-1", "-1", "--", "--"]
+    assert command_line(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("own-picture", "did you mean own-pictures?"), ("zzz", "choose from stable-sam, own-pictures, hq-sam.")],
+)
+def test_a_name_that_is_no_choice_is_answered_by_the_nearest(given, hint):
+    with pytest.raises(InputError, match=f"^{given}: is no preset; {re.escape(hint)}$"):
+        check_choice(given, ("stable-sam", "own-pictures", "hq-sam"), "preset")

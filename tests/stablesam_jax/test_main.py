@@ -32,8 +32,8 @@ def test_without_a_command_that_it_knows_it_lists_all(run, arguments):
 
 
 def test_the_nearest_name_is_suggested(run):
-    assert run("tarin")[2].endswith("\nerror: stablesam tarin: no such command. Did you mean train?\n")
-    assert run("xyzzy")[2].endswith("\nerror: stablesam xyzzy: no such command.\n")
+    assert run("tarin")[2].endswith("\nerror: tarin: is no command; did you mean train?\n")
+    assert run("xyzzy")[2].endswith("\nerror: xyzzy: is no command; choose from " + ", ".join(COMMANDS) + ".\n")
 
 
 def test_a_command_gets_its_options_under_its_own_name(run):

@@ -82,7 +82,7 @@ def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
 # the verdict
 
 
-def cases(*, stability, predicted, n=60):
+def cases(*, stability, predicted, n=120):
     """Cases of known IoU with signals made from it."""
     iou = np.random.default_rng(0).uniform(0.2, 1, n)
     return [
@@ -118,6 +118,11 @@ def test_where_predicted_iou_finds_more_the_page_says_so():
     rng = np.random.default_rng(1)
     judged = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6 + rng.normal(0, 0.2)) / 10, predicted=lambda iou: iou))
     assert "predicted IoU finds more bad ones" in verdict(judged)
+
+
+def test_a_handful_of_bad_masks_decides_nothing():
+    few = judge(cases(stability=lambda iou: iou, predicted=lambda iou: iou, n=50))
+    assert "Not decided: 21 of the masks are bad; give more pictures, for at least 30." in verdict(few)
 
 
 # the command

@@ -62,8 +62,9 @@ def test_other_sets_change_no_interval_and_a_seed_repeats_it():
     assert intervals({"set": values}, seed=2) != alone
 
 
-def test_a_single_picture_tells_nothing_of_others():
-    own, differences = intervals({"set": np.ones((2, 1, 1))}, seed=0)
+@pytest.mark.parametrize("pictures", [1, 9])
+def test_a_few_pictures_tell_nothing_of_others(pictures):
+    own, differences = intervals({"set": np.ones((2, pictures, 1))}, seed=0)
     assert own["set"][0][0].value == 1
     assert math.isnan(own["set"][0][0].low)
     assert differences["set"][0][0].is_noise
