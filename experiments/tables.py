@@ -31,6 +31,7 @@ from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.files.disk import write_text
+from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
 from stablesam_jax.params import digest
 from train.comparison import RememberingSegmenter
 from train.main import RunError, train
@@ -278,7 +279,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
 
             def make(run: TrainConfig = run) -> str | None:
                 do_train(run)  # resumes; raises if the folder holds a run with other options
-                plugin, model = run.output / "plugin.safetensors", run.output / "model"
+                plugin, model = run.output / RUN_PLUGIN, run.output / RUN_MODEL
                 if plugin.exists():
                     return f"{config.model}+{plugin}"
                 return str(model) if model.exists() else None

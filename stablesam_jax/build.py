@@ -1,16 +1,15 @@
-"""Name or folder -> (model, parameters). The one place that puts a plugin into a Sam."""
+"""Name -> (model, parameters). The one place that puts a plugin into a Sam."""
 
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from stablesam_jax.commands import called
-from stablesam_jax.config import MODELS, Dtype, PluginConfig, SamConfig
+from stablesam_jax import names
+from stablesam_jax.config import Dtype, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.files import checkpoint
 from stablesam_jax.files.checkpoint import check_arrays, describe
@@ -19,9 +18,6 @@ from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.plugin import Plugin
-
-# A checkpoint folder for each shipped model, and a plugin file under the name of the model that has it.
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
 def load_model(
@@ -34,8 +30,7 @@ def load_model(
     """Reads a model, with its plugin if the name has one.
 
     Args:
-        system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE` where BASE is one of these; the
-            last `+` counts. A shipped name takes precedence over a folder of the same name.
+        system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE`; see `names.find`.
         image_size: side S of the model's input in pixels, instead of the one that it was made for.
         dtype: compute dtype of the layers, instead of float32.
         strength: of the plugin, 0 to 1, instead of its file's, see `PluginConfig`.
@@ -47,14 +42,11 @@ def load_model(
         InputError: nothing is found under that name, what is found cannot be used, the plugin was trained on another
             base, or the model cannot have that size or strength.
     """
-    system = os.fspath(system)
-    if system in _shipped_plugins():
-        system = f"{system.removeprefix('stable_')}+{_shipped_plugins()[system]}"
-    if _is_model(system) or "+" not in system:
-        sam, params = _load_base(system)
-    else:
-        base, _, plugin_file = system.rpartition("+")
-        sam, params = _load_base(base)
+    base, plugin_file = names.find(os.fspath(system))
+    config, params, _ = checkpoint.load_model(base)
+    sam = assemble(config)
+    check_arrays(base, describe(params), describe(shapes(sam)))
+    if plugin_file is not None:
         plugin_params, plugin, metadata = load_plugin(plugin_file)
         check_base(plugin_file, metadata, sam.config, params)
         check_arrays(plugin_file, describe(plugin_params), describe(_plugin_shapes(sam.config, plugin)))
@@ -93,13 +85,9 @@ def with_plugin(sam: Sam, params: Params, config: PluginConfig, plugin: Params |
     """
     if sam.config.plugin is not None:
         raise InputError("The model has a plugin already; give the base that the plugin was trained on.")
-    if config.embedding_width != sam.config.embedding_width:
-        raise InputError(
-            f"The model's features are {sam.config.embedding_width} channels wide, the plugin {config.embedding_width}."
-        )
     stable = assemble(dataclasses.replace(sam.config, plugin=config))
     if not isinstance(plugin, dict):
-        plugin = jax.jit(lambda rng: stable.init(rng, *_inputs(sam.config))["params"]["plugin"])(plugin)
+        plugin = _drawing_plugin(stable.config)(plugin)
     return stable, params | {"plugin": jax.device_put(plugin)}
 
 
@@ -157,32 +145,12 @@ def init(config: SamConfig, rng: jax.Array) -> Params:
 
 def shapes(sam: Sam) -> Params:
     """The parameter tree of a model with jax.ShapeDtypeStruct as leaves; nothing is computed."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(sam))  # a copy of the dictionaries, which callers may change
+
+
+@functools.lru_cache(32)
+def _shapes(sam: Sam) -> Params:
     return jax.eval_shape(lambda: sam.init(jax.random.key(0), *_inputs(sam.config)))["params"]
-
-
-def _is_model(system: str) -> bool:
-    return system in MODELS or pathlib.Path(system).is_dir()
-
-
-def _shipped_plugins() -> dict[str, pathlib.Path]:
-    return {file.stem: file for file in PRETRAINED.glob("*.safetensors")}
-
-
-def _load_base(system: str) -> tuple[Sam, Params]:
-    shipped = [name for name in MODELS if (PRETRAINED / name).is_dir()]
-    if system in _shipped_plugins():
-        raise InputError(f"{system}: has a plugin already; name {system.removeprefix('stable_')} as its base.")
-    if system not in shipped and not pathlib.Path(system).is_dir():
-        known = [*shipped, *_shipped_plugins()]
-        raise InputError(
-            f"{system}: neither a shipped model ({', '.join(known) or 'none is'}) nor a checkpoint folder. "
-            f"Convert an official file ({called('convert')} --checkpoint FILE.pth --output DIR); give DIR."
-        )
-    folder = PRETRAINED / system if system in shipped else pathlib.Path(system)
-    config, params, _ = checkpoint.load_model(folder)
-    sam = assemble(config)
-    check_arrays(folder, describe(params), describe(shapes(sam)))
-    return sam, params
 
 
 def _plugin_shapes(config: SamConfig, plugin: PluginConfig) -> Params:
@@ -205,14 +173,20 @@ def _drawing(config: SamConfig, *, without: SamConfig | None = None) -> Callable
     return jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@functools.lru_cache(32)
+def _drawing_plugin(config: SamConfig) -> Callable[[jax.Array], Params]:
+    """Compiles initialisation of the plugin alone: key -> its parameters."""
+    return jax.jit(lambda rng: assemble(config).init(rng, *_inputs(config))["params"]["plugin"])
+
+
 def _inputs(config: SamConfig) -> tuple[jax.Array, Prompts]:
     """One picture with one prompt of every kind, so that every parameter is used."""
     side = config.image_size
     prompts = Prompts(
-        coords=jnp.zeros((1, 1, 1, 2)),
+        coords=jnp.zeros((1, 1, 1, 2), jnp.float32),
         labels=jnp.zeros((1, 1, 1), jnp.int32),
         valid=jnp.ones((1, 1, 1), bool),
-        masks=jnp.zeros((1, 1, config.mask_size, config.mask_size)),
+        masks=jnp.zeros((1, 1, config.mask_size, config.mask_size), jnp.float32),
         masks_valid=jnp.ones((1, 1), bool),
     )
-    return jnp.zeros((1, side, side, 3)), prompts
+    return jnp.zeros((1, side, side, 3), jnp.float32), prompts

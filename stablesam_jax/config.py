@@ -1,7 +1,8 @@
 """Architecture: the sizes of every model and of the plugin, each written once."""
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stablesam_jax.errors import InputError
 
@@ -10,6 +11,8 @@ Dtype = Literal["float32", "bfloat16"]
 # The mask decoder's own tokens: the IoU token, the mask tokens, of which the first makes the single mask, and HQ-SAM's.
 MASK_TOKENS = slice(1, 5)
 HQ_TOKEN = MASK_TOKENS.stop
+
+OWN = "own"  # name of a model that is none of MODELS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,11 @@ class ViTConfig:
     global_blocks: tuple[int, ...]  # blocks whose attention sees the whole grid, from 0
     window_size: int = 14  # cells; side of the windows of all other blocks
     patch_size: int = 16  # pixels
+
+    def __post_init__(self):
+        _check_heads([self.width], [self.heads])
+        if not all(0 <= block < self.depth for block in self.global_blocks):
+            raise InputError(f"global_blocks are 0 to {self.depth - 1}, one less than depth; got {self.global_blocks}.")
 
     @property
     def size_multiple(self) -> int:
@@ -42,6 +50,11 @@ class TinyViTConfig:
     window_sizes: tuple[int, ...] = (7, 7, 14, 7)  # cells, likewise
     classes: int = 1000  # of the ImageNet classifier in official files; nothing reads it
     patch_size: int = 16  # pixels per cell of the image embedding
+
+    def __post_init__(self):
+        if not len(self.widths) == len(self.depths) == len(self.heads) == len(self.window_sizes) == 4:
+            raise InputError("widths, depths, heads and window_sizes are of four stages.")
+        _check_heads(self.widths, self.heads)
 
     @property
     def size_multiple(self) -> int:
@@ -133,6 +146,8 @@ class PluginConfig:
     def __post_init__(self):
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
             raise InputError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
+        if len(set(self.attentions)) < len(self.attentions):
+            raise InputError(f"attentions name each of 0, 1 and 2 once; got {self.attentions}.")
         if self.groups < 1 or self.embedding_width % self.groups:
             raise InputError(f"groups must divide {self.embedding_width} channels; got {self.groups}.")
         if self.router_width < 1:
@@ -179,6 +194,14 @@ class SamConfig:
             raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")
         if self.dtype not in get_args(Dtype):
             raise InputError(f"dtype {self.dtype!r}: is one of {', '.join(get_args(Dtype))}, as a word.")
+        # Eight heads of half the width attend to the image; an eighth of the width makes the masks.
+        if self.embedding_width < 16 or self.embedding_width % 16:
+            raise InputError(f"embedding_width {self.embedding_width}: must be a multiple of 16 channels.")
+        if self.plugin is not None and self.plugin.embedding_width != self.embedding_width:
+            raise InputError(
+                f"The model's features are {self.embedding_width} channels wide, the plugin's "
+                f"{self.plugin.embedding_width}."
+            )
 
     @property
     def grid_size(self) -> int:
@@ -197,16 +220,52 @@ class SamConfig:
 
     @property
     def name(self) -> str:
-        """The name in MODELS, which is the same at every input size and dtype and with every plugin.
+        """The name in MODELS, which is the same at every input size and dtype and with every plugin; else `OWN`."""
+        plain = dataclasses.replace(self, plugin=None)
+        for name, known in MODELS.items():
+            same = dataclasses.replace(plain, image_size=known.image_size, dtype=known.dtype)
+            if dataclasses.replace(known, plugin=None) == same and (known.plugin is None) == (self.plugin is None):
+                return name
+        return OWN
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], encoder: str) -> "SamConfig":
+        """A configuration of any sizes from what JSON gives back.
+
+        Args:
+            fields: of the configuration.
+            encoder: name of the class of its encoder's configuration.
 
         Raises:
-            LookupError: none has this architecture.
+            KeyError, TypeError, ValueError: these are not the fields of a model.
         """
-        plugin = None if self.plugin is None else PluginConfig()
-        for name, known in MODELS.items():
-            if known == dataclasses.replace(self, plugin=plugin, image_size=known.image_size, dtype=known.dtype):
-                return name
-        raise LookupError(f"no model in MODELS has the architecture {self}")
+        kinds = {kind.__name__: kind for kind in get_args(get_type_hints(cls)["encoder"])}
+        plugin = fields.get("plugin")
+        return cls(
+            **fields
+            | {
+                "encoder": _from_json(kinds[encoder], fields["encoder"]),
+                "plugin": None if plugin is None else PluginConfig.from_json(plugin),
+                "pixel_mean": tuple(fields["pixel_mean"]),
+                "pixel_std": tuple(fields["pixel_std"]),
+            }
+        )
+
+
+def _check_heads(widths: Sequence[int], heads: Sequence[int]) -> None:
+    for width, count in zip(widths, heads, strict=True):
+        if count < 1 or width < 1 or width % count:
+            raise InputError(f"heads must divide the width; got {count} heads for {width} channels.")
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    """A dataclass from a dictionary, a tuple from a list, and any other value as it is."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _from_json(hints[name], field) for name, field in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(_from_json(get_args(kind)[0], entry) for entry in value)
+    return value
 
 
 def _vit(width: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> SamConfig:

@@ -41,19 +41,35 @@ SLOW = ("evaluate", "train")
     "command", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COMMANDS]
 )
 def test_a_command_needs_no_home_no_user_and_no_letters_beyond_ascii(tmp_path, command):
-    for number, name in enumerate(NAMES):
-        mask = np.zeros((80, 120), np.uint8)
-        mask[10 + number : 50, 20:90] = 255
-        save(tmp_path / "set" / "im" / f"{name}.png", np.roll(ramp(80, 120), 9 * number, axis=1))
-        save(tmp_path / "set" / "gt" / f"{name}.png", mask)
-    save(tmp_path / "other" / "im" / "é.png", ramp(80, 120)[::-1])
-    save(tmp_path / "other" / "gt" / "é.png", mask)
-    places = {"set": tmp_path / "set", "built": tmp_path / "other", "out": tmp_path}
-    arguments = [argument.format(**places) for argument in COMMANDS[command]]
-    environment = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "LANG": "C", "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_USER, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = run(tmp_path, command, NAMES)
     assert "Traceback" not in done.stderr
     assert done.returncode in ((0, 1) if command == "check" else (0,)), done.stderr
     assert done.stdout.isascii()
+
+
+@pytest.mark.slow
+def test_results_are_the_same_where_jax_computes_in_float64(tmp_path):
+    found = []
+    for x64 in ("0", "1"):
+        done = run(tmp_path / x64, "evaluate", NAMES[-2:], JAX_ENABLE_X64=x64)
+        assert done.returncode == 0, done.stderr
+        found.append((tmp_path / x64 / "results" / "per_image.csv").read_text())
+        done = run(tmp_path / f"train{x64}", "train", NAMES[-3:], JAX_ENABLE_X64=x64)
+        assert done.returncode == 0, done.stderr
+    assert found[0] == found[1]
+
+
+def run(folder, command, names, **environment):
+    for number, name in enumerate(names):
+        mask = np.zeros((80, 120), np.uint8)
+        mask[10 + number : 50, 20:90] = 255
+        save(folder / "set" / "im" / f"{name}.png", np.roll(ramp(80, 120), 9 * number, axis=1))
+        save(folder / "set" / "gt" / f"{name}.png", mask)
+    save(folder / "other" / "im" / "é.png", ramp(80, 120)[::-1])
+    save(folder / "other" / "gt" / "é.png", mask)
+    places = {"set": folder / "set", "built": folder / "other", "out": folder}
+    arguments = [argument.format(**places) for argument in COMMANDS[command]]
+    environment |= {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "LANG": "C", "PYTHONIOENCODING": "ascii"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_USER, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )

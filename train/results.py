@@ -14,6 +14,7 @@ from stablesam_jax.config import SamConfig
 from stablesam_jax.data.sources import source_name
 from stablesam_jax.files import checkpoint, plugin_file
 from stablesam_jax.files.disk import write_text
+from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
 from stablesam_jax.visualize import save_figure
 from train.comparison import Comparison
 from train.console import Console
@@ -52,7 +53,7 @@ def save_result(run: Run, console: Console, model: SamConfig, result: params.Par
     Returns:
         The system's name for `build.load_model`.
     """
-    path = run.folder / ("plugin.safetensors" if plugin_alone else "model")
+    path = run.folder / (RUN_PLUGIN if plugin_alone else RUN_MODEL)
     if path.exists():
         console.say("kept", f"kept: {path}", path=str(path))
     elif run.first_host:

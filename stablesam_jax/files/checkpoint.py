@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stablesam_jax.config import MODELS, PluginConfig, SamConfig
+from stablesam_jax.config import MODELS, OWN, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import PathLike, beside, new_path, sync, writing
 from stablesam_jax.params import Params, flatten, unflatten
@@ -107,7 +107,7 @@ def save_model(
     Args:
         folder: path that does not exist yet.
         params: tree, float32.
-        config: of the model; its architecture must be one of MODELS.
+        config: of the model, one of MODELS or of any sizes.
         source: origin of the parameters: file name and SHA-256, or recipe; values that JSON can hold.
         dtype: of the stored parameters, by default float32; float16 halves the file and rounds to 11 bits.
 
@@ -119,8 +119,9 @@ def save_model(
             params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise InputError(f"{folder}: the parameters have values too large for {np.dtype(dtype)}. Store float32.")
-    metadata = {"model": config.name, "config": _plain(config), "version": __version__, "source": dict(source)}
-    save_tree(folder, params, metadata)
+    kind = type(config.encoder).__name__
+    metadata = {"model": config.name, "encoder": kind, "config": _plain(config)}
+    save_tree(folder, params, {**metadata, "version": __version__, "source": dict(source)})
 
 
 def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
@@ -130,27 +131,24 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
         folder: written by `save_model`.
 
     Returns:
-        configuration, parameters as numpy arrays in float32, and the metadata: model, config, version, source.
+        configuration, parameters as numpy arrays in float32, and the metadata: model, encoder, config, version, source.
 
     Raises:
-        InputError: as `load_tree`; or the folder holds no model, an unknown one, or one whose sizes differ from MODELS.
+        InputError: as `load_tree`; or the folder holds no model, an unknown one, or one whose sizes differ from those
+            that MODELS has under its name.
     """
     params, metadata = load_tree(folder)
     name = metadata.get("model")
-    if name not in MODELS:
+    if name not in (*MODELS, OWN):
         raise InputError(
             f"{folder}: the model {name!r} is unknown; known are {', '.join(MODELS)}. Convert or save one."
         )
-    config = MODELS[name]
     try:
-        stored = dict(metadata["config"])
-        free = {"image_size": stored.pop("image_size"), "dtype": stored.pop("dtype", "float32")}
-        if (plugin := stored.pop("plugin", None)) is not None:
-            free["plugin"] = PluginConfig.from_json(plugin)
-        if not _agrees(stored, _plain(config)):
-            raise ValueError("its sizes differ from those of this version")
-        config = dataclasses.replace(config, **free)
-    except (KeyError, TypeError, ValueError) as error:
+        if name == OWN:
+            config = SamConfig.from_json(metadata["config"], metadata["encoder"])
+        else:
+            config = _known(name, metadata["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it again.") from None
     return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
 
@@ -208,6 +206,17 @@ def _some(items: list[str]) -> str:
 def _plain(config: Any) -> Any:
     """A configuration in the form that JSON reads back: tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _known(name: str, fields: Mapping[str, Any]) -> SamConfig:
+    """The configuration of MODELS at a stored input size, dtype and plugin."""
+    stored = dict(fields)
+    free = {"image_size": stored.pop("image_size"), "dtype": stored.pop("dtype", "float32")}
+    if (plugin := stored.pop("plugin", None)) is not None:
+        free["plugin"] = PluginConfig.from_json(plugin)
+    if not _agrees(stored, _plain(MODELS[name])):
+        raise ValueError("its sizes differ from those of this version")
+    return dataclasses.replace(MODELS[name], **free)
 
 
 def _agrees(stored: Any, current: Any) -> bool:

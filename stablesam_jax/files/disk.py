@@ -95,8 +95,8 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         InputError: the disk is full, read-only, or failed otherwise.
     """
     log = logging.getLogger("absl")  # Orbax logs the traceback of each of its threads there
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    quiet = _Quiet()  # a filter of this call: setting the level would not survive that two writes overlap
+    log.addFilter(quiet)
     try:
         yield
     except InputError:
@@ -108,7 +108,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}). Make room, or give a place that you may write to."
         ) from None
     finally:
-        log.setLevel(level)
+        log.removeFilter(quiet)
+
+
+class _Quiet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.CRITICAL
 
 
 def _disk_fault(error: BaseException | None) -> str | None:

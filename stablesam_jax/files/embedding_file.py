@@ -47,12 +47,8 @@ def identity(config: SamConfig, tree: params.Params) -> dict[str, Any]:
         values in the form that JSON reads back.
     """
     base = dataclasses.replace(config, plugin=None)
-    try:
-        name = base.name
-    except LookupError:
-        name = "a model without a name"
     return {
-        "model": f"{name} at {config.image_size} pixels in {config.dtype}",
+        "model": f"{base.name} at {config.image_size} pixels in {config.dtype}",
         "config": json.loads(json.dumps(dataclasses.asdict(base))),
         "weights": params.digest(encoding(config, tree)),
     }

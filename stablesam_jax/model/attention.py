@@ -49,8 +49,8 @@ class QKV(nn.Module):
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
         """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
-        bias = self.param("bias", nn.initializers.zeros, (3 * channels,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
         order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
         kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
         if not self.heads_outermost:

@@ -42,8 +42,8 @@ class MaskDecoder(nn.Module):
             self.hq_branch = HQBranch(width)
             nn.share_scope(self, self.hq_branch)
             self.hq_token = self.hq_branch.token
-        self.iou_token = self.param("iou_token", nn.initializers.normal(1.0), (1, width))
-        self.mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width))
+        self.iou_token = self.param("iou_token", nn.initializers.normal(1.0), (1, width), jnp.float32)
+        self.mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width), jnp.float32)
         self.transformer = TwoWayTransformer(width)
         self.output_upscaling = (
             UpscaleBy2(width // 4, name="output_upscaling_0"),

@@ -43,8 +43,8 @@ class Dense(nn.Module):
     @nn.compact
     def parameters(self, input_width: int) -> tuple[jax.Array, jax.Array]:
         """-> (input_width, width) kernel and (width,) bias, for matmuls in another order."""
-        kernel = self.param("kernel", self.kernel_init, (input_width, self.width))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = self.param("kernel", self.kernel_init, (input_width, self.width), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
 
 class LayerNorm(nn.Module):
@@ -56,8 +56,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C)."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return layer_norm(x, scale, bias, self.eps)
 
 
@@ -73,11 +73,13 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., H, W, C) -> (..., H', W', C)."""
         channels = x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.kernel_size, self.kernel_size, channels))
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (self.kernel_size, self.kernel_size, channels), jnp.float32
+        )
         maps = depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
         if not self.use_bias:
             return maps
-        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (channels,)), maps)
+        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (channels,), jnp.float32), maps)
 
 
 class MLP(nn.Module):
@@ -119,8 +121,8 @@ class UpscaleBy2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., 2, 2, width): row and column of a pixel in its cell, channels."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         cells = einsum("...c,ijco->...ijo", x, kernel.astype(x.dtype)).astype(x.dtype)
         return cells + broadcast_channels(bias, cells)
 
@@ -146,7 +148,7 @@ class Conv(nn.Module):
         """(..., H, W, C) -> (..., H', W', width)."""
         *batch, height, columns, channels = x.shape
         shape = (self.kernel_size, self.kernel_size, channels, self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32).astype(x.dtype)
         if (self.kernel_size, self.stride, self.padding) == (1, 1, 0):
             # XLA on the CPU takes half as long for a matmul as for a convolution, and a third for its gradient.
             maps = einsum("...c,cd->...d", x, kernel[0, 0]).astype(x.dtype)
@@ -155,7 +157,7 @@ class Conv(nn.Module):
             maps = maps.reshape(*batch, *maps.shape[1:])
         if not self.use_bias:
             return maps
-        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (self.width,)), maps)
+        return maps + broadcast_channels(self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32), maps)
 
 
 def mask_logits(weights: jax.Array, features: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.ops.layers import Dense, LayerNorm
@@ -33,5 +34,5 @@ class Router(nn.Module):
         hidden = gelu(LayerNorm(name="norm")(to_float32(hidden))).astype(dtype)
         last = Dense(2, last_kernel(self.config.start), name="logits")
         logits = to_float32(last(hidden))
-        scale = self.param("scale", nn.initializers.ones, ())
+        scale = self.param("scale", nn.initializers.ones, (), jnp.float32)
         return nn.softmax(logits, axis=-1) * scale.astype(logits.dtype)

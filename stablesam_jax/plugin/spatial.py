@@ -30,8 +30,8 @@ class ChannelPooledAttention(nn.Module):
         values = to_float32(features)
         pooled = jnp.stack([values.mean(axis=-1), values.max(axis=-1)], axis=-1)  # (..., H, W, 2)
         shape = (CBAM_KERNEL, CBAM_KERNEL, 2, 1)
-        kernel = self.param("kernel", last_kernel(self.config.start), shape)
-        bias = self.param("bias", nn.initializers.zeros, ())
+        kernel = self.param("kernel", last_kernel(self.config.start), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
         logits = jax.lax.conv_general_dilated(
             pooled.reshape(-1, *pooled.shape[-3:]),
             kernel.astype(pooled.dtype),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stablesam_jax import build as build_module
+from stablesam_jax import build, names
 from stablesam_jax.build import assemble, init, load_model, shapes, with_hq, with_plugin
 from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
@@ -50,7 +50,7 @@ def test_a_folder_gives_the_model_that_was_saved(folder, params):
 
 
 def test_a_shipped_name_is_found_in_the_package(folder, monkeypatch):
-    monkeypatch.setattr(build_module, "PRETRAINED", folder.parent)
+    monkeypatch.setattr(names, "PRETRAINED", folder.parent)
     folder.rename(folder.parent / "tiny")
     assert load_model("tiny")[0].config == TINY
 
@@ -62,7 +62,7 @@ def test_a_folder_may_be_called_as_a_known_model_that_is_not_shipped(folder, mon
 
 
 def test_a_plugin_on_a_shipped_model_that_has_one_already_is_told_the_base(plugin_file):
-    with pytest.raises(InputError, match=r"stable_sam_nano: has a plugin already; name sam_nano as its base\."):
+    with pytest.raises(InputError, match=r"stable_sam_nano: has a plugin; name sam_nano as its base\."):
         load_model(f"stable_sam_nano+{plugin_file}")
 
 
@@ -72,7 +72,7 @@ def test_a_dtype_that_models_do_not_compute_in_is_refused(folder):
 
 
 def test_a_shipped_plugin_has_the_name_of_the_model_that_it_makes(folder, plugin_file, monkeypatch):
-    monkeypatch.setattr(build_module, "PRETRAINED", folder.parent)
+    monkeypatch.setattr(names, "PRETRAINED", folder.parent)
     folder.rename(folder.parent / "sam_nano")
     plugin_file.rename(folder.parent / "stable_sam_nano.safetensors")
     sam, loaded = load_model("stable_sam_nano")
@@ -103,7 +103,7 @@ def test_a_plugin_may_be_used_at_another_strength_and_a_model_without_one_not(fo
 @pytest.mark.parametrize("system", ["nonsense", "sam_vit_h", "/etc/passwd"])
 def test_what_is_not_there_is_answered_by_what_is(system, tmp_path, monkeypatch):
     (tmp_path / "sam_nano").mkdir()
-    monkeypatch.setattr(build_module, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(names, "PRETRAINED", tmp_path)
     with pytest.raises(InputError, match=r"neither a shipped model \(sam_nano\) nor .*stablesam convert"):
         load_model(system)
 
@@ -173,3 +173,10 @@ def test_the_shipped_plugin_was_trained_on_the_shipped_base():
     assert dataclasses.replace(sam.config.plugin, strength=1.0) == MODELS["stable_sam_nano"].plugin
     assert dataclasses.replace(sam.config, plugin=None) == MODELS["sam_nano"]
     assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["stable_hq_sam_vit_b", "stable_hq_sam_vit_tiny", "stable_hq_sam_nano"])
+def test_parameters_are_float32_where_jax_computes_in_float64_too(name):
+    with jax.enable_x64(True):
+        tree = build._shapes.__wrapped__(assemble(MODELS[name]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(np.float32)}

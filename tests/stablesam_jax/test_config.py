@@ -1,10 +1,11 @@
 """The architecture's numbers are the published ones, and those that cannot be built are refused."""
 
 import dataclasses
+import json
 
 import pytest
 
-from stablesam_jax.config import MODELS, LiteConfig, PluginConfig, SamConfig, ViTConfig
+from stablesam_jax.config import MODELS, LiteConfig, PluginConfig, SamConfig, TinyViTConfig, ViTConfig
 from stablesam_jax.errors import InputError
 
 VITS = {name: config for name, config in MODELS.items() if isinstance(config.encoder, ViTConfig)}
@@ -28,10 +29,35 @@ def test_a_model_keeps_its_name_at_any_size_and_dtype_and_with_any_plugin(name):
     assert config.name == name
 
 
-def test_an_architecture_of_no_model_has_no_name():
+def test_a_model_of_other_sizes_is_called_own():
     encoder = dataclasses.replace(MODELS["sam_vit_b"].encoder, depth=13)
-    with pytest.raises(LookupError, match="depth=13"):
-        _ = dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name
+    assert dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name == "own"
+
+
+@pytest.mark.parametrize("config", [*MODELS.values(), dataclasses.replace(MODELS["sam_nano"], pixel_mean=(1, 2, 3))])
+def test_any_configuration_is_the_same_after_json(config):
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert SamConfig.from_json(fields, type(config.encoder).__name__) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ViTConfig(width=15, depth=2, heads=2, global_blocks=()), "got 2 heads for 15 channels"),
+        (lambda: ViTConfig(width=16, depth=2, heads=2, global_blocks=(2,)), "global_blocks are 0 to 1"),
+        (lambda: TinyViTConfig(heads=(2, 4, 5, 9)), "got 9 heads for 320 channels"),
+        (lambda: TinyViTConfig(depths=(2, 2)), "are of four stages"),
+        (lambda: PluginConfig(attentions=(0, 0)), r"name each of 0, 1 and 2 once; got \(0, 0\)"),
+        (lambda: SamConfig(encoder=TinyViTConfig(), embedding_width=24), "must be a multiple of 16"),
+        (
+            lambda: SamConfig(encoder=TinyViTConfig(), plugin=PluginConfig(embedding_width=128)),
+            "features are 256 channels wide, the plugin's 128",
+        ),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_refused_at_construction(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(

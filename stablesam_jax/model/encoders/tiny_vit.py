@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import SamConfig, TinyViTConfig
@@ -28,11 +29,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C)."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.param("mean", nn.initializers.zeros, channels)
-        var = self.param("var", nn.initializers.ones, channels)
-        self.param("num_batches_tracked", nn.initializers.zeros, ())  # nothing reads it, see `Unread`
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        mean = self.param("mean", nn.initializers.zeros, channels, jnp.float32)
+        var = self.param("var", nn.initializers.ones, channels, jnp.float32)
+        self.param("num_batches_tracked", nn.initializers.zeros, (), jnp.float32)  # nothing reads it, see `Unread`
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPS)
         values = to_float32(x)
         return (values * broadcast_channels(factor, values) + broadcast_channels(bias - mean * factor, values)).astype(
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         """(B, window, window, C) -> (B, window, window, C)."""
         batch, window, _, channels = windows.shape
         head_width = channels // self.heads
-        biases = self.param("attention_biases", nn.initializers.zeros, (self.heads, window**2))
+        biases = self.param("attention_biases", nn.initializers.zeros, (self.heads, window**2), jnp.float32)
         x = LayerNorm(DECODER_EPS, name="norm")(windows).reshape(batch, window**2, channels)
 
         def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -202,7 +203,7 @@ class Unread(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         for leaf, shape in self.shapes.items():
-            self.param(leaf, nn.initializers.zeros, shape)
+            self.param(leaf, nn.initializers.zeros, shape, jnp.float32)
 
 
 def early_width(config: TinyViTConfig) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.config import MODELS, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.files import checkpoint
 from stablesam_jax.files.checkpoint import load_model, load_tree, save_model, save_tree
@@ -175,6 +175,19 @@ def test_what_differs_between_models_of_one_name_is_kept(tmp_path, changes):
     config = dataclasses.replace(MODELS["stable_sam_nano"], **changes)
     save_model(tmp_path / "m", TREE, config=config, source={})
     assert load_model(tmp_path / "m")[0] == config
+
+
+def test_a_model_of_any_sizes_can_be_kept(tmp_path):
+    encoder = ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,))
+    own = SamConfig(encoder=encoder, image_size=64, embedding_width=32, plugin=PluginConfig(embedding_width=32))
+    save_model(tmp_path / "m", TREE, config=own, source={})
+    config, _, metadata = load_model(tmp_path / "m")
+    assert config == own
+    for change in ({"encoder": "nonsense"}, {"config": {}}, {"config": None}):
+        folder = tmp_path / f"{change}"
+        save_tree(folder, TREE, metadata | change)
+        with pytest.raises(InputError, match="made for another own"):
+            load_model(folder)
 
 
 def test_a_model_of_another_name_or_of_other_widths_is_refused(tmp_path, folder):

@@ -1,12 +1,13 @@
 """Files are whole or as they were, and what the disk objects to is one line."""
 
+import logging
 import os
 import resource
 
 import pytest
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.disk import check_writable, whole_file, write_text
+from stablesam_jax.files.disk import check_writable, whole_file, write_text, writing
 
 
 @pytest.fixture
@@ -75,3 +76,15 @@ def test_where_a_file_could_not_be_written_is_said_beforehand(file):
     for path in (file, file.parent / "new", file.parent / "absent" / "folder" / "new"):
         check_writable(path, "--json")
     assert contents(file.parent) == {"a": "before"}
+
+
+def test_overlapping_writes_leave_the_log_as_it_was(tmp_path, caplog):
+    log = logging.getLogger("absl")
+    first, second = writing(tmp_path / "a"), writing(tmp_path / "b")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    log.error("unseen")
+    second.__exit__(None, None, None)
+    log.error("seen")
+    assert [record.message for record in caplog.records] == ["seen"]
