@@ -264,6 +264,7 @@ def rows_that_take_memory(options):
     yield Case("much", work(50), {"theirs": work(200)})
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_one_side_of_one_row_while_it_works():
     ours, theirs = (peak(rows_that_take_memory, Options(threads=1), 1, side) for side in ("ours", "theirs"))
     assert 49 < ours.above_base < 70

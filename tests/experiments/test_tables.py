@@ -130,6 +130,7 @@ def noisy_boxes(config, trained):
     return {name: cells for name, *cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
 
 
+@pytest.mark.slow
 def test_a_row_has_ours_and_its_seeds_beside_the_papers(noisy_boxes):
     assert list(noisy_boxes) == ["SAM", "PT-SAM + RTS", "Ours + RTS"]
     assert noisy_boxes["SAM"][1:] == ["", "", "", "48.8 / 42.1 / 39.5", ""]
@@ -141,6 +142,7 @@ def test_a_row_has_ours_and_its_seeds_beside_the_papers(noisy_boxes):
     assert theirs == ["82.3 / 74.1 / 82.3", "109%"]
 
 
+@pytest.mark.slow
 def test_gains_are_those_of_the_figures_shown(noisy_boxes):
     before, after = (float(noisy_boxes[name][0].split(" / ")[0]) for name in ("SAM", "Ours + RTS"))
     _, gained, seeds, *_ = noisy_boxes["Ours + RTS"]

@@ -117,7 +117,12 @@ UNREACHED = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(SYSTEMS))
+QUICK = ("own-pictures", "pt-sam")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in sorted(SYSTEMS)]
+)
 def test_three_steps_change_what_a_system_trains_and_no_other_bit(name, samples):
     hq, plugin, trainable = SYSTEMS[name]
     sam, tree = small.system(hq=hq, plugin=plugin)
@@ -130,6 +135,7 @@ def test_three_steps_change_what_a_system_trains_and_no_other_bit(name, samples)
     assert changed(tree, run) == chosen - unreached
 
 
+@pytest.mark.slow
 def test_two_devices_and_one_agree(one, two):
     # Sums over 2 + 2 pictures and over 4 round differently, in the last bits of float32; later losses are of parameters
     # that differ.
@@ -152,6 +158,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(one, on_one, 
     assert (other[1] != one[1]).all()
 
 
+@pytest.mark.slow
 def test_features_of_a_cache_are_the_computed_ones_within_float16(one, on_one, samples):
     features = samples[0]["features"].features
     rounded = features.astype(np.float16).astype(np.float32)
@@ -217,6 +224,7 @@ def first_update(samples, objective="stable", *, averaged=False, **options):
     return before, engine.unreplicate(state), engine.unreplicate(measured)
 
 
+@pytest.mark.slow
 def test_a_moving_average_follows_what_trains(samples):
     before, after, _ = first_update(samples, averaged=True, ema=0.999)
     for path, old in leaves(before.trained).items():
@@ -228,7 +236,7 @@ def test_a_moving_average_follows_what_trains(samples):
     np.testing.assert_allclose(ramp, [1 - 11 / 20, 0.1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["full-resolution", "pretrain"])
+@pytest.mark.parametrize("objective", ["full-resolution", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_other_losses_train_the_same_parameters(samples, objective):
     before, after, measured = first_update(samples, objective)
     assert np.isfinite(measured.loss).all()
@@ -236,6 +244,7 @@ def test_other_losses_train_the_same_parameters(samples, objective):
     assert moved == set(leaves(before.trained))
 
 
+@pytest.mark.slow
 def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
     plain = first_update(samples, "pretrain")
     clicked = first_update(samples, "pretrain", clicks=1)
@@ -266,6 +275,7 @@ def flops(samples, trainable, *, cached):
     return lowered.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_the_backward_pass_costs_nothing_for_what_rests(samples):
     sam, tree = small.stable_nano()
     freeze, _ = encoder_halves(sam, neck_trains=False)

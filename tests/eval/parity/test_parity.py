@@ -50,6 +50,7 @@ def test_the_official_models_are_ours_at_1024_pixels(model, run):
     assert found["ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_models")
 def test_sam_without_hq_is_the_official_one(run):
     status, found = run("--random", "sam_vit_b")
@@ -64,6 +65,7 @@ def test_sam_without_hq_is_the_official_one(run):
     assert found["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_stable_sam_has_the_logits_and_the_plugin_gradients_of_its_pytorch_twin(run):
     status, found = run("--random", "stable_sam_vit_b", "--image-size", "256")
     assert status == 0
@@ -73,6 +75,7 @@ def test_stable_sam_has_the_logits_and_the_plugin_gradients_of_its_pytorch_twin(
     assert f"{twins.GRADIENT}plugin/drp/scale" in gradients
 
 
+@pytest.mark.slow
 def test_a_thousandth_of_a_gradient_exceeds_the_bounds(run, monkeypatch):
     sample = torch_plugin.sample
     monkeypatch.setattr(
@@ -131,6 +134,7 @@ def test_against_float64_bounds_grow_with_the_official_models_own_error(run):
         assert row["rms"] != before["rms"] or row["quantity"] == twins.INPUT
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_models")
 def test_an_official_file_is_recognised_and_compared(tmp_path, run):
     official = torch_sam.build(HQ_CONFIG)

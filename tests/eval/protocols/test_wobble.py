@@ -128,6 +128,7 @@ def test_a_handful_of_bad_masks_decides_nothing():
 # the command
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_page(tmp_path, monkeypatch):
     monkeypatch.setattr(systems, "load_model", small.by_name)
     folder = small.save_pairs(tmp_path / "horses", 2)
@@ -148,6 +149,7 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_an_official_file_is_converted_once(tmp_path, monkeypatch):
     file = tmp_path / "mobile_sam.pt"
     torch.save(official.state_dict(MODELS["mobile_sam"]), file)

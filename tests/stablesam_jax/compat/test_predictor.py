@@ -200,6 +200,7 @@ def test_features_without_their_first_axis_are_those_of_one_picture():
         np.testing.assert_array_equal(mine, yours)
 
 
+@pytest.mark.slow
 def test_hq_sam():
     def call(predictor):
         both_masks = predictor.predict(box=BOXES[0], multimask_output=False, return_logits=True)

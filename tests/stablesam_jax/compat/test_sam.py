@@ -152,6 +152,7 @@ def test_another_threshold_is_used(pair):
         del ours.mask_threshold
 
 
+@pytest.mark.slow
 def test_the_plugin_has_its_part(monkeypatch):
     with_plugin = compat.SamPredictor(*small.system(hq=False, plugin=PluginConfig(start="perturbed")))
     with_plugin.set_image(PICTURE)

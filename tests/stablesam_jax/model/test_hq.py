@@ -132,6 +132,7 @@ def test_of_equally_good_masks_the_first_is_taken(pair):
     assert (multi.iou_predictions == 0.8).all()
 
 
+@pytest.mark.slow
 def test_from_picture_to_mask_it_is_the_official_model(pair):
     sam, official = assemble(HQ_CONFIG), pair.official
     variables = {"params": pair.params}

@@ -100,7 +100,9 @@ def answer_all(sam, pictures, prompts, at_once=False):
     return jnp.concatenate(every, axis=2), masks.iou_predictions
 
 
-@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG], ids=["sam", "hq-sam"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, id="sam"), pytest.param(HQ_CONFIG, id="hq-sam", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "masks", [pytest.param(None, marks=pytest.mark.slow, id="box"), pytest.param(PROMPTS.masks, id="box-and-mask")]
 )

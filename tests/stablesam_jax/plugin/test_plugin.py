@@ -415,6 +415,7 @@ def test_weights_of_attention_that_nobody_asks_for_are_not_computed(asked_for, c
     assert sum(name.endswith("token_to_image") for name in called) == computed
 
 
+@pytest.mark.slow
 def test_bfloat16_changes_less_than_a_hundredth_of_the_masks_pixels():
     """sam_nano as it is shipped, with a plugin that moves up to 8 cells of 64 and decides by the token."""
     sam, params = with_plugin(*load_model("sam_nano"), PluginConfig(), jax.random.key(0))

@@ -108,6 +108,7 @@ def test_the_encoder_does_not_depend_on_the_plugin_nor_a_program_on_its_strength
     assert [kind for kind, *_ in traced] == ["encode", "decode", "decode"]
 
 
+@pytest.mark.slow
 def test_what_is_warmed_up_is_not_compiled_again(traced):
     ours = Predictor(*small.nano())
     ours.warm_up([(30, 40)], most_prompts=2)
@@ -123,6 +124,7 @@ def test_what_is_warmed_up_is_not_compiled_again(traced):
     assert traced == before
 
 
+@pytest.mark.slow
 def test_one_slot_has_one_program_for_each_choice_of_masks(traced):
     ours = Predictor(*small.nano(), slots=Slots((3,), 8))
     ours.warm_up()

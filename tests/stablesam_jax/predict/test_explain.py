@@ -80,6 +80,7 @@ def test_attention_offsets_and_alpha_are_those_of_the_decoder(monkeypatch):
         assert np.abs(found.before - found.after).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_of_hq_sam_it_is_the_attention_of_the_hq_token(monkeypatch):
     ours = Predictor(*small.system(hq=True, plugin=PluginConfig()))
     ours.set_image(SQUARE)

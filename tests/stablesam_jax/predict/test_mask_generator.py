@@ -232,7 +232,13 @@ def test_padding_of_the_last_batch_changes_nothing():
     ("config", "thresholds", "masks"),
     [
         pytest.param(sam_pair.CONFIG, {"pred_iou_thresh": 0.67, "stability_score_thresh": 0.77}, 108, id="SAM"),
-        pytest.param(sam_pair.HQ_CONFIG, {"pred_iou_thresh": 0.753, "stability_score_thresh": 0.82}, 36, id="HQ-SAM"),
+        pytest.param(
+            sam_pair.HQ_CONFIG,
+            {"pred_iou_thresh": 0.753, "stability_score_thresh": 0.82},
+            36,
+            id="HQ-SAM",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_sam_with_random_weights_has_the_records_of_its_official_twin(config, thresholds, masks):

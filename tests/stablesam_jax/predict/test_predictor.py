@@ -107,7 +107,9 @@ def compare(official, ours, **arguments):
     return np.count_nonzero(flipped), flipped.size
 
 
-@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG], ids=["sam", "hq-sam"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, id="sam"), pytest.param(HQ_CONFIG, id="hq-sam", marks=pytest.mark.slow)]
+)
 def test_masks_are_those_of_the_official_predictor(config):
     official, ours = pair(config)
     variants = [{"multimask_output": True}, {"multimask_output": False}]
