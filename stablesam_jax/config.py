@@ -12,7 +12,7 @@ Dtype = Literal["float32", "bfloat16"]
 MASK_TOKENS = slice(1, 5)
 HQ_TOKEN = MASK_TOKENS.stop
 
-OWN = "own"  # name of a model that is none of MODELS
+OWN = "own_sam"  # name of a model that is none of MODELS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.ops.layers import dense, softmax
+from stablesam_jax.ops.layers import dense, parameter, softmax
 from stablesam_jax.ops.numerics import einsum, to_float32
 
 QUERIES = 512  # queries of a head that are processed at a time on a CPU
@@ -49,8 +49,8 @@ class QKV(nn.Module):
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
         """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, 3 * channels), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
+        bias = parameter(self, "bias", nn.initializers.zeros, (3 * channels,))
         order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
         kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
         if not self.heads_outermost:
@@ -149,12 +149,6 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
     together = max(1, LOGITS // (height * width) ** 2)
     return jax.lax.map(attend, (q, k, v, by_row, by_column), batch_size=min(together, batch))
-
-
-def computes_on_cpu() -> bool:
-    """Whether what is traced now is for a CPU: where JAX puts what is not placed, see `jax.default_device`."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 def flash_takes(dtype: np.dtype, channels: int) -> bool:

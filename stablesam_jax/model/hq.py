@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from stablesam_jax.ops.gradients import sum_of_taps
-from stablesam_jax.ops.layers import Conv, HeadMLP, LayerNorm, UpscaleBy2, pixels
+from stablesam_jax.ops.layers import Conv, HeadMLP, LayerNorm, UpscaleBy2, parameter, pixels
 from stablesam_jax.ops.numerics import einsum, gelu
 
 
@@ -22,7 +21,7 @@ class HQBranch(nn.Module):
 
     def setup(self):
         width, narrow = self.width, self.width // 8
-        self.token = self.param("hf_token", nn.initializers.normal(1.0), (1, width), jnp.float32)
+        self.token = parameter(self, "hf_token", nn.initializers.normal(1.0), (1, width))
         self.mlp = HeadMLP(width, narrow, name="hf_mlp")
         self.compress_vit_feat = _upscaling("compress_vit_feat", width, narrow)
         self.embedding_encoder = _upscaling("embedding_encoder", width // 4, narrow)
@@ -64,10 +63,10 @@ class WeightedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         """(B, N, H, W, C) features, (B, N, width) -> (B, N, H, W), float32 or wider."""
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.width), jnp.float32
-        ).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32).astype(x.dtype)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.width)).astype(
+            x.dtype
+        )
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
         taps = einsum("ijco,bno->bnijc", kernel, weights).astype(x.dtype)
         of_bias = einsum("bno,o->bn", weights, bias)[..., None, None]
         return of_bias + sum_of_taps(einsum("bnhwc,bnijc->bnhwij", x, taps))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
-from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one
+from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one, parameter
 from stablesam_jax.ops.numerics import gelu, to_float32
 
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
@@ -42,8 +42,8 @@ class MaskDecoder(nn.Module):
             self.hq_branch = HQBranch(width)
             nn.share_scope(self, self.hq_branch)
             self.hq_token = self.hq_branch.token
-        self.iou_token = self.param("iou_token", nn.initializers.normal(1.0), (1, width), jnp.float32)
-        self.mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (MASKS, width), jnp.float32)
+        self.iou_token = parameter(self, "iou_token", nn.initializers.normal(1.0), (1, width))
+        self.mask_tokens = parameter(self, "mask_tokens", nn.initializers.normal(1.0), (MASKS, width))
         self.transformer = TwoWayTransformer(width)
         self.output_upscaling = (
             UpscaleBy2(width // 4, name="output_upscaling_0"),

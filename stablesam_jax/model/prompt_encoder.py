@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.ops.layers import Conv, LayerNorm
+from stablesam_jax.ops.layers import Conv, LayerNorm, parameter
 from stablesam_jax.ops.numerics import gelu
 
 NOT_A_POINT, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -85,8 +85,8 @@ class PositionEmbeddingRandom(nn.Module):
     @nn.compact
     def __call__(self, coords: jax.Array) -> jax.Array:
         """(..., 2) coordinates (x, y) in 0..1 -> (..., width), sines first; always computed at full precision."""
-        gaussian = self.param(
-            "positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.width // 2), jnp.float32
+        gaussian = parameter(
+            self, "positional_encoding_gaussian_matrix", nn.initializers.normal(1.0), (2, self.width // 2)
         )
         gaussian = jax.lax.stop_gradient(gaussian)  # a buffer in PyTorch: saved, never trained
         angles = 2 * np.pi * jnp.matmul(2 * coords - 1, gaussian, precision=jax.lax.Precision.HIGHEST)
@@ -102,7 +102,7 @@ class PromptEncoder(nn.Module):
 
     def setup(self):
         def embedding(name: str) -> jax.Array:
-            return self.param(name, nn.initializers.normal(1.0), (1, self.width), jnp.float32)
+            return parameter(self, name, nn.initializers.normal(1.0), (1, self.width))
 
         self.pe_layer = PositionEmbeddingRandom(self.width)
         self.point_embeddings = [embedding(f"point_embeddings_{label}") for label in range(4)]
@@ -139,7 +139,7 @@ class PromptEncoder(nn.Module):
 
     def get_dense_pe(self) -> jax.Array:
         """image_pe: (1, 1, G, G, C) positional encoding of the cells' centres."""
-        centres = jnp.arange(0.5, self.grid_size, dtype=jnp.float32) / self.grid_size
+        centres = jnp.arange(0.5, self.grid_size, dtype=self.no_mask_embed.dtype) / self.grid_size
         middle = jnp.full_like(centres, 0.5)  # where a coordinate adds nothing to the angle
         along_x = self.pe_layer(jnp.stack([centres, middle], axis=-1))[None]
         along_y = self.pe_layer(jnp.stack([middle, centres], axis=-1))[:, None]

@@ -2,10 +2,9 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.ops.layers import Dense, LayerNorm
+from stablesam_jax.ops.layers import Dense, LayerNorm, parameter
 from stablesam_jax.ops.numerics import gelu, to_float32
 from stablesam_jax.plugin.common import last_kernel
 
@@ -34,5 +33,5 @@ class Router(nn.Module):
         hidden = gelu(LayerNorm(name="norm")(to_float32(hidden))).astype(dtype)
         last = Dense(2, last_kernel(self.config.start), name="logits")
         logits = to_float32(last(hidden))
-        scale = self.param("scale", nn.initializers.ones, (), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, ())
         return nn.softmax(logits, axis=-1) * scale.astype(logits.dtype)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
-from stablesam_jax.ops.layers import Dense, LayerNorm
+from stablesam_jax.ops.layers import Dense, LayerNorm, parameter
 from stablesam_jax.ops.numerics import to_float32
 from stablesam_jax.plugin.common import last_kernel
 
@@ -30,8 +30,8 @@ class ChannelPooledAttention(nn.Module):
         values = to_float32(features)
         pooled = jnp.stack([values.mean(axis=-1), values.max(axis=-1)], axis=-1)  # (..., H, W, 2)
         shape = (CBAM_KERNEL, CBAM_KERNEL, 2, 1)
-        kernel = self.param("kernel", last_kernel(self.config.start), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
+        kernel = parameter(self, "kernel", last_kernel(self.config.start), shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, ())
         logits = jax.lax.conv_general_dilated(
             pooled.reshape(-1, *pooled.shape[-3:]),
             kernel.astype(pooled.dtype),

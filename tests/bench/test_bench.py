@@ -29,10 +29,11 @@ from bench.train import train_cases
 from eval.report.tables import show
 from stablesam_jax import build
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.attention import computes_on_cpu
+from stablesam_jax.ops.layers import computes_on_cpu
 from stablesam_jax.plugin.sampling import bilinear_sample
 from tests.reference import small
 from tests.reference.official import VIT
+from tests.reference.tiers import slow
 
 LIMITS = Limits(flops_per_second=10.0, bytes_per_second=4.0)
 TINY = dataclasses.replace(VIT, image_size=64, embedding_width=256)
@@ -166,7 +167,7 @@ def test_a_training_step_is_that_of_hq_sam_where_it_trains_the_same(tiny_model):
     assert encoded - cached == cost_of(encode, {"params": build.shapes(sam)}, pictures).flops
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", *slow("bfloat16")])
 @pytest.mark.parametrize(
     "cases",
     [

@@ -51,9 +51,7 @@ def refusal(capsys, checkpoint, output):
     return message
 
 
-@pytest.mark.parametrize(
-    "model", ["hq_small_vit", "small_tiny_vit", pytest.param("hq_sam_vit_tiny", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("model", ["hq_small_vit", "small_tiny_vit", *slow("hq_sam_vit_tiny")])
 def test_the_round_trip_is_equal_to_the_bit_and_the_official_classes_load_it(known, tmp_path, capsys, model):
     state = official.state_dict(MODELS[model])
     torch.save(state, tmp_path / "official.pth")

@@ -158,6 +158,7 @@ def test_a_pickled_module_is_not_read(file):
         read_state(file)
 
 
+@pytest.mark.slow
 def test_a_megabyte_that_opens_to_a_gigabyte_is_not_opened(file, tmp_path):
     torch.save(STATE, tmp_path / "sound.pth")
     with zipfile.ZipFile(tmp_path / "sound.pth") as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:

@@ -210,6 +210,7 @@ def test_longer_tokens_beside_a_prompt_change_no_mask(segmenter, embedding, prom
     np.testing.assert_allclose(padded, segmenter.low_res_masks(embedding, prompts[:1], (48, 40))[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_of_hq_sam_the_hq_tokens_mask_counts_and_not_its_sum_with_sams(prompts):
     sam, tree = small.system(hq=True, plugin=None)
     hq = Segmenter(sam, tree)

@@ -162,9 +162,9 @@ def test_two_runs_are_equal_but_for_times(results, config, monkeypatch, tmp_path
 def test_the_digest_of_the_data_sees_a_changed_mask(results, config, work, monkeypatch, tmp_path):
     monkeypatch.setattr(systems, "load_model", small.by_name)
     folder = small.save_pairs(tmp_path / "horses", 3)
-    mask = np.asarray(Image.open(folder / "gt" / "01.png")).copy()
+    mask = np.asarray(Image.open(folder / "gt" / "00.png")).copy()
     mask[20, 20] = 0
-    Image.fromarray(mask).save(folder / "gt" / "01.png")
+    Image.fromarray(mask).save(folder / "gt" / "00.png")
     hq(
         dataclasses.replace(
             config,

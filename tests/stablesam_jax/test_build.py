@@ -159,6 +159,7 @@ def test_hq_parts_are_added_by_the_key_alone_and_move_nothing(params):
         with_hq(sam, first, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_random_parameters_depend_on_the_key_alone():
     first, again = (init(TINY, jax.random.key(seed)) for seed in (0, 0))
     other = init(TINY, jax.random.key(1))

@@ -31,7 +31,7 @@ def test_a_model_keeps_its_name_at_any_size_and_dtype_and_with_any_plugin(name):
 
 def test_a_model_of_other_sizes_is_called_own():
     encoder = dataclasses.replace(MODELS["sam_vit_b"].encoder, depth=13)
-    assert dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name == "own"
+    assert dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name == "own_sam"
 
 
 @pytest.mark.parametrize("config", [*MODELS.values(), dataclasses.replace(MODELS["sam_nano"], pixel_mean=(1, 2, 3))])

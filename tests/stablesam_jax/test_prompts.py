@@ -92,6 +92,7 @@ def paper_quality():
     return quality(INSIDE, SIZE_HW, 20_000)
 
 
+@pytest.mark.slow
 def test_noise_of_scale_0_4_has_the_published_quality(paper_quality):
     iou = paper_quality
     assert iou.mean() == pytest.approx(0.601, abs=0.003)
@@ -280,6 +281,7 @@ def oracle_points(mask, count=2000):
     return rows, columns
 
 
+@pytest.mark.slow
 def test_oracle_points_are_uniform_over_the_inner_17_percent_of_a_disc():
     rows, columns = oracle_points(disc(401, 200))
     distances = np.hypot(rows - 200, columns - 200)

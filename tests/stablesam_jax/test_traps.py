@@ -18,6 +18,7 @@ from stablesam_jax.ops.layers import Dense, mask_logits, softmax
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
 from stablesam_jax.predict.preprocess import preprocess
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.tiers import slow
 
 SAM = MODELS["sam_vit_b"]
 PICTURE = np.random.default_rng(0).integers(0, 256, (1500, 1125, 3), np.uint8)
@@ -48,7 +49,7 @@ def test_tables_of_relative_positions_are_resized_as_the_official_code_does(pair
         assert difference(smoothed[distance], theirs) > 0.1
 
 
-@pytest.mark.parametrize("side", [192, 448])
+@pytest.mark.parametrize("side", [192, *slow(448)])
 def test_at_another_size_the_encoder_is_the_official_one_with_resized_positions(pair, side):
     # The official code resizes the tables when it runs, the absolute positions never: ours are bilinear.
     config = dataclasses.replace(HQ_CONFIG, image_size=side)

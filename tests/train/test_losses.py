@@ -73,6 +73,7 @@ def test_no_gradient_flows_through_the_choice_of_points():
     assert not np.asarray(gradient).any()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_fixed_points():
     key, logits, target = keys(1), jnp.array(normal(1, 16, 16)), jnp.array(RECTANGLE[None])
     points = points_of(key[0], logits[0])

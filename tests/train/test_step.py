@@ -15,6 +15,7 @@ from stablesam_jax.data.pipeline import BatchConfig, ViewConfig, Views, make_sam
 from stablesam_jax.data.readers import PairsFolder
 from stablesam_jax.model.sam import ImageEmbedding
 from tests.reference import small
+from tests.reference.tiers import slow
 from train import step as step_module
 from train.presets import MASK_DECODER, MASK_TOKEN, PLUGIN_ONLY, PRESETS
 from train.step import State, encoder_halves, make_update, normalise, sample_keys
@@ -236,7 +237,7 @@ def test_a_moving_average_follows_what_trains(samples):
     np.testing.assert_allclose(ramp, [1 - 11 / 20, 0.1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["full-resolution", pytest.param("pretrain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", ["full-resolution", *slow("pretrain")])
 def test_other_losses_train_the_same_parameters(samples, objective):
     before, after, measured = first_update(samples, objective)
     assert np.isfinite(measured.loss).all()

@@ -9,13 +9,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import SamConfig, TinyViTConfig
 from stablesam_jax.model.attention import QKV
 from stablesam_jax.model.encoders.vit import Neck, window_partition, window_unpartition
-from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, DepthwiseConv, LayerNorm, dense, softmax
+from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, DepthwiseConv, LayerNorm, dense, parameter, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, gelu, to_float32
 
 BATCH_NORM_EPS = 1e-5
@@ -29,11 +28,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C) -> (..., C)."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        mean = self.param("mean", nn.initializers.zeros, channels, jnp.float32)
-        var = self.param("var", nn.initializers.ones, channels, jnp.float32)
-        self.param("num_batches_tracked", nn.initializers.zeros, (), jnp.float32)  # nothing reads it, see `Unread`
+        scale = parameter(self, "scale", nn.initializers.ones, channels)
+        bias = parameter(self, "bias", nn.initializers.zeros, channels)
+        mean = parameter(self, "mean", nn.initializers.zeros, channels)
+        var = parameter(self, "var", nn.initializers.ones, channels)
+        parameter(self, "num_batches_tracked", nn.initializers.zeros, ())  # nothing reads it, see `Unread`
         factor = scale * jax.lax.rsqrt(var + BATCH_NORM_EPS)
         values = to_float32(x)
         return (values * broadcast_channels(factor, values) + broadcast_channels(bias - mean * factor, values)).astype(
@@ -129,7 +128,7 @@ class Attention(nn.Module):
         """(B, window, window, C) -> (B, window, window, C)."""
         batch, window, _, channels = windows.shape
         head_width = channels // self.heads
-        biases = self.param("attention_biases", nn.initializers.zeros, (self.heads, window**2), jnp.float32)
+        biases = parameter(self, "attention_biases", nn.initializers.zeros, (self.heads, window**2))
         x = LayerNorm(DECODER_EPS, name="norm")(windows).reshape(batch, window**2, channels)
 
         def attend(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -203,7 +202,7 @@ class Unread(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         for leaf, shape in self.shapes.items():
-            self.param(leaf, nn.initializers.zeros, shape, jnp.float32)
+            parameter(self, leaf, nn.initializers.zeros, shape)
 
 
 def early_width(config: TinyViTConfig) -> int:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stablesam_jax.config import SamConfig, ViTConfig
-from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head, computes_on_cpu
-from stablesam_jax.ops.layers import MLP, Conv, Dense, LayerNorm
+from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head
+from stablesam_jax.ops.layers import MLP, Conv, Dense, LayerNorm, computes_on_cpu, parameter
 from stablesam_jax.ops.numerics import gelu
 
 
@@ -69,8 +69,8 @@ class Attention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         _, height, width, channels = x.shape
         head_width = channels // self.heads
-        table_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * height - 1, head_width), jnp.float32)
-        table_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * width - 1, head_width), jnp.float32)
+        table_h = parameter(self, "rel_pos_h", nn.initializers.zeros, (2 * height - 1, head_width))
+        table_w = parameter(self, "rel_pos_w", nn.initializers.zeros, (2 * width - 1, head_width))
         rows = relative_position_table(table_h, height).astype(x.dtype)
         columns = relative_position_table(table_w, width).astype(x.dtype)
         kernel, bias = QKV(self.heads, name="qkv")(channels)
@@ -166,7 +166,7 @@ class ImageEncoderViT(nn.Module):
         """
         config = self.config
         x = PatchEmbed(config.width, config.patch_size, name="patch_embed")(pictures)
-        x = x + self.param("pos_embed", nn.initializers.zeros, (1, *x.shape[1:]), jnp.float32).astype(x.dtype)
+        x = x + parameter(self, "pos_embed", nn.initializers.zeros, (1, *x.shape[1:])).astype(x.dtype)
         early = x
         for index in range(config.depth):
             window = 0 if index in config.global_blocks else config.window_size

@@ -144,6 +144,7 @@ def test_an_official_file_is_recognised_and_compared(tmp_path, run):
     assert (status, found["model"]) == (0, "hq_sam_vit_b")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_models")
 def test_a_checkpoint_folder_is_compared(tmp_path, run):
     save_model(tmp_path / "model", parity.draw_params(CONFIG, 2), config=CONFIG, source={})

@@ -9,6 +9,7 @@ from faster_coco_eval.core import mask as mask_api
 from eval.protocols.average_precision import Detection, average_precision
 from stablesam_jax.data.coco import Annotation
 from tests.reference import average_precision as literal
+from tests.reference.tiers import slow
 
 SHAPE = (60, 80)
 
@@ -126,7 +127,7 @@ def sorted_out(entries, value):
     return result
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+@pytest.mark.parametrize("seed", [0, *slow(1, 2, 3)])
 def test_equals_the_published_algorithm(seed):
     truth, found = random_scene(np.random.default_rng(seed))
     known = sorted_out(truth, lambda one: (one.mask(), one.area, one.iscrowd))

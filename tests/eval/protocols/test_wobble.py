@@ -21,6 +21,7 @@ from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import box_iou, gt_box
 from tests.reference import official, small
 from tests.reference.pictures import refusal
+from tests.reference.tiers import slow
 
 TARGET = np.zeros((40, 60), bool)
 TARGET[5:30, 10:50] = True
@@ -168,7 +169,7 @@ def test_files_of_one_name_are_not_taken_for_each_other(tmp_path, monkeypatch):
     assert len(set(wobble.convert(files, tmp_path / "checkpoints"))) == 2
 
 
-@pytest.mark.parametrize("content", [b"weights", None])
+@pytest.mark.parametrize("content", [None, *slow(b"weights")])
 def test_a_file_that_cannot_be_converted_is_refused_with_the_reason(content, tmp_path):
     folder = small.save_pairs(tmp_path / "horses", 1)
     file = tmp_path / "sam_vit_b_01ec64.pth"

@@ -417,6 +417,7 @@ def test_a_box_that_ends_at_the_edge_of_the_picture_or_a_pixel_beside_it_is_in_t
 # the generator
 
 
+@pytest.mark.slow
 def test_the_generator_has_its_models_predictor_and_the_official_arguments():
     model = compat.Sam(*small.system(hq=False, plugin=PluginConfig()))
     generator = compat.SamAutomaticMaskGenerator(model=model, points_per_side=2, pred_iou_thresh=0.0)

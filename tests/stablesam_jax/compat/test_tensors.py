@@ -59,6 +59,7 @@ print(type(embedding).__name__, embedding.shape, predictor.device, masks.shape)
 """
 
 
+@pytest.mark.slow
 def test_without_pytorch_all_are_arrays():
     printed = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, check=False)
     assert printed.stdout == "ndarray (1, 256, 4, 4) cpu (1, 40, 64)\n", printed.stderr[-2000:]

@@ -96,6 +96,7 @@ def test_a_batch_does_not_depend_on_the_number_of_threads(threads):
         assert_equal(batch, expected)
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_batches_and_resume_at_any_step():
     script = """
 import numpy as np

@@ -89,7 +89,7 @@ def test_what_only_hq_sam_uses_does_not_decide_a_plain_embedding(tmp_path):
         ({"image_size": 128}, "not hq_sam_nano at 128 pixels in float32"),
         ({"dtype": "bfloat16"}, "not hq_sam_nano at 64 pixels in bfloat16"),
         ({"hq": False}, "not sam_nano at 64 pixels in float32"),
-        ({"pixel_mean": (1.0, 2.0, 3.0)}, "not a model without a name at 64 pixels"),
+        ({"pixel_mean": (1.0, 2.0, 3.0)}, "not own_sam at 64 pixels"),
         (vars(MODELS["hq_sam_vit_b"]) | {"image_size": 64}, "not hq_sam_vit_b at 64 pixels in float32"),
     ],
     ids=["size", "dtype", "hq", "mean", "vit"],
@@ -102,9 +102,7 @@ def test_another_model_is_refused_by_name(tmp_path, change, words):
 
 def test_of_two_models_without_a_name_the_field_is_named(tmp_path):
     file = save(tmp_path / "a.safetensors", dataclasses.replace(HQ_SAM, pixel_std=(1.0, 1.0, 1.0)))
-    with pytest.raises(
-        InputError, match=r"made by a model without a name at .*, of another configuration \(pixel_std\)"
-    ):
+    with pytest.raises(InputError, match=r"made by own_sam at .*, of another configuration \(pixel_std\)"):
         load(file, dataclasses.replace(HQ_SAM, pixel_std=(2.0, 2.0, 2.0)))
 
 

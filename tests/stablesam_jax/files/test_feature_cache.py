@@ -305,6 +305,7 @@ def test_two_writers_never_exceed_the_limit(tmp_path):
     assert found["wrong"] == 0
 
 
+@pytest.mark.slow
 def test_writers_that_are_killed_leave_no_wrong_entry_and_the_folder_heals(tmp_path, capsys):
     limit = 400 * crowd.ENTRY_SIZE
     found = run_crowd(tmp_path, writers=3, kills=20, limit=limit)

@@ -155,7 +155,9 @@ class Shift(nn.Module):
 
 @pytest.mark.parametrize("attentions", [(1,), (0, 2)], ids=str)
 def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, attentions):
-    config = dataclasses.replace(CONFIG, plugin=PluginConfig(attentions=attentions))
+    config = dataclasses.replace(
+        CONFIG, plugin=PluginConfig(attentions=attentions, embedding_width=CONFIG.embedding_width)
+    )
     sam = Sam(config, plugin=Shift())
 
     @jax.jit

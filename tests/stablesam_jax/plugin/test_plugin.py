@@ -23,6 +23,7 @@ from stablesam_jax.plugin import Plugin
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_torch import plugin as torch_plugin
 from tests.reference import small as small_nano
+from tests.reference.tiers import slow
 
 SMALL = PluginConfig(embedding_width=16, router_width=4, max_offset_cells=16.0)
 
@@ -95,7 +96,7 @@ def mixed_and_gradients(config: PluginConfig, params, arguments, cotangents):
     return mixed, cotangents, pull_back(cotangents)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["default", *slow(*sorted(VARIANTS.keys() - {"default"}))])
 def test_equals_its_torch_twin_in_values_and_in_every_gradient(variant):
     config = small(variant)
     params = trained(config)["params"]
@@ -206,7 +207,7 @@ def test_strength_goes_straight_from_the_features_as_they_were_to_the_plugins(va
     np.testing.assert_allclose(mixed(0.3), 0.7 * mixed(0.0) + 0.3 * mixed(1.0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["default", "cbam", "coordinate"])
+@pytest.mark.parametrize("variant", ["default", *slow("cbam", "coordinate")])
 def test_a_perturbed_start_is_near_the_identity_and_every_tensor_has_a_gradient(variant):
     config = small(variant, start="perturbed")
     keys, key_pe, tokens = inputs(config)
@@ -386,6 +387,7 @@ def looked_into(noise: float):
     return transformer["layers_1"]["cross_attn_token_to_image"], transformer["final_attn_token_to_image"]
 
 
+@pytest.mark.slow
 def test_attention_before_and_after_is_available_by_name_where_the_plugin_sits():
     for seen in looked_into(0.3):
         (before,), (after,) = seen["before"], seen["after"]

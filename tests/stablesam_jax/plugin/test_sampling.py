@@ -178,6 +178,7 @@ def test_positions_shared_by_pictures_equal_repeated_positions():
     np.testing.assert_array_equal(shared, bilinear_sample(features, jnp.repeat(positions, 3, axis=0)))
 
 
+@pytest.mark.slow
 def test_vmap_equals_the_leading_axis_and_jit_the_plain_call():
     features = normal(0, 3, 5, 6, 2)
     positions = 2.5 + 2.5 * normal(1, 3, 9, 2)

@@ -13,6 +13,7 @@ from stablesam_jax.predict import compiled
 from stablesam_jax.predict.slots import Slots
 from tests.reference import small
 from tests.reference.squares import BOX, SQUARES, answers, nano
+from tests.reference.tiers import slow
 
 
 def close(first, second):
@@ -20,7 +21,7 @@ def close(first, second):
     return np.abs(first - second).max() <= 2.5e-5 * np.std(second)
 
 
-@pytest.mark.parametrize("calls", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [100, *slow(1000)])
 def test_random_calls_compile_once_for_a_slot(stub, calls):
     ours, decoder = stub
     rng = np.random.default_rng(0)

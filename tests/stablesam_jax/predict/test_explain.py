@@ -91,6 +91,7 @@ def test_of_hq_sam_it_is_the_attention_of_the_hq_token(monkeypatch):
     assert np.abs(found.after - other[2]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_an_untrained_plugin_reads_the_cells_themselves_and_changes_no_attention():
     untrained = Predictor(*small.stable_nano())
     untrained.set_image(SQUARE)
@@ -181,6 +182,7 @@ def test_pixels_are_those_of_the_picture_whatever_the_size_of_the_input():
     assert [prompt.box.tolist() for prompt in found.prompts] == (BOXES / 2).tolist()
 
 
+@pytest.mark.slow
 def test_every_group_of_offsets_can_be_asked_for_and_without_a_router_alpha_is_one():
     ours = predictor(groups=2, router=False)
     first, second = (explain(ours, box=BOXES, group=group) for group in range(2))
@@ -191,6 +193,7 @@ def test_every_group_of_offsets_can_be_asked_for_and_without_a_router_alpha_is_o
         explain(ours, box=BOXES, group=2)
 
 
+@pytest.mark.slow
 def test_spatial_attention_reads_the_cells_themselves():
     found = explain(predictor(resample="cbam"), box=BOXES)
     np.testing.assert_array_equal(found.positions, np.broadcast_to(found.cells, (3, 4, 4, 2)))

@@ -21,6 +21,7 @@ from stablesam_jax.model.encoders.tiny_vit import (
     bias_index,
 )
 from tests.reference.sam_pair import SEEN, TINY_CONFIG, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.tiers import slow
 
 TINY = TINY_CONFIG.encoder
 SIDE = TINY_CONFIG.image_size
@@ -130,7 +131,7 @@ def test_biases_are_looked_up_as_officially(window):
     np.testing.assert_array_equal(bias_index(window), attention.attention_bias_idxs.numpy())
 
 
-@pytest.mark.parametrize("side", [SIDE, 224], ids=["padded", "maps that are whole windows"])
+@pytest.mark.parametrize("side", [SIDE, *slow(224)], ids=["padded", "maps that are whole windows"])
 def test_encoder_is_equal_for_two_pictures(pair, side):
     official = torch_sam.build(dataclasses.replace(TINY_CONFIG, image_size=side)).double()
     official.load_state_dict(pair.official.state_dict())
