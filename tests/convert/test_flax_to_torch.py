@@ -17,6 +17,7 @@ from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import unflatten
 from stablesam_torch import plugin as torch_plugin
 from tests.reference import official, small
+from tests.reference.tiers import slow
 
 
 @pytest.fixture
