@@ -26,6 +26,7 @@ from stablesam_jax.files.disk import new_path, whole_file
 from stablesam_jax.files.plugin_file import load_plugin
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.params import Params, count, flatten
+from stablesam_torch.plugin import CONFIG_KEY, packed
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -81,11 +82,11 @@ def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, An
         metadata: of the plugin file.
 
     Returns:
-        leaves as tensors, named by their paths with dots, axes unchanged. PyTorch's key `_extra_state` for contents
-        other than tensors has configuration and metadata.
+        leaves as tensors, named by their paths with dots, axes unchanged, and configuration and metadata in a tensor
+        under PyTorch's key for what is no parameter, see `stablesam_torch.plugin.packed`.
     """
     state: dict[str, Any] = {path.replace("/", "."): _tensor(leaf) for path, leaf in flatten(params).items()}
-    return state | {"_extra_state": {"config": dataclasses.asdict(config), "metadata": dict(metadata)}}
+    return state | {CONFIG_KEY: packed(dataclasses.asdict(config), metadata)}
 
 
 def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
@@ -106,7 +107,7 @@ def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
 
 def _plugin(file: str, output: pathlib.Path) -> tuple[tuple[str, str], Params, dict[str, Any]]:
     if output.suffix == ".safetensors":
-        raise InputError(f"{output}: {file} is a plugin, and .safetensors cannot hold its metadata. Give a .pth file.")
+        raise InputError(f"{output}: {file} is a plugin, and PyTorch alone cannot read .safetensors. Give a .pth file.")
     params, config, metadata = load_plugin(file)
     base = metadata.get("base", "a base that its file does not name")
     return ("plugin", f"for {base}"), params, plugin_state(params, config, metadata)

@@ -14,7 +14,8 @@ import numpy as np
 import tyro
 
 from convert.rules import dropped, to_flax
-from convert.torch_file import read_state, sha256
+from convert.torch_file import file_of, read_state, sha256
+from convert.transformers_names import MARK, official_names
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS, SamConfig
@@ -38,7 +39,7 @@ UNSUPPORTED = (
     ("mask_decoder.final_output_upscaling_layers.", "EfficientSAM", OURS),
     ("image_encoder.backbone.", "EfficientViT-SAM", OURS),
     ("image_encoder.features.", "a SAM with RepViT, as EdgeSAM", OURS),
-    ("vision_encoder.", "a SAM as the library transformers stores it", "Give the file that its authors published."),
+    ("vision_encoder.backbone.", "SAM 2 or 3 as the library transformers stores it", OURS),
 )
 HQ_PARTS = ("mask_decoder.hf_", "mask_decoder.compress_vit_feat.", "mask_decoder.embedding_")
 
@@ -48,7 +49,8 @@ class Options:
     """Converts official weights into a checkpoint folder. The model is recognised from the weights."""
 
     checkpoint: pathlib.Path
-    """File of segment_anything, segment_anything_hq or MobileSAM: .pth, .pt or .safetensors."""
+    """File of segment_anything, segment_anything_hq or MobileSAM: .pth, .pt or .safetensors; or a folder of the library
+    transformers, of SamModel or SamHQModel."""
     output: pathlib.Path
     """New folder."""
     model: str | None = None
@@ -89,7 +91,7 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     """Converts one file.
 
     Args:
-        checkpoint: the file.
+        checkpoint: the file, or a folder that holds it.
         output: new folder.
         model: name of the expected model in MODELS, or None for any.
 
@@ -107,6 +109,9 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     new_path(output)
     state, remarks = read_state(checkpoint)
     try:
+        if any(name.startswith(MARK) for name in state):
+            state = official_names(state)
+            remarks.append("names of the library transformers")
         config = recognise({name: array.shape for name, array in state.items()})
         if model not in (None, config.name):
             raise InputError(f"This is {config.name}, not {model}. Give another file, or leave out --model.")
@@ -117,7 +122,7 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     remarks += dropped(state)
     if config != MODELS[config.name]:
         remarks.append(f"for an input of {config.image_size} pixels")
-    source = {"file": checkpoint.name, "sha256": sha256(checkpoint), "remarks": remarks}
+    source = {"file": checkpoint.name, "sha256": sha256(file_of(checkpoint)), "remarks": remarks}
     save_model(output, params, config=config, source=source)
     return [
         ("model", config.name),

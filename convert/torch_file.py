@@ -12,7 +12,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, Any, cast
 
 import numpy as np
@@ -48,15 +48,22 @@ UNREADABLE = (
 )
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
-PREFIXES = ("module.", "model.", "sam.", "sam_model.", "net.", "_orig_mod.")
-NESTING = 4  # nested wrappers or prefixes that are removed; bounded, because a pickled dictionary may contain itself
+NESTING = 4  # nested wrappers that are opened; bounded, because a pickled dictionary may contain itself
+# Modules of a SAM, here and in the library transformers. What comes before the encoder's name is the prefix of all.
+ENCODER = re.compile(r"(.*?)(image_encoder|vision_encoder)\.")
+MODULES = {
+    *("image_encoder", "prompt_encoder", "mask_decoder", "pixel_mean", "pixel_std"),
+    *("vision_encoder", "shared_image_embedding"),
+}
+PREFIXES = ("module.", "model.", "sam.", "sam_model.", "net.", "_orig_mod.")  # where there is no encoder
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # that transformers and training scripts write into a folder
 
 
 def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
     """Reads a state dict.
 
     Args:
-        path: a .pth or .pt file of torch.save, or a .safetensors file.
+        path: a .pth or .pt file of torch.save, a .safetensors file, or a folder that holds a file of `FOLDER_FILES`.
 
     Returns:
         tensors by name, float16 and bfloat16 widened to float32, and remarks on what was unwrapped or widened. Arrays
@@ -65,6 +72,7 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
     Raises:
         InputError: the file is absent, damaged, would run code or fill the memory, or holds no state dict.
     """
+    path = file_of(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file. Give a .pth, .pt or .safetensors file.")
     try:
@@ -84,6 +92,11 @@ def read_state(path: pathlib.Path) -> tuple[State, list[str]]:
         return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}, remarks
     except TypeError as error:  # a dtype that numpy lacks, such as 8-bit floats
         raise InputError(f"{path}: {error}. Save it in float32.") from None
+
+
+def file_of(path: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a folder; of a file, itself."""
+    return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path) if path.is_dir() else path
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -175,13 +188,34 @@ def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], 
     if others:
         some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
         raise InputError(f"{path}: holds {some} beside tensors. Write it by torch.save(model.state_dict(), FILE).")
-    tensors = dict(content)
-    for _ in range(NESTING):
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-                remarks.append(f"prefix {prefix!r} dropped")
-    return tensors, remarks
+    return _of_the_model(path, dict(content), remarks), remarks
+
+
+def _of_the_model(path: pathlib.Path, tensors: dict[str, torch.Tensor], remarks: list[str]) -> dict[str, torch.Tensor]:
+    """Removes the prefix of the model's modules, and leaves out tensors of others, such as a loss function's."""
+    prefixes = sorted({found[1] for name in tensors if (found := ENCODER.match(name))})
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{path}: holds {len(prefixes)} models, under {', '.join(map(repr, prefixes))}. Save the state dict of one."
+        )
+    prefix = prefixes[0] if prefixes else _shared_prefix(tensors)
+    if prefix:
+        remarks.append(f"prefix {prefix!r} dropped")
+    inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own = {name: tensor for name, tensor in inner.items() if not prefixes or name.partition(".")[0] in MODULES}
+    if len(own) < len(tensors):
+        others = [name for name in tensors if not name.startswith(prefix) or name.removeprefix(prefix) not in own]
+        some = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+        remarks.append(f"left out, of no module of SAM: {some} ({len(others)} tensors)")
+    return own
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """The longest chain of `PREFIXES` that all names begin with."""
+    prefix = ""
+    while more := [word for word in PREFIXES if all(name.startswith(prefix + word) for name in names)]:
+        prefix += more[0]
+    return prefix
 
 
 def _is_entry(key: Any, value: Any) -> bool:

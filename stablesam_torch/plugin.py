@@ -10,6 +10,7 @@ stablesam_jax, with dots: kernels are (in, out), that of the depthwise convoluti
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for contents other than tensors: {"config", "metadata"}
+CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for what is no parameter, see `packed`
 REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
@@ -54,8 +55,8 @@ def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
     """Adds a plugin to a SAM, in place.
 
-    The SAM must be the base that the plugin was trained on, which `state["_extra_state"]["metadata"]` names. Load the
-    base's weights first: afterwards the model's state dict also has the plugin's entries, under `plugin.`.
+    The SAM must be the base that the plugin was trained on, which `unpacked(state["_extra_state"])["metadata"]` names.
+    Load the base's weights first: afterwards the model's state dict also has the plugin's entries, under `plugin.`.
 
     Args:
         sam: from segment_anything, segment_anything_hq or a package with their mask decoder.
@@ -70,10 +71,10 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
     """
     if hasattr(sam, "plugin"):
         raise ValueError("The model has a plugin already; build the model again to add another one.")
-    if not isinstance(state.get(CONFIG_KEY), Mapping):
+    if not isinstance(state.get(CONFIG_KEY), Mapping | torch.Tensor):
         raise ValueError(f"This is no state of a plugin: it has no {CONFIG_KEY!r}. Write one by convert.flax_to_torch.")
     decoder = sam.mask_decoder
-    plugin = Plugin(**state[CONFIG_KEY])
+    plugin = Plugin(**unpacked(state[CONFIG_KEY]))
     if decoder.transformer_dim != plugin.config.embedding_width:
         raise ValueError(
             f"The plugin is {plugin.config.embedding_width} channels wide, the mask decoder {decoder.transformer_dim}. "
@@ -84,6 +85,26 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
     plugin.hook(decoder.transformer)
     sam.plugin = plugin
     return sam
+
+
+def packed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> torch.Tensor:
+    """Configuration and metadata as JSON in a (length,) uint8 tensor: exporters take state dicts of tensors alone."""
+    text = json.dumps({"config": dict(config), "metadata": dict(metadata)}, sort_keys=True)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def unpacked(state: torch.Tensor | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inverse: {"config", "metadata"}. Older files hold that dictionary itself.
+
+    Raises:
+        ValueError: the tensor does not hold it.
+    """
+    if isinstance(state, Mapping):
+        return state
+    found = json.loads(bytes(state.tolist()))
+    if not isinstance(found, dict) or found.keys() != {"config", "metadata"}:
+        raise ValueError(f"{CONFIG_KEY!r} holds no plugin's configuration. Write it by convert.flax_to_torch.")
+    return found
 
 
 class Plugin(nn.Module):
@@ -161,13 +182,13 @@ class Plugin(nn.Module):
             attentions[index].register_forward_pre_hook(self._resample, with_kwargs=True)
         transformer.register_forward_hook(self._forget)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The contents of a state dict other than tensors."""
-        return {"config": dataclasses.asdict(self.config), "metadata": self.metadata}
+    def get_extra_state(self) -> torch.Tensor:
+        """Configuration and metadata, see `packed`."""
+        return packed(dataclasses.asdict(self.config), self.metadata)
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+    def set_extra_state(self, state: torch.Tensor | Mapping[str, Any]) -> None:
         """Sets the metadata from a state. The configuration was used when the module was built."""
-        self.metadata = dict(state["metadata"])
+        self.metadata = dict(unpacked(state)["metadata"])
 
     # Hooks are bound methods, not closures: deepcopy of a model binds them to the copy's plugin.
 

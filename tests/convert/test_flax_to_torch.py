@@ -108,7 +108,7 @@ def test_a_plugin_makes_an_official_model_stable_and_its_numbers_are_equal_to_th
 
     state = sam.plugin.state_dict()
     params, config, metadata = load_plugin(plugin_file)
-    extra = state.pop("_extra_state")
+    extra = torch_plugin.unpacked(state.pop("_extra_state"))
     assert PluginConfig.from_json(extra["config"]) == config
     assert extra["metadata"] == metadata
     again = unflatten({name.replace(".", "/"): leaf.numpy() for name, leaf in state.items()})
@@ -119,7 +119,7 @@ def test_a_plugin_beside_its_base_or_as_safetensors_is_answered_by_what_to_do(pl
     assert "Convert its base and the plugin file separately" in refusal(
         capsys, f"sam_nano+{plugin_file}", tmp_path / "out.pth"
     )
-    assert "is a plugin, and .safetensors cannot hold its metadata. Give a .pth file" in refusal(
+    assert "is a plugin, and PyTorch alone cannot read .safetensors. Give a .pth file" in refusal(
         capsys, plugin_file, tmp_path / "out.safetensors"
     )
     (tmp_path / "text").write_text("no plugin")

@@ -235,7 +235,7 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypa
         ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
         ("image_encoder.backbone.stages.0.op_list.0.main.conv.weight", "EfficientViT-SAM"),
         ("image_encoder.features.0.0.c.weight", "a SAM with RepViT, as EdgeSAM"),
-        ("vision_encoder.layers.0.attn.qkv.weight", "a SAM as the library transformers stores it"),
+        ("vision_encoder.backbone.blocks.0.attn.qkv.weight", "SAM 2 or 3 as the library transformers stores it"),
     ],
 )
 def test_other_models_are_called_by_their_name(name, unsupported):

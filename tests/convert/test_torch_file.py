@@ -74,7 +74,40 @@ def test_wrappings_and_prefixes_inside_one_another_are_taken_off(file):
     torch.save({"state_dict": {"model": {f"model.module.{name}": t for name, t in STATE.items()}}}, file)
     state, remarks = read_state(file)
     assert_is_state(state)
-    assert len(remarks) == 4
+    assert remarks[-1] == "prefix 'model.module.' dropped"
+
+
+def test_of_a_training_framework_s_file_the_model_is_taken_and_what_else_it_holds_is_named(file):
+    model = {"image_encoder.a": torch.ones(2), "mask_decoder.b": torch.zeros(1), "pixel_mean": torch.ones(3)}
+    others = {"criterion.weight": torch.ones(3), "model.head.weight": torch.ones(1)}
+    torch.save({"epoch": 1, "state_dict": {f"model.{name}": tensor for name, tensor in model.items()} | others}, file)
+    state, remarks = read_state(file)
+    assert state.keys() == model.keys()
+    assert remarks[1:] == [
+        "prefix 'model.' dropped",
+        "left out, of no module of SAM: criterion.weight, model.head.weight (2 tensors)",
+    ]
+    torch.save(model | {"criterion.weight": torch.ones(3)}, file)
+    state, remarks = read_state(file)
+    assert state.keys() == model.keys()
+    assert remarks == ["left out, of no module of SAM: criterion.weight (1 tensors)"]
+
+
+def test_of_two_models_none_is_guessed(file):
+    torch.save({"student.image_encoder.a": torch.ones(2), "teacher.image_encoder.a": torch.ones(2)}, file)
+    with pytest.raises(
+        InputError, match=r"holds 2 models, under 'student\.', 'teacher\.'\. Save the state dict of one"
+    ):
+        read_state(file)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_stands_for_the_file_in_it(tmp_path, name):
+    (safetensors_torch.save_file if "safe" in name else torch.save)(STATE, tmp_path / name)
+    assert_is_state(read_state(tmp_path)[0])
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match="no such file"):
+        read_state(tmp_path)
 
 
 def test_a_prefix_that_one_name_lacks_stays(file):

@@ -153,6 +153,7 @@ def without_times(folder):
     return stored, (folder / "results.md").read_text(), (folder / "per_image.csv").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_but_for_times(results, config, monkeypatch, tmp_path):
     monkeypatch.setattr(systems, "load_model", small.by_name)
     hq(dataclasses.replace(config, output=tmp_path / "again"))

@@ -146,6 +146,7 @@ def test_a_plugin_goes_on_its_own_base_alone(folder, params):
         load_model(f"{folder.parent / 'other'}+{file}")
 
 
+@pytest.mark.slow
 def test_hq_parts_are_added_by_the_key_alone_and_move_nothing(params):
     (sam, first), (_, again), (_, other) = (with_hq(assemble(TINY), params, jax.random.key(seed)) for seed in (0, 0, 1))
     assert sam.config == dataclasses.replace(TINY, hq=True)

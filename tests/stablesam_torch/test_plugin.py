@@ -157,10 +157,40 @@ def test_states_are_files_that_run_no_code_and_are_the_plugin_to_the_bit(sam, tm
     torch_plugin.stabilise(sam, torch_plugin.load_plugin_state(tmp_path / "plugin.pth"))
     torch.save(sam.plugin.state_dict(), tmp_path / "again.pth")
     again = torch_plugin.load_plugin_state(tmp_path / "again.pth")
-    assert again.pop("_extra_state") == STATE["_extra_state"]
+    assert torch.equal(again.pop("_extra_state"), STATE["_extra_state"])
     assert {f"plugin.{name}" for name in again} == {name for name, _ in sam.named_parameters() if "plugin" in name}
     for path, leaf in flatten(drawn(WHOLE["sam"])).items():
         np.testing.assert_array_equal(again[path.replace("/", ".")], leaf.astype(np.float32))
+
+
+def test_files_of_earlier_versions_hold_the_configuration_as_a_dictionary(sam):
+    torch_plugin.stabilise(sam, STATE | {"_extra_state": torch_plugin.unpacked(STATE["_extra_state"])})
+    assert torch.equal(sam.plugin.state_dict()["_extra_state"], STATE["_extra_state"])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the grid's side is a constant of the trace
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_stable_decoder_is_traced_with_its_plugin_from_a_state_of_tensors_alone(sam):
+    torch_plugin.stabilise(sam, STATE)
+    assert all(isinstance(value, torch.Tensor) for value in sam.state_dict().values())  # exporters require it
+    grid, width = CONFIG.grid_size, CONFIG.embedding_width
+    embedding, pe, dense = (torch.from_numpy(normal(1, width, grid, grid)).float() for _ in range(3))
+    sparse = torch.from_numpy(normal(2, 3, width)).float()
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sam = sam
+
+        def forward(self, embedding, pe, sparse, dense):
+            return sam.mask_decoder.predict_masks(embedding, pe, sparse, dense)
+
+    arguments = (embedding, pe, sparse, dense)
+    with torch.no_grad():
+        traced = torch.jit.trace(Decoder(), arguments, check_trace=False)
+        for found, expected in zip(traced(*arguments), Decoder()(*arguments), strict=True):
+            torch.testing.assert_close(found, expected)
+    assert "grid_sampler" in str(traced.inlined_graph)
 
 
 def spoil_offsets(plugin):
@@ -194,10 +224,13 @@ def test_what_cannot_be_is_refused_with_the_reason(sam):
             torch_plugin.stabilise(sam, state)
         return str(caught.value)
 
-    extra = STATE["_extra_state"]
+    extra = torch_plugin.unpacked(STATE["_extra_state"])
     assert "no state of a plugin" in refusal(sam.state_dict())
     assert "does not support this plugin" in refusal(
-        STATE | {"_extra_state": {"config": extra["config"] | {"colour": 1}, "metadata": {}}}
+        STATE | {"_extra_state": torch_plugin.packed(extra["config"] | {"colour": 1}, {})}
+    )
+    assert "holds no plugin's configuration" in refusal(
+        STATE | {"_extra_state": torch.frombuffer(bytearray(b"[]"), dtype=torch.uint8)}
     )
     wide = dataclasses.replace(WHOLE["sam"], embedding_width=32, plugin=PluginConfig(embedding_width=32))
     assert "The plugin is 32 channels wide, the mask decoder 64" in refusal(state_of(wide))

@@ -82,6 +82,7 @@ def test_parts_of_different_strength_have_the_one_asked_for(plugins, tmp_path):
     assert load_plugin(tmp_path / "mean.safetensors")[1].strength == 0.5
 
 
+@pytest.mark.slow
 def test_models_become_their_mean_in_the_type_asked_for(base, tmp_path):
     other = noisy(small.nano()[1], 0)
     larger = dataclasses.replace(MODELS["sam_nano"], image_size=640)

@@ -192,6 +192,7 @@ def test_pretraining_equals_its_literal_twin():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pretraining_trains_the_single_mask_and_the_best_of_three_alone():
     target = jnp.array(RECTANGLE[None, ::8, ::8])
     good = 4 * (target - 0.5)

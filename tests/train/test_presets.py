@@ -15,12 +15,11 @@ from train.presets import HQ_SAM_PROMPTS, PRESETS, ROBUST_PROMPTS, TrainConfig
 
 ALL = sorted(PRESETS)
 BASES = ("sam_vit_b", "sam_vit_l", "sam_vit_h", "mobile_sam", "sam_nano")
-LARGE = ("sam_vit_l", "sam_vit_h")  # take seconds to trace
 
 
 def cases(names, base=lambda name: name):
-    """Those of large bases are of the slow tier."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if base(name) in LARGE else []) for name in names]
+    """Those of large bases, which take seconds to trace, are of the slow tier."""
+    return [pytest.param(name, marks=[] if base(name) == "sam_nano" else [pytest.mark.slow]) for name in names]
 
 
 @functools.cache

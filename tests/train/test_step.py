@@ -118,12 +118,8 @@ UNREACHED = {
 }
 
 
-QUICK = ("own-pictures", "pt-sam")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in sorted(SYSTEMS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
 def test_three_steps_change_what_a_system_trains_and_no_other_bit(name, samples):
     hq, plugin, trainable = SYSTEMS[name]
     sam, tree = small.system(hq=hq, plugin=plugin)
@@ -169,6 +165,7 @@ def test_features_of_a_cache_are_the_computed_ones_within_float16(one, on_one, s
     assert losses[0] != one[1][0]
 
 
+@pytest.mark.slow
 def test_the_encoder_is_the_same_cut_before_its_neck_or_after():
     sam, tree = small.nano()
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -237,7 +234,7 @@ def test_a_moving_average_follows_what_trains(samples):
     np.testing.assert_allclose(ramp, [1 - 11 / 20, 0.1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["full-resolution", *slow("pretrain")])
+@pytest.mark.parametrize("objective", slow("full-resolution", "pretrain"))
 def test_other_losses_train_the_same_parameters(samples, objective):
     before, after, measured = first_update(samples, objective)
     assert np.isfinite(measured.loss).all()

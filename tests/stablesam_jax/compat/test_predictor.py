@@ -110,6 +110,7 @@ def test_boxes_of_a_detector_as_tensors():
     both(call)
 
 
+@pytest.mark.slow
 def test_points_in_batches_with_logits():
     """As micro-sam's batched inference and the official generator do it; labels are floats there."""
 
@@ -209,6 +210,7 @@ def test_hq_sam():
     both(call, HQ_CONFIG)
 
 
+@pytest.mark.slow
 def test_embeddings_of_hq_sam_are_assigned_with_their_early_features():
     _, ours = predictors(HQ_CONFIG)
     want = ours.predict(box=BOXES[0])

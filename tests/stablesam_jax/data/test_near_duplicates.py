@@ -93,6 +93,7 @@ def test_sets_may_be_empty():
     assert list(near_duplicates.within(none)) == []
 
 
+@pytest.mark.slow
 def test_a_thousand_real_pictures_have_no_twins(shared):
     names = ("ecssd_a", "ecssd_b", "bsds_regions")
     paths = [path for name in names for path in sorted((shared / "data" / "train" / name / "im").iterdir())][:1000]

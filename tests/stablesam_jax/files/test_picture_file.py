@@ -250,6 +250,7 @@ def test_the_limit_is_checked_before_anything_is_decoded(tmp_path):
     assert read_picture(save(tmp_path / "a.png", ramp()), max_pixels=24 * 36).shape == (24, 36, 3)
 
 
+@pytest.mark.slow
 def test_a_hundred_million_pixels_are_read_without_a_warning(tmp_path):
     path = save(tmp_path / "large.png", Image.new("1", (12000, 9000), 1), compress_level=1)
     picture = read_picture(path)

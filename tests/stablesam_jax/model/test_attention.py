@@ -32,6 +32,7 @@ def test_attention_at_once_is_that_by_head(monkeypatch, maps):
     np.testing.assert_allclose(attend_at_once(*inputs), attend_by_head(*inputs), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_forms_have_the_same_gradient():
     def gradient(form):
         return jax.grad(lambda inputs: jnp.square(form(*inputs)).sum())(attention_inputs())

@@ -27,6 +27,7 @@ from tests.reference.sam_pair import (
     normal,
     quick_jit,
 )
+from tests.reference.tiers import slow
 
 # A point and its padding token; three points, one of them negative, and theirs; a box.
 LABELS = np.broadcast_to(np.array([[1, -1, -1, -1], [1, 0, 1, -1], [2, 3, -1, -1]]), (2, 3, 4))
@@ -117,7 +118,7 @@ def test_prompts_one_by_one_equal_prompts_at_once(config, masks):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("more", [5, 12])  # with 12 image features are projected, with fewer the tokens
+@pytest.mark.parametrize("more", [5, *slow(12)])  # with 12 image features are projected, with fewer the tokens
 def test_more_padding_changes_nothing(pair, embeddings, more):
     longer = PROMPTS.replace(
         coords=np.concatenate([COORDS, 99 * normal(2, 3, more, 2)], axis=2),
@@ -171,7 +172,8 @@ def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, 
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers"), [("sam_vit_b", 93_735_728), ("sam_vit_l", 312_343_088), ("sam_vit_h", 641_090_864)]
+    ("name", "numbers"),
+    [("sam_vit_b", 93_735_728), *slow(("sam_vit_l", 312_343_088), ("sam_vit_h", 641_090_864))],
 )
 def test_models_have_the_official_number_of_parameters(name, numbers):
     with jax.enable_x64(False):  # the fixture above leaves it on

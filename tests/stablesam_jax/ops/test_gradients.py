@@ -109,6 +109,7 @@ def test_sums_of_taps_and_their_gradient_are_those_of_a_convolution():
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_gradients_have_the_types_of_their_arguments_and_sums_are_of_float32(monkeypatch):
     monkeypatch.setattr(gradients, "PATCHES", 32)  # 32 blocks that are added up
     shapes = (1, 32, 32, 8), (3, 3, 8, 8), (1, 32, 32, 8)

@@ -196,7 +196,7 @@ def test_starts_as_the_identity_to_the_bit(variant, dtype):
     np.testing.assert_array_equal(mixed_pe, jnp.broadcast_to(key_pe, mixed_pe.shape))
 
 
-@pytest.mark.parametrize("variant", ["positions resampled", "no router", "cbam"])
+@pytest.mark.parametrize("variant", ["no router", *slow("positions resampled", "cbam")])
 def test_strength_goes_straight_from_the_features_as_they_were_to_the_plugins(variant):
     def mixed(strength):
         config = small(variant, strength=strength)
@@ -342,6 +342,7 @@ def test_what_it_did_is_available_by_name_one_entry_per_call_and_group(variant, 
     assert jax.tree.map(jnp.shape, seen["intermediates"]["plugin"]) == expected | {"alpha": 2 * ((2, 3, 2),)}
 
 
+@pytest.mark.slow
 def test_without_a_router_alpha_is_one_and_nothing():
     config = small("no router")
     _, seen = Plugin(config).apply(trained(config), *inputs(config), mutable="intermediates")
@@ -397,6 +398,7 @@ def test_attention_before_and_after_is_available_by_name_where_the_plugin_sits()
         assert np.abs(after - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_at_the_start_attention_is_the_same_before_and_after():
     for seen in looked_into(0.0):
         np.testing.assert_array_equal(*seen["before"], *seen["after"])

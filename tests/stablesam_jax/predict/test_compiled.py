@@ -21,7 +21,7 @@ def close(first, second):
     return np.abs(first - second).max() <= 2.5e-5 * np.std(second)
 
 
-@pytest.mark.parametrize("calls", [100, *slow(1000)])
+@pytest.mark.parametrize("calls", [40, *slow(1000)])
 def test_random_calls_compile_once_for_a_slot(stub, calls):
     ours, decoder = stub
     rng = np.random.default_rng(0)
@@ -93,6 +93,7 @@ def test_the_model_is_compiled_once_for_all_its_predictors(traced):
     assert traced == [("encode", 1), ("decode", "single", 1, 4, False)]
 
 
+@pytest.mark.slow
 def test_the_encoder_does_not_depend_on_the_plugin_nor_a_program_on_its_strength(traced):
     sam, params = small.system(hq=False, plugin=PluginConfig(start="perturbed"))
     traced.clear()  # of the random parameters

@@ -110,6 +110,7 @@ def test_no_boxes_have_no_explanations():
         assert getattr(found, name).shape == (0, *getattr(one, name).shape[1:])
 
 
+@pytest.mark.slow
 def test_more_prompts_than_a_slot_holds_are_explained_as_alone():
     boxes = np.tile(BOXES, (9, 1)) + np.arange(27)[:, None] / 10 * [1, 1, 0, 0]
     found, alone = explain(predictor(), box=boxes), explain(predictor(), box=boxes[25])
@@ -118,6 +119,7 @@ def test_more_prompts_than_a_slot_holds_are_explained_as_alone():
     np.testing.assert_allclose(found.alpha[25], alone.alpha[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fifty_random_calls_compile_once_for_a_slot(monkeypatch):
     ours = predictor(groups=2)
     traced, seen = [], set()

@@ -185,9 +185,17 @@ COFFEE, CHELSEA = ("coffee", 240, 160), ("chelsea", 120, 170)
             | {"points_per_side": 6, "crop_n_points_downscale_factor": 1}
             | {"crop_n_layers": 2, "crop_overlap_ratio": 0.1},
             id="two layers",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(CHELSEA, BASE | GRIDS | {"stability_score_offset": 0.3}, id="grids of one's own"),
-        pytest.param(COFFEE, BASE | WITHOUT_CROPS | UNFILTERED | {"points_per_side": 6}, id="no filter"),
+        pytest.param(
+            CHELSEA, BASE | GRIDS | {"stability_score_offset": 0.3}, id="grids of one's own", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            COFFEE,
+            BASE | WITHOUT_CROPS | UNFILTERED | {"points_per_side": 6},
+            id="no filter",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_records_are_those_of_the_official_generator(which, arguments):

@@ -392,6 +392,7 @@ def test_a_picture_of_a_line_or_a_pixel_is_answered(ours, size_hw):
     assert ours.predict(box=[0, 0, size_hw[1], size_hw[0]])[0].shape == (3, *size_hw)
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_hundred_million_pixels_is_answered(ours):
     ours.set_image(np.zeros((9000, 12000, 3), np.uint8))
     masks, _, _ = ours.predict(box=[100, 200, 9000, 8000], multimask_output=False)
