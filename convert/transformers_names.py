@@ -60,7 +60,7 @@ def official_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         InputError: the two copies of the positional embedding differ.
     """
     gaussians = [state[name] for name in _GAUSSIANS if name in state]
-    if len(gaussians) == 2 and not np.array_equal(*gaussians):
+    if len(gaussians) == 2 and not np.array_equal(gaussians[0], gaussians[1]):
         raise InputError(f"{' and '.join(_GAUSSIANS)} differ; in SAM they are one tensor. Give a sound checkpoint.")
     renamed = {_official(name): array for name, array in state.items() if name not in _GAUSSIANS}
     return renamed | ({_GAUSSIAN: gaussians[0]} if gaussians else {})

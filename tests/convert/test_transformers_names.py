@@ -27,6 +27,7 @@ NAMES = {
 }
 OF_HQ = ("hq_", "compress_vit", "encoder_conv", "encoder_norm", "mask_conv", "mask_norm")
 SHARED = "shared_image_embedding.positional_embedding"
+MLP = "mask_decoder.output_hypernetworks_mlps"
 COPY = "prompt_encoder.shared_embedding.positional_embedding"
 
 
@@ -61,7 +62,7 @@ def test_every_tensor_has_its_place_and_every_place_its_tensor(config, hq):
         ("mask_decoder.transformer.layer_norm_final_attn.bias", "mask_decoder.transformer.norm_final_attn.bias"),
         ("mask_decoder.iou_prediction_head.proj_in.bias", "mask_decoder.iou_prediction_head.layers.0.bias"),
         ("mask_decoder.iou_prediction_head.layers.0.bias", "mask_decoder.iou_prediction_head.layers.1.bias"),
-        ("mask_decoder.output_hypernetworks_mlps.3.layers.0.bias", "mask_decoder.output_hypernetworks_mlps.3.layers.1.bias"),
+        (f"{MLP}.3.layers.0.bias", f"{MLP}.3.layers.1.bias"),
         ("mask_decoder.hq_mask_mlp.proj_out.bias", "mask_decoder.hf_mlp.layers.2.bias"),
         ("mask_decoder.mask_norm.bias", "mask_decoder.embedding_maskfeature.1.bias"),
         ("mask_decoder.encoder_norm.bias", "mask_decoder.embedding_encoder.1.bias"),
