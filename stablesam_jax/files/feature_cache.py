@@ -2,8 +2,9 @@
 
 An entry's key is the SHA-256 of the encoder's identity and of the picture's pixels, so entries are never stale. Each is
 a sealed file, `ab/abcdef....safetensors`, that contains its own key; a damaged or renamed entry is detected on reading
-and encoded again. Any number of processes may read at the same time, and four may write without exceeding the limit.
-An entry takes 2 MiB for SAM at 1024 pixels, 8 to 12 MiB with HQ-SAM's early features, 0.5 MiB for sam_nano at 512.
+and encoded again. Any number of processes may read at the same time, and four may write without exceeding the limit;
+one at a time removes entries. An entry takes 2 MiB for SAM at 1024 pixels, 8 to 12 MiB with HQ-SAM's early features,
+0.5 MiB for sam_nano at 512.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -30,6 +32,7 @@ from stablesam_jax.files.disk import PathLike
 Encode = Callable[[np.ndarray], Any]  # (1, S, S, 3) uint8 -> tree of (1, ...) arrays
 Entry = dict[str, np.ndarray]  # float16 arrays of one picture by name
 
+LOCK = ".lock"  # file of a folder, locked by the process that removes entries
 KEY = "key"  # field of an entry's header: its own key
 WRITERS = 4  # processes that may write at the same time without exceeding the limit
 COUNTS = 64  # a process counts the folder again after it has written a 64th of the limit
@@ -103,12 +106,14 @@ class EntryFolder:
     def make_room(self, size: int) -> None:
         """Removes the least recently used entries as needed, so that `size` bytes may be written.
 
-        The limit holds without a lock: each count leaves the folder below the limit by one allowance for every writer,
-        and a writer counts again once it has used up its allowance.
+        Writers do not wait for each other: each count leaves the folder below the limit by one allowance for every
+        writer, and a writer counts again once it has used up its allowance. Counts wait, because two at the same time
+        would remove twice as much as is needed.
         """
         if size > self._allowed:
             self._allowed = _allowance(self.limit, size)
-            self._shrink(self.limit - WRITERS * self._allowed)
+            with filelock.FileLock(self.folder / LOCK):
+                self._shrink(self.limit - WRITERS * self._allowed)
         self._allowed -= size
         self.size += size
 
@@ -241,7 +246,7 @@ class FeatureCache:
         try:
             self.entries.make_room(self.entry_size)
             self.entries.write(key, entry)
-        except InputError as error:
+        except (InputError, OSError) as error:
             self.fault = str(error)
             print(f"features are not cached from here on: {error}", file=sys.stderr, flush=True)
 

@@ -76,6 +76,7 @@ def plant(folder, count):
     return expected
 
 
+@pytest.mark.slow
 def test_every_planted_fault_is_named_and_nothing_else_is_lost(tmp_path, capsys):
     count = 3000
     folder = many_pairs(tmp_path / "set", count)

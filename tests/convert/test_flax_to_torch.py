@@ -78,6 +78,7 @@ def test_safetensors_hold_the_same(folder, tmp_path):
         np.testing.assert_array_equal(state[name], tensor.numpy())
 
 
+@pytest.mark.slow
 def test_a_shipped_model_and_a_plugin_are_answered_by_what_to_do(known, tmp_path, capsys):
     output = tmp_path / "out.pth"
     assert "sam_nano has an encoder that no official package has" in refusal(capsys, "sam_nano", output)

@@ -40,9 +40,9 @@ def state():
 @pytest.mark.parametrize(
     ("model", "tensors", "parameters"),
     [
-        ("sam_vit_b", 314, 93_735_728),
         ("hq_sam_vit_tiny", 464, 10_588_743),
         *slow(
+            ("sam_vit_b", 314, 93_735_728),
             ("sam_vit_l", 482, 312_343_088),
             ("sam_vit_h", 594, 641_090_864),
             ("mobile_sam", 439, 10_140_231),

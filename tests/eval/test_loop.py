@@ -204,6 +204,7 @@ def test_chunks_and_their_padding_change_no_mask(segmenter, embedding, prompts):
     assert np.abs(together[0] - together[1]).max() > 1e-3  # prompts do matter
 
 
+@pytest.mark.slow
 def test_longer_tokens_beside_a_prompt_change_no_mask(segmenter, embedding, prompts):
     many = Prompt(points=np.full((3, 2), 20, np.float32), labels=np.ones(3, np.int32))
     padded = segmenter.low_res_masks(embedding, [prompts[0], many], (48, 40))[0]

@@ -13,6 +13,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import describe, save_model
 from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import count, digest, flatten
+from tests.reference.tiers import slow
 
 TINY = SamConfig(encoder=ViTConfig(width=16, depth=2, heads=2, global_blocks=(1,)), image_size=32)
 
@@ -177,7 +178,7 @@ def test_the_shipped_plugin_was_trained_on_the_shipped_base():
     assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["stable_hq_sam_vit_b", "stable_hq_sam_vit_tiny", "stable_hq_sam_nano"])
+@pytest.mark.parametrize("name", ["stable_hq_sam_nano", *slow("stable_hq_sam_vit_b", "stable_hq_sam_vit_tiny")])
 def test_parameters_are_float32_where_jax_computes_in_float64_too(name):
     with jax.enable_x64(True):
         tree = build._shapes.__wrapped__(assemble(MODELS[name]))

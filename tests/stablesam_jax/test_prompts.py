@@ -103,6 +103,7 @@ def test_noise_of_scale_0_4_has_the_published_quality(paper_quality):
     assert np.quantile(iou, [0.1, 0.5, 0.9]) == pytest.approx([0.502, 0.594, 0.713], abs=0.006)
 
 
+@pytest.mark.slow
 def test_noise_of_scale_0_4_never_makes_a_box_worse_than_0_36(paper_quality):
     assert 0.36 < paper_quality.min() < 0.39
 

@@ -72,13 +72,8 @@ def logits_and_gradients(config):
     return quick_jit(run)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(config, marks=[] if name == "sam" else [pytest.mark.slow], id=name)
-        for name, config in WHOLE.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", WHOLE.values(), ids=WHOLE)
 def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_parameter(config):
     pictures, prompts = draw(config)
     picture, prompts = pictures[:1], jax.tree.map(lambda leaf: leaf[:1], prompts)

@@ -70,6 +70,7 @@ def test_adam_has_the_papers_betas_and_no_decay():
     assert_equal(run(make_optimizer("constant", 1e-2, 5), steps), by_hand(steps), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_halves_of_a_batch_make_the_update_of_the_whole():
     halves = gradients(6)
     wholes = [jax.tree.map(lambda a, b: (a + b) / 2, *halves[start : start + 2]) for start in (0, 2, 4)]

@@ -248,6 +248,7 @@ def config(work, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_results_have_the_documented_form(config):
     with small.quick_compilation():
         sginw(config)

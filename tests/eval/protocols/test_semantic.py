@@ -377,6 +377,7 @@ def write(folder, size=(40, 60)):
     return folder
 
 
+@pytest.mark.slow
 def test_results_have_the_documented_form(tmp_path, monkeypatch):
     monkeypatch.setattr(systems, "load_model", small.by_name)
     options = MessConfig(

@@ -93,6 +93,7 @@ def test_attributes_of_the_parts(pair):
     assert ours.to(device="cuda").eval().cuda().cpu() is ours
 
 
+@pytest.mark.slow
 def test_the_parts_of_hq_sam():
     found = []
     for model in models(HQ_CONFIG):
@@ -108,6 +109,7 @@ def test_the_parts_of_hq_sam():
         check(ours, theirs)
 
 
+@pytest.mark.slow
 def test_pictures_and_prompts_at_once(pair):
     def record(model, picture, **prompts):
         resized = compat.ResizeLongestSide(320).apply_image(np.ascontiguousarray(picture))
@@ -168,6 +170,7 @@ def test_the_plugin_has_its_part(monkeypatch):
 # the registry
 
 
+@pytest.mark.slow
 def test_shipped_models_are_built_by_name_and_others_from_a_folder(tmp_path):
     registry = compat.sam_model_registry
     assert {"default", "vit_h", "vit_l", "vit_b", "vit_t", "sam_nano", "stable_sam_nano"} <= set(registry)

@@ -400,6 +400,7 @@ def test_detection_needs_numbered_categories_and_pictures(tmp_path, spoil):
     assert [finding.kind for finding in found] == ["mask"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text_of_a_large_json(tmp_path):
     """A polygon of 2,000 numbers takes 64 kB as Python's floats, and less than 200 bytes as run lengths."""
     content = coco_json(["a.jpg"])

@@ -40,7 +40,7 @@ def cache(tmp_path):
 
 
 def files(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != feature_cache.LOCK)
 
 
 def never(pictures):
@@ -111,6 +111,16 @@ def test_another_pixel_or_another_encoder_is_another_entry(tmp_path):
     assert len(files(tmp_path)) == 4
     reordered = open_cache(tmp_path, never, size=1, weights="a")
     reordered(changed)
+
+
+def test_one_value_that_differs_anywhere_makes_another_entry(cache):
+    changed = np.repeat(PICTURES[:1], 2 * SIZE, axis=0)
+    for index in range(SIZE):  # along both diagonals: every row, every column, every channel, both parities
+        changed[index, index, index, index % 3] ^= 1
+        changed[SIZE + index, index, SIZE - 1 - index, index % 3] ^= 1
+    assert_features(cache(PICTURES[:1]), PICTURES[:1])
+    assert_features(cache(changed), changed)
+    assert (cache.encoded, cache.found) == (1 + 2 * SIZE, 0)
 
 
 def test_a_picture_is_known_however_it_lies_in_memory(cache):
@@ -297,6 +307,7 @@ def run_crowd(folder, *, writers, kills, limit):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_two_writers_never_exceed_the_limit(tmp_path):
     limit = 64 * crowd.ENTRY_SIZE  # all that they write would take 150
     found = run_crowd(tmp_path, writers=2, kills=6, limit=limit)

@@ -82,7 +82,7 @@ def official_logits(sam, picture, prompts, index):
     )
 
 
-@pytest.mark.parametrize("config", [CONFIG, HQ_CONFIG, TINY_CONFIG], ids=["vit", "hq-vit", "hq-tiny-vit"])
+@pytest.mark.parametrize("config", [CONFIG, *slow(HQ_CONFIG, TINY_CONFIG)], ids=["vit", "hq-vit", "hq-tiny-vit"])
 def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(config):
     pictures, prompts = draw(config)
     run = quick_jit(functools.partial(assemble(config).apply, method=answer_all))
@@ -101,6 +101,7 @@ def answer_all(sam, pictures, prompts, at_once=False):
     return jnp.concatenate(every, axis=2), masks.iou_predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [pytest.param(CONFIG, id="sam"), pytest.param(HQ_CONFIG, id="hq-sam", marks=pytest.mark.slow)]
 )
@@ -118,7 +119,8 @@ def test_prompts_one_by_one_equal_prompts_at_once(config, masks):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("more", [5, *slow(12)])  # with 12 image features are projected, with fewer the tokens
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [5, 12])  # with 12 image features are projected, with fewer the tokens
 def test_more_padding_changes_nothing(pair, embeddings, more):
     longer = PROMPTS.replace(
         coords=np.concatenate([COORDS, 99 * normal(2, 3, more, 2)], axis=2),
@@ -129,6 +131,7 @@ def test_more_padding_changes_nothing(pair, embeddings, more):
     np.testing.assert_allclose(decode(pair, embeddings, longer), whole, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_order_of_prompt_tokens_means_nothing(pair, embeddings):
     reversed_ = jax.tree.map(lambda tokens: tokens[:, :, ::-1], Prompts(COORDS, LABELS, VALID))
     whole = decode(pair, embeddings, Prompts(COORDS, LABELS, VALID))
@@ -154,7 +157,7 @@ class Shift(nn.Module):
         return keys + self.param("shift", nn.initializers.zeros, ()), key_pe
 
 
-@pytest.mark.parametrize("attentions", [(1,), (0, 2)], ids=str)
+@pytest.mark.parametrize("attentions", [pytest.param((1,), marks=pytest.mark.slow), (0, 2)], ids=str)
 def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, attentions):
     config = dataclasses.replace(
         CONFIG, plugin=PluginConfig(attentions=attentions, embedding_width=CONFIG.embedding_width)
@@ -171,9 +174,10 @@ def test_a_plugin_works_at_its_attentions_and_renames_nothing(pair, embeddings, 
     assert np.abs(run(1.0) - whole).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "numbers"),
-    [("sam_vit_b", 93_735_728), *slow(("sam_vit_l", 312_343_088), ("sam_vit_h", 641_090_864))],
+    [("sam_vit_b", 93_735_728), ("sam_vit_l", 312_343_088), ("sam_vit_h", 641_090_864)],
 )
 def test_models_have_the_official_number_of_parameters(name, numbers):
     with jax.enable_x64(False):  # the fixture above leaves it on

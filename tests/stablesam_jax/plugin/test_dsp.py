@@ -58,6 +58,7 @@ def test_offsets_reach_the_limit_scaled_with_the_map_in_x_y_order():
     np.testing.assert_array_equal(offsets[..., 1], np.full((1, 16, 32, 1), -8 * 16 / 64))
 
 
+@pytest.mark.slow
 def test_offsets_of_bfloat16_features_are_float32():
     features = normal(0, 1, 8, 8, WIDTH)
     network, params = started(PluginConfig(), features)

@@ -207,7 +207,8 @@ def test_strength_goes_straight_from_the_features_as_they_were_to_the_plugins(va
     np.testing.assert_allclose(mixed(0.3), 0.7 * mixed(0.0) + 0.3 * mixed(1.0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["default", *slow("cbam", "coordinate")])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["default", "cbam", "coordinate"])
 def test_a_perturbed_start_is_near_the_identity_and_every_tensor_has_a_gradient(variant):
     config = small(variant, start="perturbed")
     keys, key_pe, tokens = inputs(config)
@@ -241,7 +242,7 @@ def test_parameters_are_float32_whatever_the_compute_dtype():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("variant", ["default", "gate", "no router", "cbam", "coordinate"])  # other tensors
+@pytest.mark.parametrize("variant", ["default", *slow("gate", "no router", "cbam", "coordinate")])  # other tensors
 def test_three_adam_steps_change_every_tensor(variant):
     # One step is not enough: at the identity the router and what precedes the zero layers have no gradient.
     config = small(variant)
@@ -404,6 +405,7 @@ def test_at_the_start_attention_is_the_same_before_and_after():
         np.testing.assert_array_equal(*seen["before"], *seen["after"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked_for", "computed"), [([], 0), (["intermediates"], 0), (["attention"], 2 + 2)])
 def test_weights_of_attention_that_nobody_asks_for_are_not_computed(asked_for, computed):
     sam, params = small_nano.system(hq=False, plugin=IN_SAM)

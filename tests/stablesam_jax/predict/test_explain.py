@@ -61,6 +61,7 @@ def decoder(monkeypatch, sam, params, predictor, token=1):
     return found
 
 
+@pytest.mark.slow
 def test_attention_offsets_and_alpha_are_those_of_the_decoder(monkeypatch):
     ours = predictor(attentions=(0, 1, 2))
     after, plugin = decoder(monkeypatch, ours.sam, ours.params, ours)
@@ -102,6 +103,7 @@ def test_an_untrained_plugin_reads_the_cells_themselves_and_changes_no_attention
     np.testing.assert_allclose(found.before.sum((1, 2)), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_boxes_have_no_explanations():
     found, one = explain(predictor(), box=np.zeros((0, 4))), explain(predictor(), box=BOXES[:1])
     assert found.prompts == ()
@@ -150,6 +152,7 @@ def test_fifty_random_calls_compile_once_for_a_slot(monkeypatch):
     assert 10 < len(seen) == len(traced)
 
 
+@pytest.mark.slow
 def test_an_explanation_is_of_the_strength_that_the_model_has():
     ours = predictor()
     weak = dataclasses.replace(ours.sam.config.plugin, strength=0.1)

@@ -236,6 +236,7 @@ def test_padding_of_the_last_batch_changes_nothing():
 
 
 # The thresholds are quartiles and medians of what these weights predict.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "thresholds", "masks"),
     [

@@ -185,6 +185,7 @@ def test_low_resolution_answers_are_those_of_predict(ours):
         assert np.array_equal(upscale_masks(logits, ours.original_size, ours.sam.config.image_size), masks)
 
 
+@pytest.mark.slow
 def test_without_its_plugin_a_model_answers_as_its_base_and_encodes_nothing(monkeypatch):
     picture = np.ascontiguousarray(PICTURES["small"][:40, :50])
     sam, params = small.system(hq=False, plugin=PluginConfig(start="perturbed"))

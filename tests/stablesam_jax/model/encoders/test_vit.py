@@ -78,6 +78,7 @@ def test_blocks_are_equal(pair, index):
     assert block_difference(pair, index) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_encoder_off_the_cpu_attends_at_once(pair, monkeypatch):
     x = normal(2, GRID, GRID, WIDTH)
     block = Block(CONFIG.encoder.heads, 0)
