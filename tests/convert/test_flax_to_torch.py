@@ -99,6 +99,7 @@ def plugin_file(tmp_path):
     return tmp_path / "plugin.safetensors"
 
 
+@pytest.mark.slow
 def test_a_plugin_makes_an_official_model_stable_and_its_numbers_are_equal_to_the_bit(plugin_file, tmp_path, capsys):
     run(plugin_file, tmp_path / "plugin.pth")
     printed = capsys.readouterr().out

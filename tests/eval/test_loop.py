@@ -195,6 +195,7 @@ def embedding(segmenter):
     return segmenter.encode(np.random.default_rng(1).integers(0, 256, (48, 40, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_chunks_and_their_padding_change_no_mask(segmenter, embedding, prompts):
     together = segmenter.low_res_masks(embedding, prompts, (48, 40))
     assert together.shape == (loop.CHUNK + 1, 16, 16)

@@ -276,6 +276,7 @@ def test_results_have_the_documented_form(config):
     assert "AP / AP50 / boundary AP in percent" in (config.output / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_boxes_of_a_detector_take_the_place_of_prompts(config, tmp_path):
     file = written(tmp_path / "boxes.json", detections({}, {"score": 0.8}, {"image_id": 2, "score": 0.9}))
     asked = dataclasses.replace(config, system=("base",), data_dir=config.data_dir[:1], detections=(file,), top=1)

@@ -138,6 +138,7 @@ def test_the_order_of_prompt_tokens_means_nothing(pair, embeddings):
     np.testing.assert_allclose(decode(pair, embeddings, reversed_), whole, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_prompts_without_masks_equal_prompts_whose_masks_are_absent(pair, embeddings):
     without = decode(pair, embeddings, Prompts(COORDS, LABELS, VALID))
     absent = decode(pair, embeddings, PROMPTS.replace(masks_valid=np.zeros((2, 3), bool)))

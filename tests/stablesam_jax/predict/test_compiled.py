@@ -83,6 +83,7 @@ def traced(monkeypatch):
         cache.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_model_is_compiled_once_for_all_its_predictors(traced):
     small.nano()
     traced.clear()  # of the random parameters

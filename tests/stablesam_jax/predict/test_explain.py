@@ -164,6 +164,7 @@ def test_an_explanation_is_of_the_strength_that_the_model_has():
     assert 0 < np.abs(little.after - little.before).max() < np.abs(full.after - full.before).max() / 2
 
 
+@pytest.mark.slow
 def test_cells_of_the_padding_are_left_out_and_the_others_lie_in_the_picture():
     # 40 rows of 64: two rows of cells have their centres in the picture, at 8 and 24, the third at 40 has not.
     found = explain(predictor(picture=(40, 64)), box=BOXES - (0, 10, 0, 24))
