@@ -109,7 +109,7 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     new_path(output)
     state, remarks = read_state(checkpoint)
     try:
-        if any(name.startswith(MARK) for name in state):
+        if any(map(MARK.match, state)):
             state = official_names(state)
             remarks.append("names of the library transformers")
         config = recognise({name: array.shape for name, array in state.items()})
@@ -118,7 +118,8 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
         _check_normalisation(state, config)
         params = to_flax(state, shapes(assemble(config)))
     except InputError as error:
-        raise InputError(f"{checkpoint}: {error}") from None
+        read = f" (Read: {'; '.join(remarks)}.)" if remarks else ""
+        raise InputError(f"{checkpoint}: {error}{read}") from None
     remarks += dropped(state)
     if config != MODELS[config.name]:
         remarks.append(f"for an input of {config.image_size} pixels")

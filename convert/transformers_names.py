@@ -10,7 +10,7 @@ import numpy as np
 
 from stablesam_jax.errors import InputError
 
-MARK = "vision_encoder.layers."  # begins names of SamModel's image encoder alone
+MARK = re.compile(r"vision_encoder\.(?!backbone\.)")  # begins names of SamModel's image encoder; SAM 2 has a backbone
 
 # Each row in order: a part of a name, its replacement. An MLP's three layers are proj_in, layers.0 and proj_out there.
 _MLP = r"(iou_prediction_head|output_hypernetworks_mlps\.\d+|hf_mlp)"

@@ -22,6 +22,7 @@ from train.presets import TrainConfig
 EMBEDDED_SCENES = 120  # number of scenes in a run without data folders
 SHOWN = 5  # most names in one message
 
+PARTS = ("training", "held_out", "unused")
 Record = dict[str, Any]  # contents of a run's pictures.json, see `Chosen.record`
 
 
@@ -33,8 +34,9 @@ class Chosen:
     held_out: Pictures
     identity: str  # of all pictures that can be used, from their content: not from the path or the name of a folder
     record: Record
-    """{"training": {name: SHA-256}, "held_out": {name: SHA-256}, "unused": {name: SHA-256}, "skipped": {name: why}}:
-    `unused` are beyond --limit. A run that continues takes the same pictures under the same names from it."""
+    """{"training": {name: SHA-256}, "held_out": {name: SHA-256}, "unused": {name: SHA-256}, "skipped": {name: why},
+    "files": {name: signature}}: `unused` are beyond --limit. A run that continues takes the same pictures under the
+    same names from it, and does not read those again whose files have the same signature."""
 
 
 def read_record(path: pathlib.Path) -> Record | None:
@@ -45,7 +47,8 @@ def read_record(path: pathlib.Path) -> Record | None:
     """
     try:
         record = json.loads(path.read_text())
-        return {part: dict(record[part]) for part in ("training", "held_out", "unused", "skipped")}
+        record = {"files": {}} | record  # runs of earlier versions have none
+        return {part: dict(record[part]) for part in (*PARTS, "skipped", "files")}
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
@@ -71,7 +74,9 @@ def choose(config: TrainConfig, before: Record | None = None) -> Chosen:
     tell(finding for finding in found if not KINDS[finding.kind].stops)
     skipped: dict[str, str] = {} if before is None else before["skipped"]
     candidates = [index for index in range(len(source)) if source.names[index] not in skipped]
-    readings = _read(source, candidates)
+    signatures = {index: source.signature(index) for index in candidates}
+    readings = _remembered(source, signatures, before)
+    readings |= _read(source, [index for index in candidates if index not in readings])
     faults = {finding.picture: finding.line for finding in found if KINDS[finding.kind].stops}
     faults = {name: reason for name, reason in faults.items() if name not in skipped}
     faults |= {source.names[index]: reading.fault for index, reading in readings.items() if reading.fault is not None}
@@ -88,7 +93,8 @@ def choose(config: TrainConfig, before: Record | None = None) -> Chosen:
     training, held_out = (
         Selection(source, list(parts[part].values()), names=list(parts[part])) for part in ("training", "held_out")
     )
-    return Chosen(training, held_out, identity, record | {"skipped": skipped})
+    files = {source.names[index]: signatures[index] for index in digests}
+    return Chosen(training, held_out, identity, record | {"skipped": skipped, "files": files})
 
 
 def split(config: TrainConfig) -> tuple[Pictures, Pictures]:
@@ -120,7 +126,7 @@ def _as_before(source: Pictures, digests: Mapping[int, str], before: Record | No
     for index, digest in digests.items():
         places.setdefault(digest, []).append(index)
     parts: dict[str, dict[str, int]] = {}
-    for part in ("training", "held_out", "unused"):
+    for part in PARTS:
         parts[part] = {}
         for name, digest in before[part].items():
             same = places.get(digest, [])
@@ -130,6 +136,22 @@ def _as_before(source: Pictures, digests: Mapping[int, str], before: Record | No
             same.remove(named)
             parts[part][name] = named
     return parts
+
+
+def _remembered(
+    source: Pictures, signatures: Mapping[int, list[int] | None], before: Record | None
+) -> dict[int, doctor.Reading]:
+    """What an earlier start of the run has read, of pictures whose files have not changed since."""
+    if before is None or jax.process_count() > 1:  # clocks and disks of hosts may differ
+        return {}
+    digests = {name: digest for part in PARTS for name, digest in before[part].items()}
+    names = {index: source.names[index] for index in signatures}
+    same = [
+        index
+        for index, signature in signatures.items()
+        if signature is not None and before["files"].get(names[index]) == signature and names[index] in digests
+    ]
+    return {index: doctor.Reading(digest=digests[names[index]]) for index in same}
 
 
 def _read(source: Pictures, indices: Sequence[int]) -> dict[int, doctor.Reading]:

@@ -110,6 +110,14 @@ class Reader(abc.ABC):
         """The picture alone, (H, W, 3) uint8 RGB."""
         return read_picture(self.picture_file(index))
 
+    def signature(self, index: int) -> list[int] | None:
+        """Numbers that change with the files of a picture: size, time of change, inode; None if they cannot be told."""
+        try:
+            states = [file.stat() for file in (self.picture_file(index), self.label_file(index))]
+        except OSError:
+            return None
+        return [value for state in states for value in (state.st_size, state.st_mtime_ns, state.st_ino)]
+
     def every_picture(self) -> list[tuple[pathlib.Path, Callable[[], np.ndarray]]]:
         """All pictures, including those without objects: the path and a function that reads it."""
         return [(self.picture_file(index), functools.partial(self.picture, index)) for index in range(len(self))]
@@ -418,6 +426,11 @@ class Joined:
     def __getitem__(self, index: int) -> LabelledPicture:
         source, inner = self.places[index]
         return source[inner]
+
+    def signature(self, index: int) -> list[int] | None:
+        """See `Reader.signature`."""
+        source, inner = self.places[index]
+        return source.signature(inner) if isinstance(source, Reader | Joined) else None
 
 
 def folder_name(folder: pathlib.Path) -> str:
