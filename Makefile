@@ -66,5 +66,6 @@ parity: $(STAMP)
 	$(BIN)/python -m eval.parity --checkpoint sam_nano --json runs/parity/sam_nano_shipped.json || status=1; \
 	exit $$status
 
+# What can be made again without a user's pictures and models: runs/ stays, which holds those.
 clean:
-	rm -rf .venv .cache runs
+	rm -rf .venv .cache build dist
