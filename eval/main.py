@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from eval.protocols.breps import breps
 from eval.protocols.hq import hq
 from eval.protocols.instances import coco, sginw
 from eval.protocols.semantic import mess
@@ -14,7 +15,9 @@ from stablesam_jax.commands import called, check_choice, command_line
 from stablesam_jax.errors import exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
-PROTOCOLS: dict[str, Callable[..., Any]] = {"hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble}
+PROTOCOLS: dict[str, Callable[..., Any]] = {
+    "hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble, "breps": breps,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ NOISE = "≈"
 MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {
     "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
+    "tight": "tight IoU", "worst": "worst IoU", "best": "best IoU", "delta": "best - worst",
 }  # fmt: skip
 RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
 Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,19 @@ class Encoder:
             reason = embedding_file.difference(picture.model.identity, self.identity)
             raise InputError(f"picture: encoded by {picture.model}, {reason}. Encode it with this predictor.")
 
+    def load(self, path: str | os.PathLike[str], expected: Any) -> "Picture":
+        """Reads a file of `Picture.save`.
+
+        Args:
+            path: of the file.
+            expected: the embedding's tree with jax.ShapeDtypeStruct as leaves.
+
+        Raises:
+            InputError: the file is absent, damaged, or of another encoder.
+        """
+        embedding, original_size, digest = embedding_file.load_embedding(path, expected=expected, maker=self.identity)
+        return Picture(embedding=embedding, original_size=original_size, digest=digest, model=self)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Encoder) or self._config != other._config:
             return NotImplemented if not isinstance(other, Encoder) else False
@@ -68,6 +82,20 @@ class Picture:
     original_size: tuple[int, int]  # height and width in pixels
     digest: str  # SHA-256 of size and pixels, upright and in RGB
     model: Encoder = dataclasses.field(repr=False)  # that made the embedding
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the picture to a new file atomically, see `embedding_file`.
+
+        Raises:
+            InputError: the file exists or cannot be written.
+        """
+        embedding_file.save_embedding(
+            path,
+            self.embedding,
+            original_size=self.original_size,
+            picture=self.digest,
+            maker=self.model.identity,
+        )
 
 
 def select(pictures: Sequence[Picture], image_index: int | None) -> Picture:

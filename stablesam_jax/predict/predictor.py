@@ -19,12 +19,12 @@ from PIL import Image
 
 from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
-from stablesam_jax.files import embedding_file
 from stablesam_jax.files.picture_file import MAX_PIXELS
 from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
+from stablesam_jax.predict.box_search import WorstBox, worst_box
 from stablesam_jax.predict.current import Current
 from stablesam_jax.predict.decode import CHOICES, decode
 from stablesam_jax.predict.encode import PICTURES, ImageLike, encode, read
@@ -336,22 +336,32 @@ class Predictor:
         """
         sizes_hw = list(sizes_hw)
         picture = self.encode(np.zeros((*(sizes_hw[0] if sizes_hw else (1, 1)), 3), np.uint8))
-        side = self.sam.config.mask_size
-        for count, tokens, with_mask, choice in itertools.product(
-            self.slots.prompts_up_to(most_prompts),
-            self.slots.tokens_up_to(most_tokens),
-            (False, True) if mask_inputs else (False,),
-            CHOICES,
-        ):
-            prompt = Prompt(
-                points=np.zeros((tokens - 2, 2)),
-                labels=np.ones(tokens - 2, np.int32),
-                box=np.zeros(4),
-                mask=np.zeros((side, side), np.float32) if with_mask else None,
-            )
-            self._decode(picture, [prompt] * count, choice, False)
+        blank = np.zeros((self.sam.config.mask_size,) * 2, np.float32)
+        for mask, choice in itertools.product((None, blank) if mask_inputs else (None,), CHOICES):
+            for prompts in self.slots.examples(most_prompts, most_tokens):
+                self._decode(picture, [dataclasses.replace(one, mask=mask) for one in prompts], choice, False)
         for size_hw in sizes_hw:
-            upscale_masks(np.zeros((side, side), np.float32), size_hw, self.sam.config.image_size)
+            upscale_masks(blank, size_hw, self.sam.config.image_size)
+
+    def worst_box(
+        self,
+        box: ArrayLike,
+        mask: np.ndarray | None = None,
+        *,
+        image_index: int | None = None,
+        picture: Picture | None = None,
+    ) -> WorstBox:
+        """Finds a box near the given one, such as users draw, whose mask is worst; see `box_search.search`.
+
+        Args:
+            box: (4,) XYXY in pixels of the picture.
+            mask: (H, W) bool of the object; by default the predicted mask of `box`.
+            image_index, picture: see `predict`.
+
+        Raises:
+            InputError: as `predict`; or a list of boxes, or a mask of another size.
+        """
+        return worst_box(self.sam, self._params, self._chosen(picture, image_index), box, mask)
 
     def get_image_embedding(self, *, image_index: int | None = None, picture: Picture | None = None) -> np.ndarray:
         """SAM's embedding of the current picture, or of another, (1, C, G, G) float32."""
@@ -370,14 +380,7 @@ class Predictor:
         Raises:
             InputError: no picture is set, or the file exists or cannot be written.
         """
-        picture = self._chosen(picture, image_index)
-        embedding_file.save_embedding(
-            path,
-            picture.embedding,
-            original_size=picture.original_size,
-            picture=picture.digest,
-            maker=picture.model.identity,
-        )
+        self._chosen(picture, image_index).save(path)
 
     def load_embedding(self, path: str | os.PathLike[str]) -> Picture:
         """Reads a file of `save_embedding` and makes its picture the current one.
@@ -388,16 +391,11 @@ class Predictor:
         Raises:
             InputError: the file is absent, damaged, or of a model with another encoder; no picture is set then.
         """
-
         side = self.sam.config.image_size
-        pictures = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
         with self._current.cleared_on_failure():
-            embedding, original_size, digest = embedding_file.load_embedding(
-                path,
-                expected=jax.eval_shape(compiled.encoder(self.sam), self._params, pictures),
-                maker=self._encoder.identity,
-            )
-        picture = Picture(embedding=embedding, original_size=original_size, digest=digest, model=self._encoder)
+            pictures = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+            expected = jax.eval_shape(compiled.encoder(self.sam), self._params, pictures)
+            picture = self._encoder.load(path, expected)
         self._current.set((picture,))
         return picture
 

@@ -5,6 +5,7 @@ of the last one, and their results are dropped.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,6 +41,12 @@ class Slots:
     def prompts_up_to(self, most: int) -> list[int]:
         """The numbers of prompts, to the first that holds `most`."""
         return [slot for slot, before in zip(self.prompts, (0, *self.prompts), strict=False) if before < most]
+
+    def examples(self, most_prompts: int, most_tokens: int) -> Iterator[list[Prompt]]:
+        """Prompts that need each slot up to the given numbers, for compiling ahead of use."""
+        for count, tokens in itertools.product(self.prompts_up_to(most_prompts), self.tokens_up_to(most_tokens)):
+            points = np.zeros((tokens - 2, 2))
+            yield [Prompt(points=points, labels=np.ones(tokens - 2, np.int32), box=np.zeros(4))] * count
 
     def answer(self, program: Callable[[Prompts], Any], prompts: Sequence[Prompt]) -> Any:
         """Runs a program on all prompts, at least one, in padded batches.

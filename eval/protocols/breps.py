@@ -1,0 +1,95 @@
+"""`breps`: the worst and the best box near the tight one, found by gradient (BREPS, arXiv 2601.15123).
+
+Each object's tight box is moved by Adam against the mask, and again in its favour, among boxes such as users draw.
+Reported is the IoU of the tight box, the lowest and the highest IoU of the boxes tried, and their difference.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from eval.journal import Record
+from eval.loop import Values
+from eval.protocols import systems
+from stablesam_jax.data.readers import LabelledPicture, Pictures
+from stablesam_jax.data.sources import open_sources
+from stablesam_jax.metrics import mask_iou
+from stablesam_jax.model.sam import Sam
+from stablesam_jax.params import Params
+from stablesam_jax.predict.box_search import search
+from stablesam_jax.predict.postprocess import upscale_masks
+from stablesam_jax.predict.predictor import Predictor
+from stablesam_jax.prompts import gt_box
+
+METRICS = ("tight", "worst", "best", "delta")  # mean IoU of the boxes; delta is best - worst
+KIND = "box"  # the single kind of prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BrepsConfig(systems.Options):
+    """The worst and the best box near the tight one, found by gradient, as in BREPS.
+
+    Data: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq.
+    """
+
+
+def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
+    """Searches for the worst and the best box of every object, for every system."""
+    systems.check_options(config, (KIND,), (KIND,))
+    sources = open_sources(config.data_dir)
+
+    def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
+        predictor = Predictor(sam, params)
+        return found(list(each_picture(lambda index: begin(predictor, params, source[index]))))
+
+    systems.run(config, sources, score, protocol="breps", metrics=METRICS, lines_file="per_object.csv")
+
+
+def begin(predictor: Predictor, params: Params, labelled: LabelledPicture) -> Callable[[], Record]:
+    """Searches for both boxes of all objects of a picture at once.
+
+    Returns:
+        the rest of the work, which needs the host alone: a function that measures the IoU of all boxes that were tried.
+    """
+    picture = predictor.encode(labelled.picture)
+    targets = list(labelled.masks)
+    boxes = np.stack([gt_box(target) for target in targets])
+    worst, best = (search(predictor.sam, params, picture.embedding, boxes, targets, goal) for goal in ("worst", "best"))
+
+    def ious(low_res_masks: np.ndarray, target: np.ndarray) -> list[float]:
+        sides = picture.original_size, predictor.sam.config.image_size
+        return [mask_iou(upscale_masks(logits, *sides), target) for logits in low_res_masks]
+
+    def finish() -> Record:
+        objects = []
+        for number, target in enumerate(targets):
+            low = ious(worst.low_res_masks[:, number], target)
+            high = ious(best.low_res_masks[:, number], target)
+            objects.append({"tight": low[0], "worst": min(low), "best": max(high), "delta": max(high) - min(low)})
+        return {
+            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            "picture": labelled.name,
+            "objects": objects,
+        }
+
+    return finish
+
+
+def found(records: Sequence[Record]) -> systems.Found:
+    """Means over the objects of a picture, then over pictures."""
+    of_pictures = {
+        metric: np.array([np.mean([one[metric] for one in record["objects"]]) for record in records])
+        for metric in METRICS
+    }
+    values: Values = {KIND: of_pictures}
+    lines: list[systems.Line] = [
+        {"picture": record["picture"], "object": number} | {metric: f"{one[metric]:.6f}" for metric in METRICS}
+        for record in records
+        for number, one in enumerate(record["objects"])
+    ]
+    return systems.Found(
+        summary={KIND: {metric: float(of.mean()) for metric, of in of_pictures.items()}}, lines=lines, values=values
+    )

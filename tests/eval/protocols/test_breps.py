@@ -1,0 +1,76 @@
+"""`breps` reports the IoU of the tight box and of the worst and the best box that a search has tried."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from eval.protocols import breps as module
+from eval.protocols import systems
+from eval.protocols.breps import METRICS, BrepsConfig, begin, breps, found
+from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.predict.box_search import Search
+from tests.reference import small
+from tests.reference.squares import SQUARES, nano
+
+MASKS = np.zeros((2, 40, 64), bool)
+MASKS[0, 5:20, 10:30] = True
+MASKS[1, 25:38, 30:60] = True
+PICTURE = LabelledPicture("set/a", SQUARES[0], MASKS, (1, 2), None)
+
+
+def test_each_object_has_the_extremes_of_its_own_boxes(monkeypatch):
+    def planted(sam, params, embedding, boxes, targets, goal):
+        """Masks of columns: of the worst search fewer and fewer, of the best one more and more."""
+        assert len(targets) == len(boxes) == 2
+        side = sam.config.mask_size
+        first = 8 if goal == "worst" else 9
+        columns = [first, 2, 5] if goal == "worst" else [first, 16, 12]
+        logits = np.where(np.arange(side) < np.reshape(columns, (3, 1, 1, 1)), 1.0, -1.0)
+        return Search(
+            boxes=np.tile(boxes, (3, 1, 1)),
+            low_res_masks=np.broadcast_to(logits, (3, 2, side, side)).astype(np.float32),
+        )
+
+    monkeypatch.setattr(module, "search", planted)
+    record = begin(nano()[0], {}, PICTURE)()
+    for one, target in zip(record["objects"], MASKS, strict=True):
+        of = {
+            count: (target[:, : 4 * count].sum() / (target.sum() + 40 * 4 * count - target[:, : 4 * count].sum()))
+            for count in (8, 2, 5, 9, 16, 12)
+        }
+        assert one["tight"] == pytest.approx(of[8], abs=0.02)  # edges of upscaled masks are half pixels
+        assert one["worst"] == pytest.approx(min(of[count] for count in (8, 2, 5)), abs=0.02)
+        assert one["best"] == pytest.approx(max(of[count] for count in (9, 16, 12)), abs=0.02)
+        assert one["delta"] == pytest.approx(one["best"] - one["worst"])
+
+
+def test_pictures_count_alike_however_many_objects_they_have():
+    def objects(*values):
+        return [dict.fromkeys(METRICS, value) for value in values]
+
+    records = [
+        {"picture": "a", "objects": objects(0.2, 0.4, 0.6)},
+        {"picture": "b", "objects": objects(0.8)},
+    ]
+    result = found(records)
+    assert result.summary["box"]["worst"] == pytest.approx((0.4 + 0.8) / 2)
+    assert [line["object"] for line in result.lines] == [0, 1, 2, 0]
+
+
+@pytest.mark.slow
+def test_the_command_writes_tables_and_a_line_for_each_object(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    folder = small.save_pairs(tmp_path / "horses", 2)
+    with small.quick_compilation():
+        breps(BrepsConfig(system=("base", "base+plugin"), data_dir=(folder,), output=tmp_path / "out"))
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    for sets in stored["systems"].values():
+        values = sets["horses"]["box"]
+        assert list(values) == list(METRICS)
+        assert values["worst"] <= values["tight"] <= values["best"]
+        assert values["delta"] == pytest.approx(values["best"] - values["worst"])
+    with open(tmp_path / "out" / "per_object.csv", newline="") as file:
+        assert [line["system"] for line in csv.DictReader(file)] == ["base"] * 2 + ["base+plugin"] * 2
+    assert "tight IoU / worst IoU / best IoU / best - worst in percent" in (tmp_path / "out" / "results.md").read_text()
