@@ -15,7 +15,8 @@ weights and its parts are fixed.
 """
 
 from stablesam_jax.compat.predictor import ImageNotSet, SamAutomaticMaskGenerator, SamPredictor
-from stablesam_jax.compat.sam import Sam, sam_model_registry
+from stablesam_jax.compat.registry import sam_model_registry
+from stablesam_jax.compat.sam import Sam
 from stablesam_jax.compat.transforms import ResizeLongestSide
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax import build
 from stablesam_jax.compat.tensors import CHANNELS_FIRST, CHANNELS_LAST, Tensor, array, cpu_device, like, tensor
-from stablesam_jax.config import MASK_TOKENS, MODELS
+from stablesam_jax.config import MASK_TOKENS
 from stablesam_jax.errors import InputError
 from stablesam_jax.model import sam as linen
 from stablesam_jax.model.mask_decoder import MaskChoice
@@ -422,32 +420,3 @@ def _mask_decoder(sam: linen.Sam, *, choice: MaskChoice, hq_token_only: bool) ->
         return masks.low_res_masks[0], masks.iou_predictions[0]
 
     return jax.jit(lambda variables, embedding, inputs: sam.apply(variables, embedding, inputs, method=run))
-
-
-def _builder(name: str) -> Callable[..., Sam]:
-    def build_sam(checkpoint: str | os.PathLike[str] | None = None) -> Sam:
-        """A model from a checkpoint folder or `BASE+PLUGIN_FILE`; without one, the shipped model of that name.
-
-        Raises:
-            InputError: see `load_model`; or the folder holds another model.
-        """
-        sam, params = build.load_model(name if checkpoint is None else checkpoint)
-        if sam.config.encoder != MODELS[name].encoder:
-            raise InputError(f"{checkpoint}: holds another model than {name}. Name the one that it holds.")
-        return Sam(sam, params)
-
-    return build_sam
-
-
-_OFFICIAL_NAMES = {
-    "default": "sam_vit_h",
-    "vit_h": "sam_vit_h",
-    "vit_l": "sam_vit_l",
-    "vit_b": "sam_vit_b",
-    "vit_t": "mobile_sam",
-}
-
-# Builders by name: the official names, which need a checkpoint folder, and all of MODELS.
-sam_model_registry: Mapping[str, Callable[..., Sam]] = {
-    name: _builder(ours) for name, ours in (_OFFICIAL_NAMES | {name: name for name in MODELS}).items()
-}
