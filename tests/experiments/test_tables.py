@@ -26,8 +26,8 @@ def config(tmp_path_factory):
     return TablesConfig(
         model=str(small.save_nano(folder / "base")),
         image_size=small.SIZE,
-        data_dir=(small.save_pairs(folder / "pairs", 6),),
-        test_dir=(small.save_pairs(folder / "first", 3, seed=1), small.save_pairs(folder / "second", 2, seed=2)),
+        data_dir=(small.save_pairs(folder / "pairs", 6, blocks=1),),
+        test_dir=(small.save_pairs(folder / "first", 3, blocks=2), small.save_pairs(folder / "second", 2, blocks=3)),
         output=folder / "tables",
         cache=folder / "cache",
         seeds=2,
@@ -162,7 +162,7 @@ def test_every_row_of_a_table_is_a_system_and_every_figure_of_the_paper_has_its_
 
 
 def test_a_training_picture_in_the_test_is_refused_resized_and_mirrored_too(config, tmp_path):
-    folder = small.save_pairs(tmp_path / "third", 3, seed=3)
+    folder = small.save_pairs(tmp_path / "third", 3, blocks=4)
     leak = Image.open(config.data_dir[0] / "im" / "02.png").resize((96, 80)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     leak.save(folder / "im" / "01.png")
     Image.new("L", (96, 80), 255).save(folder / "gt" / "01.png")

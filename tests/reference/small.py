@@ -72,18 +72,24 @@ def save_nano(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def save_pairs(folder: pathlib.Path, count: int, *, size: tuple[int, int] = (48, 40), seed: int = 0) -> pathlib.Path:
-    """Writes `count` pictures of a light rectangle on noise, with their masks."""
-    rng = np.random.default_rng(seed)
+def save_pairs(
+    folder: pathlib.Path, count: int, *, size: tuple[int, int] = (48, 40), blocks: int | None = None
+) -> pathlib.Path:
+    """Writes `count` pictures of a light rectangle on noise, with their masks.
+
+    Such pictures are near-duplicates of each other, unless a seed for coarse `blocks` in them is given.
+    """
+    rng = np.random.default_rng(blocks or 0)
     width, height = size
     for part in ("im", "gt"):
         (folder / part).mkdir(parents=True)
     for index in range(count):
         mask = np.zeros((height, width), np.uint8)
         mask[8 + index % 5 : 28, 10 : 34 - index % 7] = 255
-        coarse = rng.integers(0, 100, (6, 6, 3), np.uint8)  # blocks, so that no two pictures are near-duplicates
-        blocks = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST))
-        picture = rng.integers(0, 20, (height, width, 3), np.uint8) + blocks + mask[..., None] // 2
+        picture = rng.integers(0, 100, (height, width, 3), np.uint8) + mask[..., None] // 2
+        if blocks is not None:
+            coarse = Image.fromarray(rng.integers(0, 200, (6, 6, 3), np.uint8))
+            picture = picture // 4 + np.asarray(coarse.resize(size, Image.Resampling.NEAREST))
         Image.fromarray(picture).save(folder / "im" / f"{index:02d}.png")
         Image.fromarray(mask).save(folder / "gt" / f"{index:02d}.png")
     return folder
