@@ -113,7 +113,11 @@ def pretraining_loss(logits: jax.Array, iou_predictions: jax.Array, targets: jax
     focal = (error * optax.sigmoid_binary_cross_entropy(flat, truth)).mean(axis=-1)
     mask_loss = FOCAL_WEIGHT * focal + dice_loss(flat, truth)
     iou_loss = jnp.square(iou_predictions - mask_iou(flat, truth)).mean(axis=-1)
-    return mask_loss[..., 0] + mask_loss[..., 1:].min(axis=-1) + iou_loss
+    single, three = mask_loss[..., 0], mask_loss[..., 1:]
+    # Not `three.min`: its gradient divides by the number of losses that equal the least one. XLA may compute them again
+    # with another rounding for that, none is equal then, and the gradient is 0 / 0.
+    best = jnp.argmin(three, axis=-1, keepdims=True)
+    return single + jnp.take_along_axis(three, best, axis=-1)[..., 0] + iou_loss
 
 
 def mask_iou(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -192,6 +192,17 @@ def test_pretraining_equals_its_literal_twin():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+def test_of_two_masks_that_are_equally_good_the_first_alone_trains():
+    """The gradient of a minimum divides by the number of least losses: a half here, 0 / 0 where XLA rounds them anew."""
+    target = jnp.array(RECTANGLE[None, ::8, ::8])
+    equal = 4 * (target - 0.5)
+    logits = jnp.stack([0 * equal, -equal, equal, equal], axis=1)
+    gradient = jax.grad(lambda logits: pretraining_loss(logits, jnp.ones((1, 4)), target).sum())(logits)
+    alone = jax.grad(lambda logits: pretraining_loss(logits, jnp.ones((1, 4)), target).sum())(logits.at[:, 3].set(0))
+    np.testing.assert_array_equal(gradient[:, 2], alone[:, 2])
+    assert not np.asarray(gradient[:, [1, 3]]).any()
+
+
 @pytest.mark.slow
 def test_pretraining_trains_the_single_mask_and_the_best_of_three_alone():
     target = jnp.array(RECTANGLE[None, ::8, ::8])
