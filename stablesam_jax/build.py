@@ -175,7 +175,10 @@ def _drawing(config: SamConfig, *, without: SamConfig | None = None) -> Callable
 
 @functools.lru_cache(32)
 def _drawing_plugin(config: SamConfig) -> Callable[[jax.Array], Params]:
-    """Compiles initialisation of the plugin alone: key -> its parameters."""
+    """Compiles initialisation of the plugin alone: key -> its parameters.
+
+    Not `_drawing`: without LLVM's optimisation some last bits differ, and a seed must give the same plugin as before.
+    """
     return jax.jit(lambda rng: assemble(config).init(rng, *_inputs(config))["params"]["plugin"])
 
 

@@ -239,17 +239,10 @@ class SamConfig:
         Raises:
             KeyError, TypeError, ValueError: these are not the fields of a model.
         """
-        kinds = {kind.__name__: kind for kind in get_args(get_type_hints(cls)["encoder"])}
-        plugin = fields.get("plugin")
-        return cls(
-            **fields
-            | {
-                "encoder": _from_json(kinds[encoder], fields["encoder"]),
-                "plugin": None if plugin is None else PluginConfig.from_json(plugin),
-                "pixel_mean": tuple(fields["pixel_mean"]),
-                "pixel_std": tuple(fields["pixel_std"]),
-            }
-        )
+        hints = get_type_hints(cls)
+        hints["encoder"] = {kind.__name__: kind for kind in get_args(hints["encoder"])}[encoder]
+        hints["plugin"] = PluginConfig if fields["plugin"] is not None else None
+        return cls(**{name: _from_json(hints[name], value) for name, value in fields.items()})
 
 
 def _check_heads(widths: Sequence[int], heads: Sequence[int]) -> None:
@@ -260,9 +253,9 @@ def _check_heads(widths: Sequence[int], heads: Sequence[int]) -> None:
 
 def _from_json(kind: Any, value: Any) -> Any:
     """A dataclass from a dictionary, a tuple from a list, and any other value as it is."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{name: _from_json(hints[name], field) for name, field in value.items()})  # type: ignore[operator]
+        return kind(**{name: _from_json(hints[name], field) for name, field in value.items()})
     if get_origin(kind) is tuple:
         return tuple(_from_json(get_args(kind)[0], entry) for entry in value)
     return value

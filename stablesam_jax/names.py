@@ -1,5 +1,6 @@
 """What users call a model: a shipped name, a folder, or BASE+PLUGIN."""
 
+import os
 import pathlib
 from typing import Literal, NamedTuple
 
@@ -66,20 +67,20 @@ def _joined(name: str) -> Places:
 
 def _part(name: str) -> _Part | None:
     """A model or a plugin of one name; blanks around it count only where they are in the name of a file."""
-    if name not in _shipped_models() and not pathlib.Path(name).exists():
+    if name not in _shipped_models() and not os.path.exists(name):
         name = name.strip()
     if name in _shipped_models():
         return _Part("model", PRETRAINED / name)
     if name in _shipped_plugins():
         return _Part("plugin", _shipped_plugins()[name])
     path = pathlib.Path(name)
-    if name and path.is_dir():
+    if os.path.isdir(name):  # False for a name that no file can have, where pathlib raises
         if (path / MANIFEST).exists():
             return _Part("model", path)
         if (path / RUN_PLUGIN).is_file():
             return _Part("plugin", path / RUN_PLUGIN)
         return _Part("model", path / RUN_MODEL if (path / RUN_MODEL).is_dir() else path)
-    return _Part("plugin", path) if path.is_file() and path.suffix == ".safetensors" else None
+    return _Part("plugin", path) if os.path.isfile(name) and path.suffix == ".safetensors" else None
 
 
 def _base_of(name: str, plugin: pathlib.Path) -> pathlib.Path:

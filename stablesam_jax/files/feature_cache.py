@@ -246,7 +246,7 @@ class FeatureCache:
         try:
             self.entries.make_room(self.entry_size)
             self.entries.write(key, entry)
-        except (InputError, OSError) as error:
+        except (InputError, OSError, NotImplementedError) as error:  # the last where a file system has no locks
             self.fault = str(error)
             print(f"features are not cached from here on: {error}", file=sys.stderr, flush=True)
 

@@ -35,8 +35,9 @@ def owned(folder: PathLike) -> Iterator[None]:
         raise InputError(
             f"{folder}: in use by {_owner(path)}. Wait for its end, or give another folder; nothing was changed."
         ) from None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be used ({error.strerror}); give a place that you may write to.") from None
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        reason = getattr(error, "strerror", "its file system has no locks")
+        raise InputError(f"{folder}: cannot be used ({reason}); give a place that you may write to.") from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%F %T}")
         yield

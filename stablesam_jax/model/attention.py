@@ -96,7 +96,8 @@ def attend_by_head(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
                 # Keys keep two axes: with one, XLA adds the positions element by element instead of by broadcast.
                 logits = einsum("bqd,bkld->bqkl", q, k) + by_row[..., None] + by_column[..., None, :]
             keys = tuple(range(2, logits.ndim))
-            weights = jnp.exp(logits - logits.max(axis=keys, keepdims=True))
+            largest = jax.lax.stop_gradient(logits.max(axis=keys, keepdims=True))  # cancels
+            weights = jnp.exp(logits - largest)
             attended = einsum("bq...,b...d->bqd", weights.astype(v.dtype), v)
             attended = attended / weights.sum(axis=keys)[..., None]
             return attended.astype(v.dtype).reshape(batch, step, width, head_width)

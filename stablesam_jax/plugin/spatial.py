@@ -28,7 +28,9 @@ class ChannelPooledAttention(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """(..., H, W, C) features -> (..., H, W, 1) factors in 0..2, float32 or wider."""
         values = to_float32(features)
-        pooled = jnp.stack([values.mean(axis=-1), values.max(axis=-1)], axis=-1)  # (..., H, W, 2)
+        # Not `values.max`, whose gradient may be 0 / 0: see `train.losses.pretraining_loss`.
+        largest = jnp.take_along_axis(values, jnp.argmax(values, axis=-1, keepdims=True), axis=-1)
+        pooled = jnp.concatenate([values.mean(axis=-1, keepdims=True), largest], axis=-1)  # (..., H, W, 2)
         shape = (CBAM_KERNEL, CBAM_KERNEL, 2, 1)
         kernel = parameter(self, "kernel", last_kernel(self.config.start), shape)
         bias = parameter(self, "bias", nn.initializers.zeros, ())

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import mask_iou
@@ -72,8 +71,9 @@ def search(
 ) -> Search:
     """Moves boxes by Adam so that their masks get worse, or better, and they stay such as users draw them.
 
-    The loss is -dice for the worst box, dice for the best, of the single mask's probabilities, minus 0.1 times the log
-    density of the box's distance 1 - CIoU from the given one. Dice is computed on low-resolution logits.
+    The loss is the dice coefficient of the single mask's probabilities for the worst box, and its negative for the best
+    one, minus 0.1 times the log density of the box's distance 1 - CIoU from the given one. Other than in BREPS, dice is
+    computed at the size of the low-resolution logits.
 
     Args:
         sam, params: the model.
@@ -88,14 +88,17 @@ def search(
     size_hw = targets[0].shape
     side, mask_side = sam.config.image_size, sam.config.mask_size
     frame = to_model_frame(np.reshape(boxes, (-1, 2, 2)), size_hw, side).reshape(-1, 4)
-    soft, inside = zip(*(_low_resolution(target, side, mask_side) for target in targets), strict=True)
+    height, width = (max(1, round(mask_side / side * length)) for length in resized_size(size_hw, side))
+    shares = np.zeros((len(targets), mask_side, mask_side), np.float32)
+    for share, target in zip(shares, targets, strict=True):
+        share[:height, :width] = cv2.resize(target.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    inside = np.zeros((mask_side, mask_side), np.float32)
+    inside[:height, :width] = 1
+    sign = np.array(1 if goal == "worst" else -1, np.float32)
     program = compiled.of_decoder(sam, _searching)
     found_boxes, found_masks = [], []
     for places in SLOTS.turns(len(frame)):
-        inputs = _Inputs(
-            frame[places], np.stack(soft)[places], inside[0], np.array(1 if goal == "worst" else -1, np.float32)
-        )
-        tried, logits = jax.device_get(program(params, embedding, inputs))
+        tried, logits = jax.device_get(program(params, embedding, _Inputs(frame[places], shares[places], inside, sign)))
         found_boxes.append(tried[:, : len(set(places))])
         found_masks.append(logits[:, : len(set(places))])
     tried = np.concatenate(found_boxes, axis=1).astype(np.float64)
@@ -105,21 +108,22 @@ def search(
     )
 
 
-def worst_box(sam: Sam, params: Params, picture: Picture, box: ArrayLike, mask: np.ndarray | None) -> WorstBox:
-    """See `Predictor.worst_box`."""
+def worst_box(
+    sam: Sam, params: Params, picture: Picture, prompts: Sequence[Prompt], is_list: bool, mask: np.ndarray | None
+) -> WorstBox:
+    """The rest of `Predictor.worst_box`, after `read_prompts`."""
+    if is_list:
+        raise InputError("worst_box takes one box; call it for each of the list.")
     sides = picture.original_size, sam.config.image_size
-    given = np.asarray(box, np.float64)
-    if given.shape != (4,) or not np.isfinite(given).all():
-        raise InputError(f"worst_box takes one box (4,) of numbers; got an array of shape {given.shape}.")
     if mask is None:
-        prompt = in_model_frame(Prompt(box=given), *sides)
-        low_res_masks, _ = decode(sam, params, picture.embedding, [prompt], "single")
+        low_res_masks, _ = decode(sam, params, picture.embedding, [in_model_frame(prompts[0], *sides)], "single")
         mask = upscale_masks(low_res_masks[0, 0], *sides)
-    if np.shape(mask) != picture.original_size:
-        raise InputError(f"mask is {np.shape(mask)}; it must have the picture's size {picture.original_size}.")
-    tried = search(sam, params, picture.embedding, given[None], [np.asarray(mask, bool)], "worst")
+    target = np.asarray(mask, bool)
+    if target.shape != picture.original_size:
+        raise InputError(f"mask is {target.shape}; it must have the picture's size {picture.original_size}.")
+    tried = search(sam, params, picture.embedding, np.asarray(prompts[0].box).reshape(1, 4), [target], "worst")
     masks = [upscale_masks(logits[0], *sides) for logits in tried.low_res_masks]
-    ious = [mask_iou(one, np.asarray(mask, bool)) for one in masks]
+    ious = [mask_iou(one, target) for one in masks]
     worst = int(np.argmin(ious))
     return WorstBox(box=tried.boxes[worst, 0], mask=masks[worst], iou=ious[worst], iou_before=ious[0])
 
@@ -134,7 +138,7 @@ def distance(boxes: jax.Array, tight: jax.Array) -> jax.Array:
     hull = jnp.maximum(boxes[:, 2:], tight[:, 2:]) - jnp.minimum(boxes[:, :2], tight[:, :2])
     between = (boxes[:, :2] + boxes[:, 2:] - tight[:, :2] - tight[:, 2:]) / 2
     apart = jnp.sum(between**2, axis=1) / (jnp.sum(hull**2, axis=1) + EPSILON)
-    angles = jnp.arctan2(tight_width, tight_height) - jnp.arctan2(width, height)
+    angles = jnp.arctan2(tight_width, tight_height + EPSILON) - jnp.arctan2(width, height + EPSILON)
     aspect = 4 / math.pi**2 * angles**2
     weight = jax.lax.stop_gradient(aspect / (1 - iou + aspect + EPSILON))
     return 1 - iou + apart + weight * aspect
@@ -179,13 +183,3 @@ def _searching(sam: Sam) -> Callable[..., tuple[jax.Array, jax.Array]]:
         return jax.lax.scan(step, (start, optimizer.init(start)), length=STEPS)[1]
 
     return jax.jit(run)
-
-
-def _low_resolution(target: np.ndarray, side: int, mask_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A mask (H, W) bool as shares of the pixels of the low-resolution logits, and where these are in the picture."""
-    scale = mask_side / side
-    height, width = (max(1, round(scale * length)) for length in resized_size(target.shape, side))
-    shares, inside = np.zeros((2, mask_side, mask_side), np.float32)
-    shares[:height, :width] = cv2.resize(target.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    inside[:height, :width] = 1
-    return shares, inside

@@ -354,14 +354,14 @@ class Predictor:
         """Finds a box near the given one, such as users draw, whose mask is worst; see `box_search.search`.
 
         Args:
-            box: (4,) XYXY in pixels of the picture.
+            box, image_index, picture: see `predict`.
             mask: (H, W) bool of the object; by default the predicted mask of `box`.
-            image_index, picture: see `predict`.
 
         Raises:
             InputError: as `predict`; or a list of boxes, or a mask of another size.
         """
-        return worst_box(self.sam, self._params, self._chosen(picture, image_index), box, mask)
+        picture = self._chosen(picture, image_index)
+        return worst_box(self.sam, self._params, picture, *self._prompts(picture, None, None, box, None), mask)
 
     def get_image_embedding(self, *, image_index: int | None = None, picture: Picture | None = None) -> np.ndarray:
         """SAM's embedding of the current picture, or of another, (1, C, G, G) float32."""

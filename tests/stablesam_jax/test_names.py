@@ -74,6 +74,8 @@ def test_a_plugin_of_a_base_that_is_not_shipped_must_be_named_with_it(work, monk
         ("", ": neither a shipped model"),
         ("absent", "absent: neither a shipped model (sam_nano, stable_sam_nano) nor a checkpoint folder, the folder"),
         ("absent+plugin.safetensors", "absent: neither"),
+        ("x" * 5000, "x" * 5000 + ": neither"),
+        ("a\0b", "a\\x00b: neither"),
         ("base+sam_nano", "base+sam_nano: names two models; name a base and a plugin, as BASE+PLUGIN_FILE."),
         ("plugin.safetensors+runs/mine", "plugin.safetensors+runs/mine: names two plugins;"),
         ("stable_sam_nano+plugin.safetensors", "stable_sam_nano: has a plugin; name sam_nano as its base."),

@@ -193,7 +193,7 @@ def test_pretraining_equals_its_literal_twin():
 
 
 def test_of_two_masks_that_are_equally_good_the_first_alone_trains():
-    """The gradient of a minimum divides by the number of least losses: a half here, 0 / 0 where XLA rounds them anew."""
+    """A minimum's gradient divides by the number of least losses: a half here, 0 / 0 where XLA rounds again."""
     target = jnp.array(RECTANGLE[None, ::8, ::8])
     equal = 4 * (target - 0.5)
     logits = jnp.stack([0 * equal, -equal, equal, equal], axis=1)

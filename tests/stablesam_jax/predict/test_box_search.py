@@ -137,11 +137,22 @@ def test_a_predictor_finds_the_box_whose_mask_differs_most_from_that_of_the_give
     assert mask_iou(found.mask, again[0]) > 0.999
 
 
+def test_an_object_of_one_pixel_is_searched_for_with_finite_numbers():
+    mask = np.zeros((40, 64), bool)
+    mask[7, 9] = True
+    embedding = nano()[0].encode(SQUARES[0]).embedding
+    found = search(*small.nano(), embedding, np.array([[9.0, 7, 9, 7]]), [mask], "worst")
+    assert np.isfinite(found.boxes).all()
+    assert np.isfinite(found.low_res_masks).all()
+
+
 @pytest.mark.parametrize(
     ("box", "mask", "words"),
     [
-        (BOXES, None, r"takes one box \(4,\) of numbers; got an array of shape \(3, 4\)"),
-        ([1, 2, np.nan, 4], None, "takes one box"),
+        (BOXES, None, "takes one box; call it for each of the list"),
+        ([1, 2, np.nan, 4], None, "values that are not finite"),
+        ([9, 9, 3, 3], None, "is inverted"),
+        (None, None, "no prompt is given"),
         (BOXES[0], np.ones((3, 3), bool), r"mask is \(3, 3\); it must have the picture's size \(40, 64\)"),
     ],
 )
