@@ -26,6 +26,7 @@ from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.datasets import NAMES, official_count
 from stablesam_jax.data.findings import Findings, cannot_be_read
 from stablesam_jax.data.forms import FORMS
+from stablesam_jax.data.groups import GROUPS_FILE
 from stablesam_jax.data.readers import Reader, on_all_cores
 from stablesam_jax.data.sources import open_readers
 from stablesam_jax.errors import InputError, exit_on_input_error, shown
@@ -101,6 +102,8 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
         left_out = [finding for finding in findings if finding.severity == "fault" or finding.kind == "no object"]
         lines = sorted(f"{finding.picture}: {finding.line}" for finding in left_out)
         (made / REFUSED_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if (groups := source / GROUPS_FILE).is_file():
+            shutil.copyfile(groups, made / GROUPS_FILE)
         for path in (*made.rglob("*"), made):
             sync(path)
         made.rename(target)
@@ -117,7 +120,7 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
 
 def digest(source: pathlib.Path, readers: Sequence[Reader]) -> str:
     """SHA-256 over the relative names and the contents of all files of a source."""
-    files = sorted({file for reader in readers for file in reader.files()})
+    files = sorted({file for reader in readers for file in reader.files()} | set(source.glob(GROUPS_FILE)))
     sha = hashlib.sha256()
     for file, content in zip(files, on_all_cores(_file_digest, files), strict=True):
         sha.update(os.fsencode(os.path.relpath(file, source)) + b"\0" + content)

@@ -7,8 +7,8 @@ are in scores/ may be deleted.
 
 import dataclasses
 import json
-import math
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 
 from eval import paper
-from eval.draw import even_draw
 from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
+from eval.parts import Choice
 from eval.report import bootstrap
 from eval.report.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
 from experiments.rows import SYSTEMS, TABLES, Row
@@ -38,6 +38,7 @@ from train.main import RunError, train
 from train.presets import PRESETS, TrainConfig
 from train.run import FREE_FIELDS, changes
 
+OURS = "stable-sam"  # the system whose lead over the others is shown
 KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
 
@@ -71,10 +72,19 @@ class TablesConfig:
     """Prompts of each random kind and object, in the comparison."""
     limit: int | None = 20
     """Only so many pictures of each test folder, drawn evenly with seed 0."""
+    splits: pathlib.Path | None = None
+    """A json with the parts and groups of the test folders, see README.md, "Evaluate"; needs --part."""
+    part: str | None = None
+    """Only the pictures of this part: validation for choices, test for results."""
     only: tuple[str, ...] = ()
     """Names of systems, as in the folders of their runs. Default: all of the tables."""
     cache: pathlib.Path = pathlib.Path(".cache/features")
     """Folder for the frozen encoder's features."""
+
+    @property
+    def choice(self) -> Choice:
+        """Which test pictures are evaluated."""
+        return Choice(splits=self.splits, part=self.part, limit=self.limit, seed=0)
 
 
 def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
@@ -108,8 +118,10 @@ class Scorer:
         self.base = digest(load_model(config.model)[1])
         self.protocol = Protocol(kinds=KINDS, prompts=config.count)
         self.sources: dict[str, Pictures] = {}
+        self.groups: dict[str, list[str]] = {}
         for name, source in open_sources(config.test_dir).items():
-            self.sources[name] = Selection(source, even_draw(len(source), config.limit, seed=0))
+            self.sources[name] = Selection(source, config.choice.drawn(source))
+            self.groups[name] = config.choice.groups(source)
         self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
@@ -191,63 +203,89 @@ class Found:
             }
         )
 
-    def columns(self, kind: str) -> dict[str, np.ndarray]:
-        """Data set -> (P, metrics): means over seeds."""
-        return {
-            name: np.mean([np.stack([of[name][kind][m] for m in METRICS], axis=-1) for of in self.runs], axis=0)
-            for name in self.runs[0]
-        }
+    def columns(self, kind: str, name: str) -> np.ndarray:
+        """Values of each picture of a data set: (R, P, metrics)."""
+        return np.stack([np.stack([of[name][kind][metric] for metric in METRICS], axis=-1) for of in self.runs])
 
 
-def share_closed(base: Summary, figures: Summary, kind: str) -> float:
-    """Share of the base's gap in mIoU between the true box and a sloppy prompt that is closed; nan without a gap."""
-    gap = base["gt-box"]["miou"] - base[kind]["miou"]
-    return (figures[kind]["miou"] - base[kind]["miou"]) / gap if gap else math.nan
+def share_closed(true_box: float, before: float, after: float) -> str:
+    """Share of the gap between the true box and a sloppy prompt that is closed.
+
+    Args:
+        true_box, before: the base's mIoU with each; any unit.
+        after: the system's with the sloppy prompt.
+    """
+    if true_box <= before:
+        return "no gap"
+    share = (after - before) / (true_box - before)
+    return f"{share:.0%}" + (", past the base's true box" if share > 1 else "")
 
 
-def table_markdown(found: Mapping[str, Found], kind: str, rows: Sequence[Row], figures: paper.Rows) -> str:
-    """A table of one kind of prompt: our results, the gain over the base, and the paper's results."""
-    base = found[""]
+def table_markdown(
+    found: Mapping[str, Found], groups: Mapping[str, Sequence[str]], kind: str, rows: Sequence[Row], figures: paper.Rows
+) -> str:
+    """A table of one kind of prompt: our results, gains over the base, leads of `OURS`, and the paper's results.
+
+    Args:
+        found: scores by system, "" the base.
+        groups: data set -> the group of each picture.
+        kind: of prompt.
+        rows: of the table; those without scores are left out.
+        figures: the paper's.
+    """
+    rows = [row for row in rows if row[1] in found]
+    names = [name for _, name in rows]
+    samples = {
+        data_set: bootstrap.Sample([found[name].columns(kind, data_set) for name in names], of)
+        for data_set, of in groups.items()
+    }
+    _, sets = bootstrap.intervals(samples, seed=0, mean=MEAN)
+    differences = {pair: row[METRICS.index("miou")] for pair, row in sets[MEAN].items()}
+    base, ours = found[""].mean(), names.index(OURS) if OURS in names else None
     lines = [
-        "| system | here | mIoU gained | of each seed | gap closed | paper | gap closed |",
-        "|---|---|---|---|---|---|---|",
+        "| system | here | mIoU gained | of each seed | gap closed | Stable-SAM's lead | paper | gap closed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for label, name in rows:
-        if name not in found:
-            continue
+    for number, (label, name) in enumerate(rows):
         one = found[name]
-        gained = of_seeds = closed = closed_in_paper = ""
-        if name:
-            before, after = base.columns(kind), one.columns(kind)
-            sets = {data: np.stack([before[data], after[data]]) for data in before}
-            _, differences = bootstrap.intervals(sets, seed=0, mean=MEAN)
-            gained = difference_cell(differences[MEAN][0][METRICS.index("miou")])
-            gains = [one.of_seed(seed)[kind]["miou"] - base.mean()[kind]["miou"] for seed in range(len(one.runs))]
-            of_seeds = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+        gained = of_seeds = closed = lead = closed_in_paper = ""
         theirs = figures.get(label, {}).get(kind, ())
+        if name:
+            gained = difference_cell(differences[0, number])
+            gains = [one.of_seed(seed)[kind]["miou"] - base[kind]["miou"] for seed in range(len(one.runs))]
+            of_seeds = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+            if ours is not None and ours != number:
+                first, second = sorted((ours, number))
+                pair = differences[first, second]
+                lead = difference_cell(pair if second == ours else -pair)
         if name and kind != "gt-box":
-            closed = f"{share_closed(base.mean(), one.mean(), kind):.0%}"
+            closed = share_closed(*(of["miou"] for of in (base["gt-box"], base[kind], one.mean()[kind])))
             if theirs:
-                gap = paper.SAM["gt-box"][0] - paper.SAM[kind][0]
-                closed_in_paper = f"{(theirs[0] - paper.SAM[kind][0]) / gap:.0%}"
+                closed_in_paper = share_closed(paper.SAM["gt-box"][0], paper.SAM[kind][0], theirs[0])
         here, printed = cell(one.mean()[kind], METRICS), " / ".join(map(str, theirs))
-        lines.append("| " + " | ".join([label, here, gained, of_seeds, closed, printed, closed_in_paper]) + " |")
+        cells = [label, here, gained, of_seeds, closed, lead, printed, closed_in_paper]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def markdown(config: TablesConfig, found: Mapping[str, Found]) -> str:
+def markdown(config: TablesConfig, found: Mapping[str, Found], groups: Mapping[str, Sequence[str]]) -> str:
     """All tables that have a row other than the base."""
+    counts = ", ".join(f"{name} ({len(of)} pictures, {len(set(of))} groups)" for name, of in groups.items())
+    part = "" if config.part is None else f", part {config.part}"
+    size = "its own size" if config.image_size is None else f"{config.image_size} px"
     sections = [
-        f"{legend(METRICS)}, mean of {', '.join(path.name for path in config.test_dir)}. Gained: over the base, with "
-        "the 95 % interval over pictures (paired bootstrap of the mean over seeds; ≈: it contains 0, or a set has too "
-        "few pictures). Gap closed: "
-        "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n"
+        f"{legend(METRICS)}, mean of {counts}{part}; {config.model} at {size}, {config.count} prompts of each random "
+        f"kind and object, {config.steps} steps of training.\n",
+        "Gained: over the base, with the 95 % interval over groups of pictures and seeds (paired bootstrap; ≈: it "
+        "contains 0, or a set has too few groups). Stable-SAM's lead: its mIoU less that of the row. Gap closed: "
+        "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n",
+        f"Command: `{called('tables')} {shlex.join(sys.argv[1:])}`\n",
     ]
     for number, (title, kinds, rows, figures) in TABLES.items():
         if not any(name and name in found for _, name in rows):
             continue
         sections.append(f"## {number}: {title}\n")
-        sections += [f"{kind}:\n\n{table_markdown(found, kind, rows, figures)}" for kind in kinds]
+        sections += [f"{kind}:\n\n{table_markdown(found, groups, kind, rows, figures)}" for kind in kinds]
     return "\n".join(sections)
 
 
@@ -259,9 +297,10 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     """
     if unknown := [name for name in config.only if name not in SYSTEMS]:
         raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
-    for option in ("seeds", "steps", "count", "limit"):
-        if (value := getattr(config, option)) is not None and value < 1:
+    for option in ("seeds", "steps", "count"):
+        if (value := getattr(config, option)) < 1:
             raise InputError(f"--{option} {value}: must be at least 1.")
+    config.choice.check()
     for option in ("data_dir", "test_dir"):
         if not getattr(config, option):
             raise InputError(f"--{option.replace('_', '-')}: name at least one folder of pictures.")
@@ -288,7 +327,10 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
             if found is None:
                 return
             runs.setdefault(name, []).append(found)
-            write_text(config.output / "tables.md", markdown(config, {key: Found(of) for key, of in runs.items()}))
+            write_text(
+                config.output / "tables.md",
+                markdown(config, {key: Found(of) for key, of in runs.items()}, score.groups),
+            )
     print(f"written: {config.output / 'tables.md'}")
 
 

@@ -14,6 +14,7 @@ from stablesam_jax.commands import called
 from stablesam_jax.data import doctor
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.findings import KINDS, Findings, tell
+from stablesam_jax.data.groups import group_of
 from stablesam_jax.data.readers import Pictures, Selection
 from stablesam_jax.data.sources import open_data
 from stablesam_jax.errors import InputError
@@ -110,11 +111,24 @@ def split(config: TrainConfig) -> tuple[Pictures, Pictures]:
 
 
 def _parts(config: TrainConfig, source: Pictures, usable: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Part -> name -> index."""
+    """Part -> name -> index. Groups are held out whole, as many as fit."""
     order = sorted(usable, key=lambda index: hashlib.sha256(_bytes(source.names[index])).digest())
-    kept = min(config.held_out, len(order) // 5)
-    end = len(order) if config.limit is None else kept + config.limit
-    parts = {"training": order[kept:end], "held_out": order[:kept], "unused": order[end:]}
+    groups: dict[str, list[int]] = {}
+    for index in order:
+        groups.setdefault(group_of(source, index), []).append(index)
+    wanted = min(config.held_out, len(order) // 5)
+    held_out: list[int] = []
+    for group in groups.values():
+        if len(held_out) + len(group) <= wanted:
+            held_out += group
+    if wanted and not held_out:
+        raise InputError(
+            f"--held-out {config.held_out}: the smallest group of pictures has {min(map(len, groups.values()))}, and "
+            f"at most {wanted} of {len(order)} pictures are held out; give more groups, or --held-out 0."
+        )
+    rest = [index for index in order if index not in set(held_out)]
+    end = len(rest) if config.limit is None else config.limit
+    parts = {"training": rest[:end], "held_out": held_out, "unused": rest[end:]}
     return {part: {source.names[index]: index for index in sorted(indices)} for part, indices in parts.items()}
 
 

@@ -118,7 +118,7 @@ def _run(config: InstancesConfig, protocol: str) -> None:
         kinds = (DETECTOR,) if boxes else config.prompts
         predictor = Predictor(sam, params)
         records = each_picture(lambda index: begin(predictor, source, index, prompts(source, index)))
-        return score_records(records, source, config.drawn(source), kinds=kinds, rules=rules)
+        return score_records(records, source, config.choice.drawn(source), kinds=kinds, rules=rules)
 
     systems.run(
         config,

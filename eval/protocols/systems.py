@@ -5,40 +5,43 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import pathlib
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-from eval.draw import even_draw
 from eval.journal import Journal, Record
+from eval.leaks import refuse_training_pictures
 from eval.loop import Summary, Values
 from eval.overlap import overlapped
+from eval.parts import Choice
 from eval.report import bootstrap
-from eval.report.tables import MEAN, Uncertainty, check_output, mean_of_sets, show, table, write_results
+from eval.report.tables import (
+    MEAN,
+    SummaryIntervals,
+    Uncertainty,
+    check_output,
+    mean_of_sets,
+    show,
+    table,
+    write_results,
+)
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called
+from stablesam_jax.data.readers import Named
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, digest
 from stablesam_jax.version import __version__
-
-
-class Named(Protocol):
-    """A data set: pictures whose names are known without reading them."""
-
-    names: list[str]
-
-    def __len__(self) -> int: ...
-
 
 Source = TypeVar("Source", bound=Named)
 Line = Mapping[str, object]  # of the csv: column -> value
@@ -80,6 +83,13 @@ class Options:
     """Of the prompts; the same for every system."""
     limit: int | None = None
     """Only so many pictures of each data set, drawn evenly by the seed."""
+    splits: pathlib.Path | None = None
+    """A json with the parts and groups of the data sets, see README.md, "Evaluate"; needs --part."""
+    part: str | None = None
+    """Only the pictures of this part: validation for choices, test for results."""
+    trained_on: tuple[pathlib.Path, ...] = ()
+    """Pictures that a system was trained on, none of which may be evaluated, resized or mirrored either. Those of the
+    folder of a training run are known."""
     coordinator: str | None = None
     """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
     --host; or auto, on a cluster that JAX detects."""
@@ -88,9 +98,10 @@ class Options:
     host: int | None = None
     """Index of this host, from 0; the first writes the results."""
 
-    def drawn(self, source: Named) -> list[int]:
-        """Indices of the evaluated pictures of a data set."""
-        return even_draw(len(source), self.limit, self.seed)
+    @property
+    def choice(self) -> Choice:
+        """Which pictures are evaluated."""
+        return Choice(splits=self.splits, part=self.part, limit=self.limit, seed=self.seed)
 
 
 def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]) -> None:
@@ -107,10 +118,9 @@ def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]
         raise InputError(f"--prompts: give at least one of {', '.join(kinds)}.")
     if not options.data_dir:
         raise InputError("--data-dir: name at least one data set.")
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit {options.limit}: must be at least 1.")
     if options.seed < 0:
         raise InputError(f"--seed {options.seed}: must be at least 0.")
+    options.choice.check()
     check_output(options.output)
     if options.coordinator is not None:
         parallel.join_hosts(options.coordinator, options.hosts, options.host)
@@ -153,7 +163,7 @@ def run(
     began = time.monotonic()
     built = {system: load_model(system, image_size=options.image_size) for system in options.system}
     # Systems and data are identified by their digests below; the results do not depend on output and hosts.
-    left_out = {"system", "data_dir", "output", "coordinator", "hosts", "host"}
+    left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
     recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
     settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
     made_by = {
@@ -165,7 +175,9 @@ def run(
             if sam.config.plugin is not None
         },
     }
-    names = {name: [source.names[index] for index in options.drawn(source)] for name, source in sources.items()}
+    names = {name: [source.names[index] for index in options.choice.drawn(source)] for name, source in sources.items()}
+    groups = {name: options.choice.groups(source) for name, source in sources.items()}
+    refuse_training_pictures(options.system, options.trained_on, sources, options.choice.drawn)
     depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
     parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
     first_host = jax.process_index() == 0
@@ -174,7 +186,9 @@ def run(
         print(f"continuing: {journal.found} pictures are done", flush=True)
     for name, source in sources.items():
         if first_host and len(names[name]) < len(source):
-            print(f"{name}: {len(names[name])} of {len(source)} pictures, drawn evenly with seed {options.seed}")
+            part = "" if options.part is None else f" of {options.part}"
+            drawn = "" if options.limit is None else f", drawn evenly with seed {options.seed}"
+            print(f"{name}: {len(names[name])} of {len(source)} pictures{part}{drawn}")
 
     found: dict[str, dict[str, Found]] = {}
     results: dict[str, dict[str, Summary]] = {}
@@ -183,7 +197,7 @@ def run(
         found[system] = {}
         for name, source in sources.items():
             truths[name] = []
-            each = _each_picture(journal, system, name, options.drawn(source), truths[name])
+            each = _each_picture(journal, system, name, options.choice.drawn(source), truths[name])
             found[system][name] = evaluate(sam, params, source, each)
         results[system] = {name: one.summary for name, one in found[system].items()}
         if means is not None:
@@ -205,7 +219,7 @@ def run(
     ]
     write_text(options.output / lines_file, _csv(lines))
     data = {
-        name: {"pictures": len(of), "sha256": _digest([of, truth])}
+        name: {"pictures": len(of), "groups": len(set(groups[name])), "sha256": _digest([of, truth])}
         for (name, of), truth in zip(names.items(), truths.values(), strict=True)
     }
     this_run = {
@@ -219,7 +233,7 @@ def run(
         results,
         {**settings, **made_by, "data": data, "run": this_run},
         metrics=metrics,
-        uncertainty=_uncertainty(found, options.seed),
+        uncertainty=_uncertainty(found, groups, options.seed),
         more=shown,
     )
     parallel.on_any_host(False)  # the barrier that the other hosts wait at
@@ -292,8 +306,8 @@ def _each_picture(
     return records
 
 
-def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
-    """Bootstrap intervals over pictures, or None where results are not means over pictures."""
+def _uncertainty(found: Results, groups: Mapping[str, Sequence[str]], seed: int) -> Uncertainty | None:
+    """Bootstrap intervals over groups, or None where results are not means over pictures."""
     first = next(iter(found.values()))
     columns = {
         name: [(kind, metric) for kind, metrics in one.values.items() for metric in metrics]
@@ -302,38 +316,39 @@ def _uncertainty(found: Results, seed: int) -> Uncertainty | None:
     }
     if len(columns) < len(first):
         return None
-    values = {
-        name: np.array(
+    samples = {
+        name: bootstrap.Sample(
             [
-                [per_picture[kind][metric] for kind, metric in of]
+                np.stack([per_picture[kind][metric] for kind, metric in of], axis=-1)[None]
                 for sets in found.values()
                 if (per_picture := sets[name].values) is not None
-            ]
+            ],
+            groups[name],
         )
         for name, of in columns.items()
     }
-    own, differences = bootstrap.intervals(
-        {name: of.swapaxes(1, 2) for name, of in values.items()}, seed=seed, mean=MEAN if len(values) > 1 else None
-    )
+    own, differences = bootstrap.intervals(samples, seed=seed, mean=MEAN if len(samples) > 1 else None)
     places = next(iter(columns.values()))
+    systems = list(found)
+    pairs = itertools.combinations(range(len(systems)), 2)
     return Uncertainty(
-        intervals=_by_system(list(found), own, places), differences=_by_system(list(found)[1:], differences, places)
+        intervals={
+            system: {name: _by_kind(of[number], places) for name, of in own.items()}
+            for number, system in enumerate(systems)
+        },
+        differences={
+            (systems[one], systems[other]): {name: _by_kind(of[one, other], places) for name, of in differences.items()}
+            for one, other in pairs
+        },
     )
 
 
-def _by_system(
-    systems: Sequence[str],
-    sets: Mapping[str, Sequence[Sequence[bootstrap.Interval]]],
-    places: Sequence[tuple[str, str]],
-) -> dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]]:
-    """Reorders data set -> S lists of K intervals to system -> data set -> kind -> metric -> interval."""
-    result: dict[str, dict[str, dict[str, dict[str, bootstrap.Interval]]]] = {system: {} for system in systems}
-    for name, rows in sets.items():
-        for system, row in zip(systems, rows, strict=True):
-            kinds: dict[str, dict[str, bootstrap.Interval]] = result[system].setdefault(name, {})
-            for (kind, metric), one in zip(places, row, strict=True):
-                kinds.setdefault(kind, {})[metric] = one
-    return result
+def _by_kind(row: Sequence[bootstrap.Interval], places: Sequence[tuple[str, str]]) -> SummaryIntervals:
+    """K intervals -> kind -> metric -> interval."""
+    kinds: dict[str, dict[str, bootstrap.Interval]] = {}
+    for (kind, metric), one in zip(places, row, strict=True):
+        kinds.setdefault(kind, {})[metric] = one
+    return kinds
 
 
 def _digest(value: object) -> str:

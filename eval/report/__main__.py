@@ -71,6 +71,9 @@ def read_run(folder: pathlib.Path) -> Run:
         ]
         if not metrics or not all(isinstance(entry, dict) for entry in metrics):
             raise ValueError("no figures")
+        for rows in results.get("differences", {}).values():
+            if not rows.keys() <= results["systems"].keys():
+                raise ValueError("differences of an earlier version")
         results["meta"]["protocol"]
     except OSError as error:
         raise InputError(
@@ -104,8 +107,8 @@ def section(run: Run) -> Iterator[str]:
             for name, sets in systems.items()
         }
         yield html_table(["system", *systems[next(iter(systems))][data_set]], rows, f"{legend(metrics)}.")
-    if differences := run.results.get("differences"):
-        yield f"<h3>Differences from {html.escape(next(iter(systems)))}</h3>"
+    for first, differences in run.results.get("differences", {}).items():
+        yield f"<h3>Differences from {html.escape(first)}</h3>"
         for data_set in data_sets:
             rows = {
                 f"{name}, {TITLES[metric]}": [
@@ -118,7 +121,7 @@ def section(run: Run) -> Iterator[str]:
             yield html_table(
                 [data_set, *kinds],
                 rows,
-                "In points of a percent, with 95 % intervals over pictures. ≈: may be noise.",
+                "In points of a percent, with 95 % intervals over groups of pictures. ≈: may be noise.",
             )
     for path in run.figures:
         data = base64.b64encode(path.read_bytes()).decode()

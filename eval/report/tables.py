@@ -27,15 +27,19 @@ TITLES = {
 }  # fmt: skip
 RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
 Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
-Intervals = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Interval]]]]  # the same with an interval of each
+SummaryIntervals = Mapping[str, Mapping[str, Interval]]  # kind -> metric -> interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uncertainty:
     """Bootstrap intervals of the results."""
 
-    intervals: Intervals
-    differences: Intervals  # from the first system, of all others
+    intervals: Mapping[str, Mapping[str, SummaryIntervals]]  # system -> data set or mean
+    differences: Mapping[tuple[str, str], Mapping[str, SummaryIntervals]]  # two systems -> data set or mean
+
+    def differences_from(self, system: str) -> dict[str, Mapping[str, SummaryIntervals]]:
+        """Differences of the later systems from this one, by system."""
+        return {other: sets for (one, other), sets in self.differences.items() if one == system}
 
 
 def mean_of_sets(sets: Mapping[str, Summary]) -> Summary:
@@ -108,30 +112,34 @@ def write_results(
         results: of every system.
         meta: settings and versions that made the results.
         metrics: shown in tables.
-        uncertainty: makes the entries `intervals` ([low, high]) and `differences`.
+        uncertainty: makes the entries `intervals` ([low, high]) and `differences` (from a system, of a later one).
         more: other entries of results.json.
     """
     entries: dict[str, object] = {"systems": results}
     if uncertainty is not None:
         entries["intervals"] = _mapped(uncertainty.intervals, lambda one: [one.low, one.high])
-        entries["differences"] = _mapped(uncertainty.differences, lambda one: one._asdict())
+        entries["differences"] = {
+            first: _mapped(rows, lambda one: one._asdict())
+            for first in results
+            if (rows := uncertainty.differences_from(first))
+        }
     text = json.dumps(_without_nan({**entries, **(more or {}), "meta": meta}), indent=2, allow_nan=False) + "\n"
     sections = [
         f"## {dataset}\n\n"
         + markdown({system: sets[dataset] for system, sets in results.items()}, first="system", metrics=metrics)
         for dataset in next(iter(results.values()))
     ]
-    if uncertainty is not None and uncertainty.differences:
-        first = next(iter(results))
+    for first in results if uncertainty is not None else ():
+        if not (rows := uncertainty.differences_from(first)):
+            continue
         sections.append(
-            f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over pictures (bootstrap, "
-            f"paired). {NOISE}: the interval contains 0, so it may be noise; or it is not known, where a set has fewer "
-            f"than {FEWEST} pictures.\n"
+            f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over groups of pictures "
+            f"(bootstrap, paired). {NOISE}: the interval contains 0, so it may be noise; or it is not known, where a "
+            f"set has fewer than {FEWEST} groups.\n"
         )
         sections += [
-            f"### {dataset}\n\n"
-            + differences_markdown({name: sets[dataset] for name, sets in uncertainty.differences.items()}, metrics)
-            for dataset in next(iter(uncertainty.differences.values()))
+            f"### {dataset}\n\n" + differences_markdown({name: sets[dataset] for name, sets in rows.items()}, metrics)
+            for dataset in next(iter(rows.values()))
         ]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.md", f"{legend(metrics)}.\n\n" + "\n".join(sections))

@@ -35,6 +35,7 @@ KINDS = {  # in the order in which they are printed
     "frames": Kind("hint", "pictures of several frames or pages"),
     "pieces": Kind("hint", "several large pieces under one number"),
     "equal masks": Kind("hint", "masks equal to that of another picture"),
+    "groups": Kind("hint", "names in groups.json that no picture has"),
     "picture": Kind("fault", "pictures that cannot be read", stops=True),
     "mask": Kind("fault", "masks that cannot be used", stops=True),
     "suffix": Kind("fault", "files of one name", stops=True),

@@ -49,12 +49,16 @@ class LabelledPicture:
     categories: tuple[str, ...] = ()
 
 
-class Pictures(Protocol):
-    """A source of labelled pictures; names are available without reading the files."""
+class Named(Protocol):
+    """A source of pictures of any kind; names are available without reading the files."""
 
     names: list[str]
 
     def __len__(self) -> int: ...
+
+
+class Pictures(Named, Protocol):
+    """A source of labelled pictures."""
 
     def __getitem__(self, index: int) -> LabelledPicture: ...
 
@@ -65,6 +69,7 @@ class Reader(abc.ABC):
     name: str  # of the set; begins the names of its pictures
     names: list[str]
     own_labels = True  # whether each picture has its own label file
+    groups: Mapping[str, str] = {}  # name of a picture -> its group, see `data.groups`
 
     def __len__(self) -> int:
         return len(self.names)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from stablesam_jax.commands import called
-from stablesam_jax.data import class_maps, coco
+from stablesam_jax.data import class_maps, coco, groups
 from stablesam_jax.data.built import BuiltClassMaps, is_built
 from stablesam_jax.data.class_maps import ClassMapFiles, ClassMaps
 from stablesam_jax.data.coco import CocoPictures
@@ -108,7 +108,9 @@ def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> 
     except OSError as error:
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from None
     _check_apart(readers)
-    return readers[0].name if found.name == "built" else name, readers
+    name = readers[0].name if found.name == "built" else name
+    groups.assign(readers, path, name, findings)
+    return name, readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _walk(path: pathlib.Path, above: frozenset[str], findings: Findings) -> Iter
     if form is not None and form.name != "splits":
         readers = form.open(path, folder_name(path), findings)
         _check_apart(readers)
+        groups.assign(readers, path, folder_name(path), findings)
         yield _found(path, readers)
         return
     files = [file for of_stem in list_files(path, SUFFIXES).values() for file in of_stem]
@@ -247,6 +250,7 @@ def open_class_maps(spec: Spec) -> ClassMaps:
         _, (reader, *_) = open_readers(spec, found)
     else:
         reader = class_maps.open_folder(folder, found)
+        groups.assign([reader], folder, reader.name, found)
     if not isinstance(reader, ClassMapFiles | BuiltClassMaps):
         raise InputError(
             f"{os.fspath(spec)}: holds objects, not class maps; give a folder with im/, gt/ and classes.json, "

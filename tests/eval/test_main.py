@@ -64,11 +64,12 @@ def test_the_json_has_the_documented_schema(results, config):
     stored = json.loads((results / "results.json").read_text())
     meta = stored["meta"]
     settings = {"protocol": "hq", "prompts": list(KINDS), "count": 3, "image_size": None, "seed": 0, "limit": 2}
-    settings |= {"version": __version__}
+    settings |= {"part": None, "version": __version__}
     assert meta.items() >= settings.items()
     assert meta.keys() - settings.keys() == {"versions", "parameters", "plugins", "data", "run"}
     assert meta["parameters"] == {system: digest(small.by_name(system)[1]) for system in config.system}
     assert {name: data["pictures"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
+    assert {name: data["groups"] for name, data in meta["data"].items()} == {"horses": 2, "coins": 2}
     assert list(stored) == ["systems", "intervals", "differences", "meta"]
     assert list(stored["systems"]) == list(config.system)
     for sets in stored["systems"].values():
@@ -136,11 +137,12 @@ def test_the_spelling_of_a_folder_changes_no_figure(results, config, work, monke
 def test_differences_are_those_of_the_figures_and_few_pictures_have_no_interval(results, config):
     stored = json.loads((results / "results.json").read_text())
     base, stable = config.system
-    assert list(stored["differences"]) == [stable]
+    assert list(stored["differences"]) == [base]
+    assert list(stored["differences"][base]) == [stable]
     for name, kinds in stored["systems"][base].items():
         for kind, metrics in kinds.items():
             for metric, value in metrics.items():
-                difference = stored["differences"][stable][name][kind][metric]
+                difference = stored["differences"][base][stable][name][kind][metric]
                 assert stored["intervals"][base][name][kind][metric] == [difference["low"], difference["high"]]
                 assert (difference["low"], difference["high"]) == (None, None)
                 expected = stored["systems"][stable][name][kind][metric] - value

@@ -133,13 +133,21 @@ def noisy_boxes(config, trained):
 @pytest.mark.slow
 def test_a_row_has_ours_and_its_seeds_beside_the_papers(noisy_boxes):
     assert list(noisy_boxes) == ["SAM", "PT-SAM + RTS", "Ours + RTS"]
-    assert noisy_boxes["SAM"][1:] == ["", "", "", "48.8 / 42.1 / 39.5", ""]
-    figures, gained, seeds, closed, *theirs = noisy_boxes["Ours + RTS"]
+    assert noisy_boxes["SAM"][1:4] == ["", "", ""]
+    assert noisy_boxes["SAM"][5:] == ["48.8 / 42.1 / 39.5", ""]
+    figures, gained, seeds, closed, lead, *theirs = noisy_boxes["Ours + RTS"]
     assert re.fullmatch(r"[\d.]+ / [\d.]+ / [\d.]+", figures)
     assert re.fullmatch(r"≈ [+-][\d.]+", gained)  # so few pictures have no interval
     assert len(seeds.split(", ")) == 2
-    assert re.fullmatch(r"-?\d+%", closed)
-    assert theirs == ["82.3 / 74.1 / 82.3", "109%"]
+    assert re.fullmatch(r"-?\d+%(, past the base's true box)?|no gap", closed)
+    assert lead == ""
+    assert theirs == ["82.3 / 74.1 / 82.3", "109%, past the base's true box"]
+
+
+@pytest.mark.slow
+def test_the_lead_over_a_rival_is_the_difference_of_both_gains(noisy_boxes):
+    ours, rival = (float(re.search(r"[+-][\d.]+", noisy_boxes[name][1])[0]) for name in ("Ours + RTS", "PT-SAM + RTS"))
+    assert float(re.search(r"[+-][\d.]+", noisy_boxes["PT-SAM + RTS"][4])[0]) == pytest.approx(ours - rival, abs=0.11)
 
 
 @pytest.mark.slow

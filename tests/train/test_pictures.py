@@ -176,3 +176,20 @@ def test_records_of_earlier_versions_know_no_files(config, tmp_path):
     del record["files"]
     (tmp_path / "pictures.json").write_text(json.dumps(record))
     assert choose(config, read_record(tmp_path / "pictures.json")).record["training"] == record["training"]
+
+
+def test_a_group_is_held_out_whole_or_not_at_all(config, folder):
+    groups = {"video": [f"p{number}" for number in range(3)], "thing": ["p3", "p4"]}
+    (folder / "groups.json").write_text(json.dumps(groups))
+    held_out = choose(config).held_out.names
+    assert len(held_out) == 2
+    for group in groups.values():
+        assert len({f"set/{name}" for name in group} & set(held_out)) in (0, len(group))
+
+
+def test_groups_that_are_all_too_large_to_hold_out_are_refused(config, folder):
+    halves = {"first": [f"p{number}" for number in range(5)], "second": [f"p{number}" for number in range(5, 10)]}
+    (folder / "groups.json").write_text(json.dumps(halves))
+    with pytest.raises(InputError, match="--held-out 2: the smallest group of pictures has 5, and at most 2 of 10"):
+        choose(config)
+    assert len(choose(dataclasses.replace(config, held_out=0)).training) == COUNT

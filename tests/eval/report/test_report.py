@@ -48,7 +48,7 @@ def run(tmp_path):
     row = {
         "gt-box": {metric: Interval(0.03, low, 0.05) for metric, low in (("miou", 0.01), ("mbiou", -0.01), ("msf", 0))}
     }
-    uncertainty = tables.Uncertainty(intervals={NAME: {"horses": row}}, differences={"other": {"horses": row}})
+    uncertainty = tables.Uncertainty(intervals={NAME: {"horses": row}}, differences={(NAME, "other"): {"horses": row}})
     nan = {"gt-box": ROW["gt-box"] | {"msf": float("nan")}}
     results = {NAME: {"horses": nan}, "other": {"horses": nan}}
     tables.write_results(folder, results, {"protocol": "hq", "seed": 3}, uncertainty=uncertainty)

@@ -84,7 +84,7 @@ def test_differences_have_their_interval_and_noise_is_shown_as_noise(tmp_path):
     row = {"gt-box": {"miou": Interval(0.03, 0.01, 0.05)}, "1-point": {"miou": Interval(-0.002, -0.02, 0.01)}}
     one_picture = {kind: {"miou": Interval(0.1, nan, nan)} for kind in row}
     uncertainty = tables.Uncertainty(
-        intervals={"base": {"a": row}}, differences={"other": {"a": row, "b": one_picture}}
+        intervals={"base": {"a": row}}, differences={("base", "other"): {"a": row, "b": one_picture}}
     )
     results = {"base": {"a": SETS["horses"]}, "other": {"a": SETS["horses"]}}
     tables.write_results(tmp_path, results, {}, metrics=("miou",), uncertainty=uncertainty)
@@ -94,9 +94,21 @@ def test_differences_have_their_interval_and_noise_is_shown_as_noise(tmp_path):
     assert "| other | mIoU | ≈ +10.0 | ≈ +10.0 |" in text
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["intervals"]["base"]["a"]["gt-box"]["miou"] == [0.01, 0.05]
-    assert stored["differences"]["other"]["a"]["gt-box"]["miou"] == {"value": 0.03, "low": 0.01, "high": 0.05}
-    assert stored["differences"]["other"]["b"]["gt-box"]["miou"] == {"value": 0.1, "low": None, "high": None}
+    assert stored["differences"]["base"]["other"]["a"]["gt-box"]["miou"] == {"value": 0.03, "low": 0.01, "high": 0.05}
+    assert stored["differences"]["base"]["other"]["b"]["gt-box"]["miou"] == {"value": 0.1, "low": None, "high": None}
     assert list(stored) == ["systems", "intervals", "differences", "meta"]
+
+
+def test_rivals_are_set_against_each_other_and_not_only_against_the_base(tmp_path):
+    row = {"gt-box": {"miou": Interval(0.03, 0.01, 0.05)}}
+    pairs = {pair: {"a": row} for pair in (("base", "one"), ("base", "two"), ("one", "two"))}
+    results = {name: {"a": SETS["horses"]} for name in ("base", "one", "two")}
+    uncertainty = tables.Uncertainty(intervals={}, differences=pairs)
+    tables.write_results(tmp_path, results, {}, metrics=("miou",), uncertainty=uncertainty)
+    headings = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("## Diff")]
+    assert headings == ["## Differences from base", "## Differences from one"]
+    stored = json.loads((tmp_path / "results.json").read_text())["differences"]
+    assert {first: list(rows) for first, rows in stored.items()} == {"base": ["one", "two"], "one": ["two"]}
 
 
 def test_results_beside_a_journal_are_unfinished_and_may_be_written_again(tmp_path):
