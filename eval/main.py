@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from eval.protocols.breps import breps
+from eval.protocols.clicks import clicks
 from eval.protocols.hq import hq
 from eval.protocols.instances import coco, sginw
 from eval.protocols.semantic import mess
@@ -17,6 +18,7 @@ from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble, "breps": breps,
+    "clicks": clicks,
 }  # fmt: skip
 
 

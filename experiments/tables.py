@@ -251,13 +251,13 @@ def table_markdown(
         gained = of_seeds = closed = lead = closed_in_paper = ""
         theirs = figures.get(label, {}).get(kind, ())
         if name:
-            gained = difference_cell(differences[0, number])
+            gained = difference_cell(differences[0, number], "miou")
             gains = [one.of_seed(seed)[kind]["miou"] - base[kind]["miou"] for seed in range(len(one.runs))]
             of_seeds = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
             if ours is not None and ours != number:
                 first, second = sorted((ours, number))
                 pair = differences[first, second]
-                lead = difference_cell(pair if second == ours else -pair)
+                lead = difference_cell(pair if second == ours else -pair, "miou")
         if name and kind != "gt-box":
             closed = share_closed(*(of["miou"] for of in (base["gt-box"], base[kind], one.mean()[kind])))
             if theirs:

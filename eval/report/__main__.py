@@ -112,7 +112,8 @@ def section(run: Run) -> Iterator[str]:
         for data_set in data_sets:
             rows = {
                 f"{name}, {TITLES[metric]}": [
-                    difference_cell(Interval(**without_null(values[metric]))) for values in sets[data_set].values()
+                    difference_cell(Interval(**without_null(values[metric])), metric)
+                    for values in sets[data_set].values()
                 ]
                 for name, sets in differences.items()
                 for metric in metrics

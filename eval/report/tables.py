@@ -24,7 +24,10 @@ MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {
     "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
     "tight": "tight IoU", "worst": "worst IoU", "best": "best IoU", "delta": "best - worst",
+    "user": "users' boxes", "user_worst": "worst user's box",
+    "first": "IoU after one click", "noc80": "NoC80", "noc85": "NoC85", "noc90": "NoC90",
 }  # fmt: skip
+COUNTS = ("noc80", "noc85", "noc90")  # metrics that are numbers of clicks; all others are fractions
 RESULT_FILES = ("results.json", "results.md", "per_image.csv", "per_object.csv", "per_class.csv", "wobble.md")
 Results = Mapping[str, Mapping[str, Summary]]  # system -> data set or mean -> kind -> metric -> fraction or nan
 SummaryIntervals = Mapping[str, Mapping[str, Interval]]  # kind -> metric -> interval
@@ -83,11 +86,11 @@ def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] 
 
 
 def differences_markdown(rows: Mapping[str, Mapping[str, Mapping[str, Interval]]], metrics: Sequence[str]) -> str:
-    """Differences from the first system in percentage points; those whose interval contains 0 are marked `NOISE`."""
+    """Differences from a system, in points of a percent or clicks; those whose interval contains 0 have `NOISE`."""
     kinds = list(next(iter(rows.values())))
     lines = [f"| system | metric | {' | '.join(kinds)} |", "|---" * (len(kinds) + 2) + "|"]
     lines += [
-        f"| {name} | {TITLES[metric]} | {' | '.join(difference_cell(row[kind][metric]) for kind in kinds)} |"
+        f"| {name} | {TITLES[metric]} | {' | '.join(difference_cell(row[kind][metric], metric) for kind in kinds)} |"
         for name, row in rows.items()
         for metric in metrics
     ]
@@ -133,7 +136,7 @@ def write_results(
         if not (rows := uncertainty.differences_from(first)):
             continue
         sections.append(
-            f"## Differences from {first}\n\nIn points of a percent, with 95 % intervals over groups of pictures "
+            f"## Differences from {first}\n\nIn {_unit(metrics)}, with 95 % intervals over groups of pictures "
             f"(bootstrap, paired). {NOISE}: the interval contains 0, so it may be noise; or it is not known, where a "
             f"set has fewer than {FEWEST} groups.\n"
         )
@@ -170,18 +173,29 @@ def check_output(folder: pathlib.Path) -> None:
 
 
 def legend(metrics: Sequence[str]) -> str:
-    return " / ".join(TITLES[metric] for metric in metrics) + " in percent"
+    units: dict[str, list[str]] = {"percent": [], "clicks": []}
+    for metric in metrics:
+        units["clicks" if metric in COUNTS else "percent"].append(TITLES[metric])
+    return ", ".join(f"{' / '.join(titles)} in {unit}" for unit, titles in units.items() if titles)
+
+
+def _unit(metrics: Sequence[str]) -> str:
+    """Of differences."""
+    return "points of a percent, and clicks" if set(COUNTS) & set(metrics) else "points of a percent"
 
 
 def cell(values: Mapping[str, float], metrics: Sequence[str]) -> str:
-    return " / ".join("-" if math.isnan(values[metric]) else f"{100 * values[metric]:.1f}" for metric in metrics)
+    return " / ".join("-" if math.isnan(values[metric]) else _figure(values[metric], metric) for metric in metrics)
 
 
-def difference_cell(one: Interval) -> str:
-    if math.isnan(one.low):
-        return f"{NOISE} {100 * one.value:+.1f}"
-    text = f"{100 * one.value:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+def difference_cell(one: Interval, metric: str) -> str:
+    value, low, high = (_figure(bound, metric, "+") for bound in one)
+    text = value if math.isnan(one.low) else f"{value} ({low} to {high})"
     return f"{NOISE} {text}" if one.is_noise else text
+
+
+def _figure(value: float, metric: str, sign: str = "") -> str:
+    return format(value, f"{sign}.2f") if metric in COUNTS else format(100 * value, f"{sign}.1f")
 
 
 def _mapped(value: Any, change: Callable[[Interval], object]) -> object:
