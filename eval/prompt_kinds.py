@@ -9,11 +9,13 @@ import hashlib
 import json
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from stablesam_jax import prompts
 
 PROMPTS_PER_OBJECT = 20  # of each random kind (sec. 3.2)
+HQ_SAM_INPUT = 1024  # pixels; HQ-SAM draws boxes in its input, whatever the size of picture and model
 
 
 class PromptKind(NamedTuple):
@@ -56,7 +58,7 @@ def draw_prompts(
 
     Args:
         kind: one of PROMPT_KINDS or WOBBLE_KINDS.
-        mask: (H, W) bool, the true mask; prompts are in its pixels.
+        mask: (H, W) bool, the true mask; prompts are in its pixels. Boxes are HQ-SAM's, see `in_hq_sam_input`.
         picture_id: unique among the pictures of all data sets, e.g. "DIS5K-VD/0012".
         object_id: unique among the objects of a picture.
         seed: of the evaluation.
@@ -77,14 +79,42 @@ def draw_prompts(
         return [prompts.Prompt(points=prompts.random_points(rng, mask, points), labels=labels) for rng in rngs]
     boxes = draw_boxes(
         kind,
-        prompts.gt_box(mask),
-        size_hw=mask.shape,
+        prompts.gt_box(in_hq_sam_input(mask)),
+        size_hw=(HQ_SAM_INPUT, HQ_SAM_INPUT),
         picture_id=picture_id,
         object_id=object_id,
         seed=seed,
         count=count,
     )
-    return [prompts.Prompt(box=box) for box in boxes]
+    scale = np.tile(HQ_SAM_INPUT / np.array(mask.shape[::-1]), 2)
+    return [prompts.Prompt(box=((box + 0.5) / scale - 0.5).astype(np.float32)) for box in boxes]
+
+
+def in_hq_sam_input(mask: np.ndarray) -> np.ndarray:
+    """A mask as HQ-SAM's evaluation sees it, squeezed to its input (`train/train.py`, `misc.masks_to_boxes`).
+
+    The box around that mask is wider than the one around the picture's mask by half a pixel of the picture less half a
+    pixel of the input, on each side: 1.2 pixels of the input for a picture of 300.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (HQ_SAM_INPUT, HQ_SAM_INPUT) bool: resized bilinearly without antialiasing, above half. An object so small that
+        nothing is left is resized to the nearest pixel instead, where HQ-SAM fails.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError(f"mask of shape {mask.shape} is empty; a box needs at least one foreground pixel")
+    size = (HQ_SAM_INPUT, HQ_SAM_INPUT)
+    resized = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+    if not resized.any():
+        rows, columns = np.nonzero(mask)
+        places = (np.stack([rows, columns]) + 0.5) * HQ_SAM_INPUT / np.array([mask.shape]).T
+        resized[tuple(places.astype(np.int64))] = True
+    return resized
 
 
 def draw_boxes(

@@ -108,7 +108,8 @@ def test_every_command_shows_its_options_in_any_folder(unpacked, tmp_path):
 
 
 def test_it_trains_with_workers_and_evaluates_in_any_folder(unpacked, tmp_path):
-    small.save_pairs(tmp_path / "pictures", 4)
+    small.save_pairs(tmp_path / "pictures", 4, blocks=1)
+    small.save_pairs(tmp_path / "others", 2, blocks=2)
     options = ["--data-dir", "pictures", "--image-size", "64", "--output", "runs/mine"]
     steps = ["--steps", "2", "--batch-size", "2", "--workers", "1", "--held-out", "1", "--eval-prompts", "2"]
     trained = stablesam(unpacked, tmp_path, "train", "own-pictures", *options, *steps)
@@ -116,8 +117,9 @@ def test_it_trains_with_workers_and_evaluates_in_any_folder(unpacked, tmp_path):
     assert "stablesam eval hq --system sam_nano sam_nano+runs/mine/plugin.safetensors" in trained.stdout
 
     system = ["--system", "sam_nano+runs/mine/plugin.safetensors", "--image-size", "64", "--count", "2"]
-    evaluated = stablesam(
-        unpacked, tmp_path, "eval", "hq", *system, "--data-dir", "pictures", "--output", "runs/scores"
-    )
+    evaluated = stablesam(unpacked, tmp_path, "eval", "hq", *system, "--data-dir", "others", "--output", "runs/scores")
     assert evaluated.returncode == 0, evaluated.stderr
     assert '"stablesam eval hq"' in (tmp_path / "runs" / "scores" / "results.json").read_text()
+    refused = stablesam(unpacked, tmp_path, "eval", "hq", *system, "--data-dir", "pictures", "--output", "runs/more")
+    assert refused.returncode == 2
+    assert "of 4 test pictures are among the training pictures" in refused.stderr

@@ -5,6 +5,7 @@ Reported is the IoU of the tight box, the lowest and the highest IoU of the boxe
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from eval.loop import Values
 from eval.protocols import systems
 from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
+from stablesam_jax.data.user_study import UserStudy
 from stablesam_jax.metrics import mask_iou
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
@@ -25,14 +27,16 @@ from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.prompts import gt_box
 
 METRICS = ("tight", "worst", "best", "delta")  # mean IoU of the boxes; delta is best - worst
+USERS = ("user", "user_worst")  # mean and lowest IoU of the boxes that users drew
 KIND = "box"  # the single kind of prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BrepsConfig(systems.Options):
-    """The worst and the best box near the tight one, found by gradient, as in BREPS.
+    """The worst and the best box near the tight one, found by gradient, as in BREPS; and users' boxes where there are.
 
-    Data: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as dis5k-vd:/data/hq.
+    Data: folders with im/ and gt/, COCO folders, built data sets, NAME:DIR as dis5k-vd:/data/hq, or folders with
+    images/, masks/ and user_masks/ as BREPS's user study.
     """
 
 
@@ -41,15 +45,26 @@ def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
     systems.check_options(config, (KIND,), (KIND,))
     sources = open_sources(config.data_dir)
 
+    studies = any(isinstance(source, UserStudy) for source in sources.values())
+    metrics = METRICS + USERS if studies else METRICS
+
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
         predictor = Predictor(sam, params)
-        return found(list(each_picture(lambda index: begin(predictor, params, source[index]))))
+        records = each_picture(lambda index: begin(predictor, params, source[index], boxes_of(source, index)))
+        return found(list(records), metrics)
 
-    systems.run(config, sources, score, protocol="breps", metrics=METRICS, lines_file="per_object.csv")
+    systems.run(config, sources, score, protocol="breps", metrics=metrics, lines_file="per_object.csv")
 
 
-def begin(predictor: Predictor, params: Params, labelled: LabelledPicture) -> Callable[[], Record]:
-    """Searches for both boxes of all objects of a picture at once.
+def boxes_of(source: Pictures, index: int) -> np.ndarray:
+    """The boxes that users drew, (N, 4); none of data that have none."""
+    return source.user_boxes(index) if isinstance(source, UserStudy) else np.zeros((0, 4), np.float32)
+
+
+def begin(
+    predictor: Predictor, params: Params, labelled: LabelledPicture, user_boxes: np.ndarray
+) -> Callable[[], Record]:
+    """Searches for both boxes of all objects of a picture at once, and predicts from users' boxes of its first object.
 
     Returns:
         the rest of the work, which needs the host alone: a function that measures the IoU of all boxes that were tried.
@@ -58,6 +73,7 @@ def begin(predictor: Predictor, params: Params, labelled: LabelledPicture) -> Ca
     targets = list(labelled.masks)
     boxes = np.stack([gt_box(target) for target in targets])
     worst, best = (search(predictor.sam, params, picture.embedding, boxes, targets, goal) for goal in ("worst", "best"))
+    drawn, _ = predictor.predict_low_res(box=user_boxes, multimask_output=False, picture=picture)
 
     def ious(low_res_masks: np.ndarray, target: np.ndarray) -> list[float]:
         sides = picture.original_size, predictor.sam.config.image_size
@@ -69,6 +85,8 @@ def begin(predictor: Predictor, params: Params, labelled: LabelledPicture) -> Ca
             low = ious(worst.low_res_masks[:, number], target)
             high = ious(best.low_res_masks[:, number], target)
             objects.append({"tight": low[0], "worst": min(low), "best": max(high), "delta": max(high) - min(low)})
+        users = ious(drawn[:, 0], targets[0])
+        objects[0] |= {"user": float(np.mean(users)), "user_worst": min(users)} if users else {}
         return {
             systems.TRUTH: systems.annotation_digest(labelled.masks),
             "picture": labelled.name,
@@ -78,15 +96,16 @@ def begin(predictor: Predictor, params: Params, labelled: LabelledPicture) -> Ca
     return finish
 
 
-def found(records: Sequence[Record]) -> systems.Found:
-    """Means over the objects of a picture, then over pictures."""
+def found(records: Sequence[Record], metrics: Sequence[str] = METRICS) -> systems.Found:
+    """Means over the objects of a picture, then over pictures; nan where a picture has no boxes of users."""
     of_pictures = {
-        metric: np.array([np.mean([one[metric] for one in record["objects"]]) for record in records])
-        for metric in METRICS
+        metric: np.array([np.mean([one.get(metric, math.nan) for one in record["objects"]]) for record in records])
+        for metric in metrics
     }
     values: Values = {KIND: of_pictures}
     lines: list[systems.Line] = [
-        {"picture": record["picture"], "object": number} | {metric: f"{one[metric]:.6f}" for metric in METRICS}
+        {"picture": record["picture"], "object": number}
+        | {metric: f"{one[metric]:.6f}" if metric in one else "" for metric in metrics}
         for record in records
         for number, one in enumerate(record["objects"])
     ]

@@ -14,6 +14,7 @@ from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.findings import Finding, Findings
 from stablesam_jax.data.json_file import LABELME, SA1B, kind_of
 from stablesam_jax.data.readers import GT, IM, Beside, PairsFolder, Reader, list_files
+from stablesam_jax.data.user_study import UserStudy, is_user_study
 from stablesam_jax.errors import shown
 from stablesam_jax.files.picture_file import SUFFIXES
 
@@ -58,6 +59,10 @@ def _pairs(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Rea
 
 def _beside(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Reader]:
     return [Beside(folder, findings, name=name)]
+
+
+def _user_study(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Reader]:
+    return [UserStudy(folder, findings, name=name)]
 
 
 def _are_beside(folder: pathlib.Path) -> bool:
@@ -135,6 +140,7 @@ def _open_splits(folder: pathlib.Path, name: Name, findings: Findings) -> Sequen
 FORMS = (  # the first that recognises a folder opens it
     Form("pairs", "im/ (pictures) and gt/ (masks)", _are_pairs, _pairs),
     Form("coco", "a COCO json and its pictures, as Label Studio, CVAT and Roboflow export", _are_coco, _coco),
+    Form("breps", "images/, masks/ and user_masks/ of BREPS's user study", is_user_study, _user_study),
     Form("built", f"what `{called('build')}` has written", is_built, _built),
     _one_json_each(LABELME, labelme.parse),
     _one_json_each(SA1B, sa1b.parse),

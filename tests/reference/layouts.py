@@ -168,13 +168,18 @@ def _pictures(folder, names=tuple(SHAPES)):
         save(folder / name, ramp(40, 60) + np.uint8(40 * name.endswith("b.jpg")))
 
 
-def _pairs(root):
-    _pictures(root / "im")
+def _pairs(root, pictures="im", masks="gt"):
+    _pictures(root / pictures)
     for file in SHAPES:
         label = np.zeros((40, 60), np.uint8)
         for number, mask in enumerate(shape_masks(file), start=1):
             label[mask] = number
-        save(root / "gt" / file.replace("jpg", "png"), label)
+        save(root / masks / file.replace("jpg", "png"), label)
+
+
+def _breps(root):
+    _pairs(root, "images", "masks")
+    (root / "user_masks").mkdir()
 
 
 def _coco(root):
@@ -314,6 +319,7 @@ def _beside(root):
 
 EXPORTS = {  # tool and form -> writer
     "pairs": _pairs,
+    "breps": _breps,
     "beside": _beside,
     "coco": _coco,
     "label-studio": _label_studio,

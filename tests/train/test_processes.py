@@ -34,12 +34,13 @@ def work(tmp_path_factory):
     return folder
 
 
-def start(work, output, *options, script=("-m", "train.main"), devices=1, steps=STEPS):
+def start(work, output, *options, script=("-m", "train.main"), devices=1, steps=STEPS, batch_size=4):
     """The program, on its way."""
     command = [
         sys.executable, *script, "stable-sam", "--model", str(work / "base"), "--image-size", str(small.SIZE),
-        "--data-dir", str(work / "pairs"), "--output", str(output), "--steps", str(steps), "--batch-size", "4",
-        "--prompts-per-picture", "2", "--scale-range", "0.8", "1.2", "--held-out", "0", *options,
+        "--data-dir", str(work / "pairs"), "--output", str(output), "--steps", str(steps),
+        "--batch-size", str(batch_size), "--prompts-per-picture", "2", "--scale-range", "0.8", "1.2",
+        "--held-out", "0", *options,
     ]  # fmt: skip
     cache = {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -95,14 +96,14 @@ def test_one_device_two_devices_and_two_processes_give_the_same_losses(work):
 
 def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
     script = (str(ROOT / "tests" / "reference" / "host.py"),)
-    options = ("--save-every", "2", "--batch-size", "8")
-    finish(start(work, work / "eight", *options, script=script, devices=8, steps=4))
+    options = ("--save-every", "2")
+    finish(start(work, work / "eight", *options, script=script, devices=8, steps=4, batch_size=8))
     losses = [record["loss"] for record in measurements(work / "eight")]
     for devices in (1, 2, 8):
         folder = work / f"on_{devices}"
         shutil.copytree(work / "eight" / "checkpoints" / "00000002", folder / "checkpoints" / "00000002")
         shutil.copy(work / "eight" / "config.json", folder)
-        (text,) = finish(start(work, folder, *options, script=script, devices=devices, steps=4))
+        (text,) = finish(start(work, folder, *options, script=script, devices=devices, steps=4, batch_size=8))
         assert "continuing after step 2" in text
         np.testing.assert_allclose([record["loss"] for record in measurements(folder)], losses[2:], rtol=2e-4)
 
@@ -111,14 +112,23 @@ def test_what_eight_devices_have_saved_one_two_and_eight_continue(work):
 def test_both_engines_train_to_the_same_bits_and_one_continues_the_other(work, hosts, devices):
     def run(folder, engine):
         """What the first host prints."""
-        options = ("--engine", engine, "--save-every", "2", "--batch-size", "8")
+        options = ("--engine", engine, "--save-every", "2")
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             address = f"localhost:{probe.getsockname()[1]}"
         spread = [("--coordinator", address, "--hosts", str(hosts), "--host", str(host)) for host in range(hosts)]
         script = (str(ROOT / "tests" / "reference" / "host.py"),)
         processes = [
-            start(work, folder, *options, *(own if hosts > 1 else ()), script=script, devices=devices, steps=4)
+            start(
+                work,
+                folder,
+                *options,
+                *(own if hosts > 1 else ()),
+                script=script,
+                devices=devices,
+                steps=4,
+                batch_size=8,
+            )
             for own in spread
         ]
         texts = finish(*processes)

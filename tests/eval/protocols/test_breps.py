@@ -8,10 +8,12 @@ import pytest
 
 from eval.protocols import breps as module
 from eval.protocols import systems
-from eval.protocols.breps import METRICS, BrepsConfig, begin, breps, found
+from eval.protocols.breps import METRICS, USERS, BrepsConfig, begin, breps, found
 from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.data.sources import open_sources
 from stablesam_jax.predict.box_search import Search
 from tests.reference import small
+from tests.reference.pictures import save
 from tests.reference.squares import SQUARES, nano
 
 MASKS = np.zeros((2, 40, 64), bool)
@@ -34,7 +36,7 @@ def test_each_object_has_the_extremes_of_its_own_boxes(monkeypatch):
         )
 
     monkeypatch.setattr(module, "search", planted)
-    record = begin(nano()[0], {}, PICTURE)()
+    record = begin(nano()[0], {}, PICTURE, np.zeros((0, 4), np.float32))()
     for one, target in zip(record["objects"], MASKS, strict=True):
         of = {
             count: (target[:, : 4 * count].sum() / (target.sum() + 40 * 4 * count - target[:, : 4 * count].sum()))
@@ -57,6 +59,42 @@ def test_pictures_count_alike_however_many_objects_they_have():
     result = found(records)
     assert result.summary["box"]["worst"] == pytest.approx((0.4 + 0.8) / 2)
     assert [line["object"] for line in result.lines] == [0, 1, 2, 0]
+
+
+def user_study(folder):
+    """Two pictures with an object each, in the layout of BREPS, and two users' boxes for the first."""
+    pairs = small.save_pairs(folder / "pairs", 2, blocks=1)
+    study = folder / "study"
+    study.mkdir()
+    (pairs / "im").rename(study / "images")
+    (pairs / "gt").rename(study / "masks")
+    for user, (top, left) in {"00_1_17": (8, 10), "00_1_18": (2, 3)}.items():
+        box = np.zeros((40, 48), np.uint8)
+        box[top:30, left:36] = 255
+        save(study / "user_masks" / f"{user}.png", box)
+    return study
+
+
+def test_users_boxes_are_those_of_their_filled_regions(tmp_path):
+    (source,) = open_sources([user_study(tmp_path)]).values()
+    assert source.user_boxes(0).tolist() == [[10, 8, 35, 29], [3, 2, 35, 29]]
+    assert source.user_boxes(1).shape == (0, 4)
+    assert source[0].masks.shape == (1, 40, 48)
+
+
+@pytest.mark.slow
+def test_users_boxes_have_figures_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    with small.quick_compilation():
+        breps(BrepsConfig(system=("base",), data_dir=(user_study(tmp_path),), output=tmp_path / "out", limit=1, seed=1))
+        breps(BrepsConfig(system=("base",), data_dir=(tmp_path / "study",), output=tmp_path / "both"))
+    drawn, every = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("out", "both"))
+    assert set(drawn["systems"]["base"]["study"]["box"]) == {*METRICS, *USERS}
+    assert every["systems"]["base"]["study"]["box"]["user"] is None  # the second picture has no boxes of users
+    with open(tmp_path / "both" / "per_object.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert 0 <= float(first["user_worst"]) <= float(first["user"]) <= 1
+    assert second["user"] == ""
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from stablesam_jax.errors import InputWarning
 from tests.reference.layouts import EXPORTS, SHAPES, shape_masks, shapes_json, write_export
 from tests.reference.pictures import disc, ramp, refusal, save
 
-NO_NAMES = ("pairs", "beside", "sa-1b")  # hold no categories
+NO_NAMES = ("pairs", "breps", "beside", "sa-1b")  # hold no categories
 ALONE = ("roboflow-splits", "yolo-splits")  # whose parts are better kept apart, which is said
 FORM = {name: name.partition("-")[0] for name in EXPORTS} | {
     "sa-1b": "sa-1b",
