@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from eval.protocols.alpha import alpha
 from eval.protocols.breps import breps
 from eval.protocols.clicks import clicks
 from eval.protocols.hq import hq
@@ -19,6 +20,7 @@ from stablesam_jax.files.compilation_cache import keep_compiled_programs
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble, "breps": breps,
     "clicks": clicks,
+    "alpha": alpha,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ MEAN = "mean"  # unweighted mean of the data sets
 TITLES = {
     "miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF", "ap": "AP", "ap50": "AP50", "boundary_ap": "boundary AP",
     "tight": "tight IoU", "worst": "worst IoU", "best": "best IoU", "delta": "best - worst",
+    "auc": "AUC", "true": "mean of true boxes", "sloppy": "of sloppy boxes",
     "user": "users' boxes", "user_worst": "worst user's box",
     "first": "IoU after one click", "noc80": "NoC80", "noc85": "NoC85", "noc90": "NoC90",
 }  # fmt: skip

@@ -184,9 +184,12 @@ def attend_to_image(
 
     By name on demand (`mutable="attention"`, a collection of its own since they are large), where a hook is given:
     `before` and `after`, (B, N, HEADS, T, G, G) in the attention's scope, the weights that the same queries give the
-    keys without and with the hook.
+    keys without and with the hook. Likewise (`mutable="tokens"`), with a hook or not: `queries`, (B, N, T, C), in the
+    attention's scope, what the hook sees of the tokens.
     """
     q = queries + query_pe
+    if attention.is_mutable_collection("tokens") and not attention.is_initializing():
+        attention.sow("tokens", "queries", queries)
     if resample is not None:
         before = flatten(keys + key_pe)
         grid = keys.shape[2:4]
