@@ -16,6 +16,7 @@ import jax
 import torch
 import tyro
 
+from bench.box_search import box_search_cases
 from bench.case import Family, Options, Rows, measure
 from bench.data import data_cases
 from bench.device import set_up, share_gpu, torch_device
@@ -46,6 +47,7 @@ ROWS: Mapping[Family, Rows] = {
     "predict": predict_cases,
     "stability": stability_cases,
     "startup": startup_cases,
+    "box_search": box_search_cases,
 }
 IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "point", "decode", "predict", "stability")
 WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]

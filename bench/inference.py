@@ -51,7 +51,7 @@ def encoder_cases(options: Options) -> Iterator[Case]:
             return lambda: encode(params, pictures).features
 
         def theirs(wrap: Callable, config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
-            encode, pictures = wrap(_encoding(_official(config).image_encoder, config)), _channels_first(pixels)
+            encode, pictures = wrap(_encoding(official_model(config).image_encoder, config)), _channels_first(pixels)
             return _without_gradients(lambda: encode(pictures).permute(0, 2, 3, 1))
 
         def cost(config: SamConfig = config, pixels: np.ndarray = pixels) -> Cost:
@@ -106,7 +106,7 @@ def decode_cases(options: Options) -> Iterator[Case]:
                     f"{what}, {count_of('prompt', count)}",
                     prepared(functools.partial(_decode, config, boxes)),
                     peers(options, functools.partial(_official_decode, peer, boxes))
-                    | (keras_decoder(options, peer, _embedding, boxes) if what == "SAM" else {}),
+                    | (keras_decoder(options, peer, random_embedding, boxes) if what == "SAM" else {}),
                     name,
                     difference=None if config.plugin else share_of_flips,
                     bound=SAME_MASKS[options.dtype],
@@ -203,14 +203,14 @@ def _point_prompts(points: np.ndarray) -> Prompts:
 def _decode(config: SamConfig, boxes: np.ndarray) -> Work:
     sam = assemble(config)
     params = jax.device_put(draw_params(config, seed=0))
-    embedding = jax.jit(functools.partial(sam.apply, method="fuse"))({"params": params}, _embedding(config))
+    embedding = jax.jit(functools.partial(sam.apply, method="fuse"))({"params": params}, random_embedding(config))
     decode = compiled.decoder(sam)
     return lambda: decode(params, embedding, _prompts(boxes)).low_res_masks
 
 
 def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Work:
-    official = _official(config)
-    embedding = _embedding(config)
+    official = official_model(config)
+    embedding = random_embedding(config)
     device = torch_device()
     features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous().to(device)
     # HQ-SAM's decoder fuses embedding and early features in every call; ours fuses once a picture, unmeasured here.
@@ -231,11 +231,11 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
 def _decode_cost(config: SamConfig, boxes: np.ndarray) -> Cost:
     sam = assemble(config)
     variables = {"params": {name: part for name, part in shapes(sam).items() if name != "image_encoder"}}
-    embedding = jax.eval_shape(functools.partial(sam.apply, method="fuse"), variables, _embedding(config))
+    embedding = jax.eval_shape(functools.partial(sam.apply, method="fuse"), variables, random_embedding(config))
     return cost_of(functools.partial(sam.apply, method="decode"), variables, embedding, _prompts(boxes))
 
 
-def _embedding(config: SamConfig) -> ImageEmbedding:
+def random_embedding(config: SamConfig) -> ImageEmbedding:
     rng = np.random.default_rng(0)
     sam = assemble(config)
     pictures = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
@@ -274,12 +274,12 @@ def _channels_first(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch_device())
 
 
-def _official(config: SamConfig) -> torch_sam.Official:
+def official_model(config: SamConfig) -> torch_sam.Official:
     return twins.load_official(config, draw_params(config, seed=0)).to(torch_device())
 
 
 def _wrapped(config: SamConfig, wrap: Callable) -> torch_sam.Official:
-    official = _official(config)
+    official = official_model(config)
     official.image_encoder.forward = wrap(_encoding(official.image_encoder, config))
     official.mask_decoder.forward = wrap(_decoding(official.mask_decoder.forward, config))
     return official

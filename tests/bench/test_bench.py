@@ -16,6 +16,7 @@ from PIL import Image
 from bench import __main__ as benchmark
 from bench import case as case_module
 from bench import data, device, inference, limits, memory, plugin, sampler, train
+from bench.box_search import box_search_cases
 from bench.case import Case, Options, Point, Result, measure, prepared
 from bench.data import data_cases
 from bench.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
@@ -186,6 +187,16 @@ def test_inference_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkey
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
     assert len(found) == (3 if cases is decode_cases else 1)
+
+
+@pytest.mark.slow
+def test_both_sides_search_the_same_boxes(tiny_model):
+    one, four = box_search_cases(tiny_model)
+    for case, count in ((one, 1), (four, 4)):
+        ours, theirs = case.ours(), case.theirs["PyTorch"]()
+        assert ours.shape == theirs.shape == (50, count, 4)
+        assert case.difference(ours, theirs) <= case.bound
+        assert np.abs(ours[4] - ours[0]).max() / TINY.image_size > 5 * case.bound  # they have moved
 
 
 @pytest.mark.slow
