@@ -13,8 +13,9 @@ import numpy as np
 
 from stablesam_jax.data.readers import Pictures
 
-CUTOUTS = 128  # cut-outs of one seed; each is decoded once and kept
-LONGEST_CUTOUT = 512  # pixels; 128 of them take 130 MB at most
+CUTOUT_EVERY = 16  # pictures for each cut-out of a seed, between the two bounds; each is decoded once and kept
+FEWEST_CUTOUTS, MOST_CUTOUTS = 128, 1024
+LONGEST_CUTOUT = 512  # pixels; 1024 of them take 1 GB at most
 CUTOUT_AREA = (0.005, 0.6)  # share of its picture that a cut-out covers, which excludes specks and backgrounds
 FRAGMENT = 0.8  # least share of an object in its largest piece, which excludes objects that others divide
 RELATIVE_SIZE = (0.3, 1.2)  # longest side of a cut-out relative to that of the target object
@@ -37,10 +38,10 @@ class Cutouts:
     def __init__(self, pictures: Pictures, seed: int):
         """Reads nothing."""
         self.pictures, self.seed = pictures, seed
-        self._kept = functools.lru_cache(CUTOUTS)(self._cut)
+        self._kept = functools.lru_cache(len(self))(self._cut)
 
     def __len__(self) -> int:
-        return CUTOUTS
+        return min(max(len(self.pictures) // CUTOUT_EVERY, FEWEST_CUTOUTS), MOST_CUTOUTS)
 
     def __getitem__(self, number: int) -> Cutout | None:
         """Cut-out `number`; None if ten pictures have no suitable object, as in a set of textures."""

@@ -134,3 +134,8 @@ def test_pictures_without_a_fit_object_have_no_cutouts():
             return LabelledPicture("a", np.zeros((60, 80, 3), np.uint8), np.ones((1, 60, 80), bool))
 
     assert Cutouts(Backgrounds(), 0)[0] is None
+
+
+@pytest.mark.parametrize(("pictures", "cutouts"), [(1, 128), (2048, 128), (8000, 500), (44320, 1024)])
+def test_large_sets_have_more_cutouts_within_bounds_of_memory(pictures, cutouts):
+    assert len(Cutouts(range(pictures), 0)) == cutouts
