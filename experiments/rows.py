@@ -19,14 +19,18 @@ class System:
     preset: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     budget: int = 1  # multiplies the number of steps
+    base: str = ""  # the system whose trained model is the frozen base; "": the base of all
+    run_of: str = ""  # the system whose run is used; "": an own one
+    strength: float | None = None  # of the plugin when it is used; None: that of its training
 
 
 _GOOD: dict[str, Any] = {"prompts": HQ_SAM_PROMPTS, "occlusion": 0.0}  # without RTS
+OURS = "ours"  # the plugin before the first and the final attention
 SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without robust training
-    "stable-sam": System("stable-sam"),
+    OURS: System("stable-sam", {"plugin": PluginConfig()}),
     "pt-sam": System("pt-sam"),
     "stable-pt-sam": System("stable-pt-sam"),
-    "stable-sam-figure": System("stable-sam", {"plugin": PluginConfig(attentions=(1,))}),
+    "stable-sam": System("stable-sam"),
     "stable-sam-everywhere": System("stable-sam", {"plugin": PluginConfig(attentions=(0, 1, 2))}),
     "hq-sam": System("hq-sam"),
     "dsp": System("dsp", _GOOD),
@@ -35,18 +39,26 @@ SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without r
     "pt-sam-good": System("pt-sam", _GOOD),
     "hq-sam-good": System("hq-sam", _GOOD),
     "stable-sam-good": System("stable-sam", _GOOD),
-    "stable-hq-sam": System("stable-hq-sam"),
+    "ours-good": System("stable-sam", {"plugin": PluginConfig(), **_GOOD}),
+    "ours-weaker": System("stable-sam", {"plugin": PluginConfig()}, run_of=OURS, strength=0.7),
+    "stable-hq-sam": System("stable-sam", base="hq-sam"),
     "finetune-decoder": System("finetune-decoder"),
     "spatial-cbam": System("spatial-cbam"),
     "dt-sam": System("dt-sam"),
     "stable-sam-long": System("stable-sam", budget=LONG),
     "pt-sam-long": System("pt-sam", budget=LONG),
     **{
-        f"{name}-{pictures}": System(preset, {"limit": pictures, "views": LOW_SHOT_VIEWS})
+        f"{name}-{pictures}": System(preset, {"limit": pictures, "views": LOW_SHOT_VIEWS, **changes})
         for pictures in (220, 440)
-        for name, preset in (("pt-sam", "pt-sam"), ("hq-sam", "hq-sam"), ("stable-sam", "stable-sam"))
+        for name, preset, changes in (
+            ("pt-sam", "pt-sam", {}),
+            ("hq-sam", "hq-sam", {}),
+            ("stable-sam", "stable-sam", {}),
+            ("ours", "stable-sam", {"plugin": PluginConfig()}),
+        )
     },
 }
+_OURS = ("(ours: before the first and the final attention)", OURS)
 
 # Title, kinds of prompts, rows: (name in the paper, or ours in brackets; system, "" the base; the paper's figures).
 Row = tuple[str, str]
@@ -60,13 +72,14 @@ TABLES: dict[str, tuple[str, Sequence[str], Sequence[Row], paper.Rows]] = {
             ("PT-SAM", "pt-sam-good"),
             ("HQ-SAM", "hq-sam-good"),
             ("Stable-SAM", "stable-sam"),
+            _OURS,
         ),
         paper.TABLE_2,
     ),
     "Table 5": (
         "what each part adds",
         ("noisy-box", "1-point"),
-        (("SAM", ""), ("+ DSP", "dsp"), ("+ DSP + RTS", "dsp-rts"), ("+ DSP + DRP + RTS", "stable-sam")),
+        (("SAM", ""), ("+ DSP", "dsp"), ("+ DSP + RTS", "dsp-rts"), ("+ DSP + DRP + RTS", "stable-sam"), _OURS),
         paper.TABLE_5,
     ),
     "Table 6": (
@@ -85,8 +98,10 @@ TABLES: dict[str, tuple[str, Sequence[str], Sequence[Row], paper.Rows]] = {
             ("(PT-SAM + RTS, long)", "pt-sam-long"),
             ("(DT-SAM + RTS)", "dt-sam"),
             ("(Ours + PT + RTS)", "stable-pt-sam"),
-            ("(Ours in layer 2, as figure 3 draws it, + RTS)", "stable-sam-figure"),
-            ("(Ours in all three attentions + RTS)", "stable-sam-everywhere"),
+            ("(before the first and the final attention, good prompts)", "ours-good"),
+            _OURS,
+            ("(the same at a strength of 0.7)", "ours-weaker"),
+            ("(before all three attentions + RTS)", "stable-sam-everywhere"),
         ),
         paper.TABLE_6,
     ),
@@ -98,7 +113,12 @@ TABLES: dict[str, tuple[str, Sequence[str], Sequence[Row], paper.Rows]] = {
             *(
                 (f"{name}, {pictures} pictures", f"{system}-{pictures}")
                 for pictures in (220, 440)
-                for name, system in (("PT-SAM", "pt-sam"), ("HQ-SAM", "hq-sam"), ("Ours", "stable-sam"))
+                for name, system in (
+                    ("PT-SAM", "pt-sam"),
+                    ("HQ-SAM", "hq-sam"),
+                    ("Ours", "stable-sam"),
+                    ("(ours: two attentions)", "ours"),
+                )
             ),
         ),
         paper.TABLE_7,
@@ -111,6 +131,7 @@ TABLES: dict[str, tuple[str, Sequence[str], Sequence[Row], paper.Rows]] = {
             ("Stable-SAM, decoder finetuned", "finetune-decoder"),
             ("Stable-SAM, spatial attention", "spatial-cbam"),
             ("Stable-SAM", "stable-sam"),
+            _OURS,
         ),
         paper.TABLE_11,
     ),

@@ -19,9 +19,10 @@ import tyro
 from eval import paper
 from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
 from eval.parts import Choice
+from eval.prompt_kinds import HQ_SAM_INPUT
 from eval.report import bootstrap
 from eval.report.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
-from experiments.rows import SYSTEMS, TABLES, Row
+from experiments.rows import OURS, SYSTEMS, TABLES, Row, System
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
@@ -35,10 +36,9 @@ from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
 from stablesam_jax.params import digest
 from train.comparison import RememberingSegmenter
 from train.main import RunError, train
-from train.presets import PRESETS, TrainConfig
+from train.presets import OCCLUSION, PRESETS, TrainConfig
 from train.run import FREE_FIELDS, changes
 
-OURS = "stable-sam"  # the system whose lead over the others is shown
 KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
 
@@ -59,15 +59,19 @@ class TablesConfig:
     seeds: int = 3
     """Runs of every system; their prompts, views, order and initial parameters differ."""
     steps: int = 300
-    """Updates of every run, 8 pictures x 4 prompts each."""
+    """Updates of every run."""
+    batch_size: int = 32
+    """Pictures of a step."""
+    prompts_per_picture: int = 1
+    """Prompts of each; 8 pictures with 4 prompts are a quarter of the encoder's work."""
     learning_rate: float = 3e-3
     """Of Adam; decays to 1 % along a cosine. Three times the paper's, better for plugin and mask token in so few steps
     (results/plugin_placement.md)."""
     scale_range: tuple[float, float] = (0.6, 1.6)
     """Longest side of a picture as a share of the model's input. Up to 1 no picture is cropped, which improves clicks
     (results/plugin_placement.md). The runs of results/training.md have this default."""
-    occlusion: float = 0.0
-    """Share of views with synthetic occlusion, in robust training."""
+    occlusion: float = OCCLUSION
+    """Share of views with synthetic occlusion, in robust training. The runs of results/training.md have none."""
     count: int = 6
     """Prompts of each random kind and object, in the comparison."""
     limit: int | None = 20
@@ -90,12 +94,15 @@ class TablesConfig:
 def run_config(config: TablesConfig, name: str, seed: int) -> TrainConfig:
     """The training configuration of a system."""
     system = SYSTEMS[name]
+    base = config.output / f"{system.base}-seed{seed}" / RUN_MODEL
     changes: dict[str, Any] = {
-        "model": config.model,
+        "model": str(base) if system.base else config.model,
         "image_size": config.image_size,
         "data_dir": config.data_dir,
-        "output": config.output / f"{name}-seed{seed}",
+        "output": config.output / f"{system.run_of or name}-seed{seed}",
         "steps": system.budget * config.steps,
+        "batch_size": config.batch_size,
+        "prompts_per_picture": config.prompts_per_picture,
         "learning_rate": config.learning_rate,
         "schedule": "cosine",
         "scale_range": config.scale_range,
@@ -125,7 +132,11 @@ class Scorer:
         self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
-        self, path: pathlib.Path, options: Mapping[str, Any], make: Callable[[], str | None]
+        self,
+        path: pathlib.Path,
+        options: Mapping[str, Any],
+        make: Callable[[], str | None],
+        strength: float | None = None,
     ) -> dict[str, Values] | None:
         """Scores a system, or reads its scores from a file.
 
@@ -135,6 +146,7 @@ class Scorer:
             options: of the system's training.
             make: trains the system if there are no scores; returns its name for `load_model`, or None if it was
                 stopped.
+            strength: of its plugin, in place of that of its training.
 
         Returns:
             values of each picture by data set, or None if the training was stopped.
@@ -142,7 +154,8 @@ class Scorer:
         settings = _plain(
             {
                 "base": self.base,
-                "options": options,
+                "options": {**options, "strength": strength},
+                "boxes_drawn_at": HQ_SAM_INPUT,
                 "prompts": dataclasses.asdict(self.protocol),
                 "pictures": {name: source.names for name, source in self.sources.items()},
             }
@@ -154,7 +167,7 @@ class Scorer:
             system = make()
             if system is None:
                 return None
-            sam, params = load_model(system, image_size=self.config.image_size)
+            sam, params = load_model(system, image_size=self.config.image_size, strength=strength)
             segmenter = RememberingSegmenter(sam, params, self.embeddings[sam.config.hq])
             scores = {
                 name: [score for of in evaluate(segmenter, source, self.protocol) for score in of]
@@ -243,7 +256,7 @@ def table_markdown(
     differences = {pair: row[METRICS.index("miou")] for pair, row in sets[MEAN].items()}
     base, ours = found[""].mean(), names.index(OURS) if OURS in names else None
     lines = [
-        "| system | here | mIoU gained | of each seed | gap closed | Stable-SAM's lead | paper | gap closed |",
+        "| system | here | mIoU gained | of each seed | gap closed | our lead | paper | gap closed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for number, (label, name) in enumerate(rows):
@@ -277,7 +290,7 @@ def markdown(config: TablesConfig, found: Mapping[str, Found], groups: Mapping[s
         f"{legend(METRICS)}, mean of {counts}{part}; {config.model} at {size}, {config.count} prompts of each random "
         f"kind and object, {config.steps} steps of training.\n",
         "Gained: over the base, with the 95 % interval over groups of pictures and seeds (paired bootstrap; ≈: it "
-        "contains 0, or a set has too few groups). Stable-SAM's lead: its mIoU less that of the row. Gap closed: "
+        "contains 0, or a set has too few groups). Our lead: mIoU of the row (ours) less that of this row. Gap closed: "
         "(after - before) / (true box before - before), in mIoU. The paper's figures are of ViT-L.\n",
         f"Command: `{called('tables')} {shlex.join(sys.argv[1:])}`\n",
     ]
@@ -314,16 +327,20 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     runs = {"": [untrained]}
     for seed in range(config.seeds):
         for name in config.only or SYSTEMS:
+            system = SYSTEMS[name]
             run = run_config(config, name, seed)
 
-            def make(run: TrainConfig = run) -> str | None:
+            def make(system: System = system, run: TrainConfig = run) -> str | None:
+                if system.base:
+                    do_train(run_config(config, system.base, run.seed))  # returns at once if it has ended
                 do_train(run)  # resumes; raises if the folder holds a run with other options
                 plugin, model = run.output / RUN_PLUGIN, run.output / RUN_MODEL
                 if plugin.exists():
-                    return f"{config.model}+{plugin}"
+                    return f"{run.model}+{plugin}"
                 return str(model) if model.exists() else None
 
-            found = score(kept / f"{name}-seed{seed}.json", _what_matters(run), make)
+            options = _what_matters(run) | {"base": system.base}
+            found = score(kept / f"{name}-seed{seed}.json", options, make, system.strength)
             if found is None:
                 return
             runs.setdefault(name, []).append(found)

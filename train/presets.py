@@ -55,10 +55,10 @@ class TrainConfig:
     """Updates; overrides epochs."""
     epochs: float = 1.0
     """Passes over the pictures."""
-    batch_size: int = 8
-    """Pictures per step, over all devices."""
-    prompts_per_picture: int = 4
-    """Prompts per picture and step; 8 x 4 are the paper's 32 (sec. 9)."""
+    batch_size: int = 32
+    """Pictures per step, over all devices. The paper has 32 (sec. 9); that each has one prompt is HQ-SAM's recipe."""
+    prompts_per_picture: int = 1
+    """Prompts per picture and step."""
     learning_rate: float = 1e-3
     """Of Adam, without weight decay (sec. 9)."""
     schedule: Schedule = "constant"
@@ -126,11 +126,15 @@ class TrainConfig:
 
 
 _CACHE = pathlib.Path(".cache/features")
+# Where figure 3 draws the plugin: in the decoder's second layer. Elsewhere `PluginConfig` has its own default.
+_IN_PAPER: dict[str, Any] = {"attentions": (1,)}
+_FEWER_PICTURES: dict[str, Any] = {"batch_size": 8, "prompts_per_picture": 4}  # of as many prompts, for small machines
 
 
 def _system(name: str, **what_differs: Any) -> TrainConfig:
     """The recipe of `stable-sam` for another system: the same budget, prompts and loss, except for the arguments."""
-    return TrainConfig(output=pathlib.Path("runs") / name, **{"views": 8} | what_differs)
+    paper: dict[str, Any] = {"views": 8, "plugin": PluginConfig(**_IN_PAPER)}
+    return TrainConfig(output=pathlib.Path("runs") / name, **paper | what_differs)
 
 
 # The paper's long recipe (Tables 6 and 7), a new view in every epoch. It does not say whether the rate drops.
@@ -143,6 +147,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         TrainConfig(
             output=pathlib.Path("runs/quickstart"),
             steps=120,
+            batch_size=8,
             prompts_per_picture=2,
             learning_rate=3e-3,  # for so few steps
             scale_range=(0.6, 1.6),
@@ -157,6 +162,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "the plugin for some hundreds of pictures, as stable_sam_nano was trained (results/training.md)",
         TrainConfig(
             output=pathlib.Path("runs/own-pictures"),
+            **_FEWER_PICTURES,
             steps=300,
             learning_rate=3e-3,
             scale_range=(0.3, 1.0),  # never a crop: which object a prompt means depends on the whole picture
@@ -165,7 +171,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             views=8,
         ),
     ),
-    "stable-sam": ("the paper's recipe (sec. 9): one epoch, 32 prompts a step, Adam 1e-3", TrainConfig(views=8)),
+    "stable-sam": (
+        "the paper's recipe (sec. 9): layer 2, one epoch, 32 pictures with a prompt each a step, Adam 1e-3",
+        _system("stable-sam"),
+    ),
     "stable-sam-12ep": (
         "the same for 12 epochs (Tables 6, 7): learning rate to a tenth after 10 of them, as HQ-SAM's",
         _system("stable-sam-12ep", **_TWELVE_EPOCHS),
@@ -179,7 +188,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _system("low-shot-440", limit=440, **_TWELVE_EPOCHS),
     ),
     "stable-hq-sam": (
-        "HQ-SAM + Ours (Table 6): plugin and HQ-SAM's parts; the plugin alone is stable-sam on an HQ-SAM",
+        "not in the paper: plugin and HQ-SAM's parts together; its HQ-SAM + Ours is stable-sam on a trained HQ-SAM",
         _system("stable-hq-sam", hq=True, trainable=PLUGIN_ONLY + HQ_PARTS),
     ),
     "stable-pt-sam": (
@@ -192,19 +201,19 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "spatial-cbam": (
         "a rival (Table 11): CBAM's spatial attention in the place of deformable sampling, router kept",
-        _system("spatial-cbam", plugin=PluginConfig(resample="cbam")),
+        _system("spatial-cbam", plugin=PluginConfig(resample="cbam", **_IN_PAPER)),
     ),
     "spatial-coordinate": (
         "the same with coordinate attention; the paper does not say which attention it tried",
-        _system("spatial-coordinate", plugin=PluginConfig(resample="coordinate")),
+        _system("spatial-coordinate", plugin=PluginConfig(resample="coordinate", **_IN_PAPER)),
     ),
     "dsp": (
         "an ablation (Table 5): deformable sampling without the router, HQ-SAM's good prompts only",
-        _system("dsp", plugin=PluginConfig(router=False), prompts=HQ_SAM_PROMPTS, occlusion=0.0),
+        _system("dsp", plugin=PluginConfig(router=False, **_IN_PAPER), prompts=HQ_SAM_PROMPTS, occlusion=0.0),
     ),
     "dsp-rts": (
         "an ablation (Table 5): the same with robust prompts",
-        _system("dsp-rts", plugin=PluginConfig(router=False)),
+        _system("dsp-rts", plugin=PluginConfig(router=False, **_IN_PAPER)),
     ),
     "pt-sam": (
         "a rival (Table 2): no plugin; the mask tokens and the first one's MLP, 140,832 parameters",
@@ -227,8 +236,6 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             trainable=HQ_PARTS,
             prompts=HQ_SAM_PROMPTS,
             occlusion=0.0,
-            batch_size=32,
-            prompts_per_picture=1,
             **_TWELVE_EPOCHS,
         ),
     ),
@@ -236,6 +243,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "the base itself: neck, prompt encoder and decoder over a frozen ImageNet encoder, good prompts only",
         TrainConfig(
             output=pathlib.Path("runs/pretrain-nano"),
+            **_FEWER_PICTURES,
             epochs=12,
             learning_rate=5e-4,
             schedule="cosine",

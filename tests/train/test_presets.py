@@ -168,9 +168,14 @@ def test_these_are_the_papers_numbers(shared):
 def test_the_papers_recipe_is_that_of_section_9():
     config = PRESETS["stable-sam"][1]
     assert (config.epochs, config.steps, config.learning_rate, config.schedule) == (1, None, 1e-3, "constant")
-    assert config.batch_size * config.prompts_per_picture == 32
+    assert (config.batch_size, config.prompts_per_picture) == (32, 1)
+    assert config.plugin.attentions == (1,)  # figure 3
     assert setup.parse_kinds(config.prompts) == {"gt-box": 1, "noisy-box": 1, "points": 1, "coarse-mask": 1}
     assert config.scale_range == (0.1, 2.0)
+
+
+def test_an_epoch_of_hqseg_44k_has_1385_steps():
+    assert -(-44_320 // PRESETS["stable-sam"][1].batch_size) == 1385
 
 
 def test_a_system_differs_from_the_papers_recipe_in_what_it_trains_and_dsp_in_that_it_is_not_robust():
