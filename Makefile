@@ -46,9 +46,8 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_OPTIONS)
 
-# Programs are compiled as users have them.
 test-slow: $(STAMP)
-	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(PYTEST_OPTIONS)
 
 test-all: test test-slow
 
