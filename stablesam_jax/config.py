@@ -140,10 +140,16 @@ class PluginConfig:
     strength: float = 1.0
     """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
     afterwards loses less with true boxes and keeps most of the gain (results/plugin_placement.md)."""
+    first_pass: tuple[float, float] | None = None
+    """Limits below which the plugin acts on a prompt, after SAM has decoded it alone: of the IoU of the prompt's box
+    and the box around SAM's mask, and, for prompts without a box, of SAM's predicted IoU. None: on every prompt, in one
+    pass. Not in the paper: what a token does not tell the router (`eval.main alpha`). Train without."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 
     def __post_init__(self):
+        if self.first_pass is not None and (len(self.first_pass) != 2 or not all(0 <= x <= 1 for x in self.first_pass)):
+            raise InputError(f"first_pass has two limits, each from 0 to 1; got {self.first_pass}.")
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
             raise InputError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
         if len(set(self.attentions)) < len(self.attentions):
@@ -172,7 +178,12 @@ class PluginConfig:
         Raises:
             KeyError, TypeError, ValueError: these are not the fields of a plugin.
         """
-        return cls(**fields | {"attentions": tuple(fields["attentions"])})
+        limits = fields.get("first_pass")
+        as_tuples = {
+            "attentions": tuple(fields["attentions"]),
+            "first_pass": None if limits is None else tuple(limits),
+        }
+        return cls(**fields | as_tuples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS
 from stablesam_jax.model.hq import HQBranch
-from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer
+from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer, with_share
 from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one, parameter
 from stablesam_jax.ops.numerics import gelu, to_float32
 
@@ -70,6 +70,7 @@ class MaskDecoder(nn.Module):
         hq_token_only: bool = False,
         at_once: bool = False,
         hooks: Hooks = NO_HOOKS,
+        share: jax.Array | None = None,
     ) -> Masks:
         """Predicts masks.
 
@@ -84,6 +85,7 @@ class MaskDecoder(nn.Module):
             hq_token_only: return the HQ token's mask instead of its sum with SAM's (static).
             at_once: decode all prompts together even on the CPU, see `one_by_one` (static).
             hooks: see `TwoWayTransformer`.
+            share: (B, N) float32 in [0, 1], of the hooks' effect on each prompt; None: all of it.
 
         Returns:
             `Masks`. HQ-SAM has M = 1, except with masks="all", which are SAM's alone.
@@ -91,16 +93,20 @@ class MaskDecoder(nn.Module):
         tokens, valid = self._tokens(sparse_prompt_embeddings, sparse_valid)
         keys = image_embeddings[:, None] + dense_prompt_embeddings
 
-        def decode(keys: jax.Array, tokens: jax.Array, valid: jax.Array, hq_features: jax.Array | None = None) -> Masks:
-            tokens, features = self.transformer(keys, image_pe, tokens, valid, hooks)
+        more = {"hq_features": None if hq_features is None else hq_features[:, None], "share": share}
+        given = {name: array for name, array in more.items() if array is not None}
+
+        def decode(keys: jax.Array, tokens: jax.Array, valid: jax.Array, *rest: jax.Array) -> Masks:
+            own = dict(zip(given, rest, strict=True))
+            tokens, features = self.transformer(keys, image_pe, tokens, valid, with_share(hooks, own.get("share")))
             upscaled = self._upscale(features)
-            return self._choose(tokens, upscaled, hq_features, masks, hq_token_only)
+            return self._choose(tokens, upscaled, own.get("hq_features"), masks, hq_token_only)
 
         # Variables that a module sows inside a loop are lost.
         sows = any(map(self.is_mutable_collection, ("intermediates", "attention")))
         if not (at_once or sows or self.is_initializing()):
             decode = one_by_one(decode)
-        return decode(keys, tokens, valid, *([hq_features[:, None]] if hq_features is not None else []))
+        return decode(keys, tokens, valid, *given.values())
 
     def _tokens(self, sparse: jax.Array, sparse_valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Puts the decoder's own tokens before the prompt's: (B, N, K, C), (B, N, K) -> (B, N, T, C), (B, N, T)."""

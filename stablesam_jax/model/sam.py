@@ -1,5 +1,6 @@
 """Sam: encode(pictures), decode(embedding, prompts). Everything else is built from these two."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import encoder_of
+from stablesam_jax.model.first_pass import doubtful
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
 from stablesam_jax.model.transformer import Hooks
@@ -98,18 +100,21 @@ class Sam(nn.Module):
             raise InputError("the embedding has no early features, which HQ-SAM needs; encode the picture with HQ-SAM.")
         dtype = embedding.features.dtype
         sparse, dense = self.prompt_encoder(prompts)
-        return self.mask_decoder(
+        run = functools.partial(
+            self.mask_decoder,
             embedding.features,
             self.prompt_encoder.get_dense_pe().astype(dtype),
             sparse.astype(dtype),
             dense.astype(dtype),
             prompts.valid,
             hq_features=embedding.hq_features,
-            masks=masks,
-            hq_token_only=hq_token_only,
             at_once=at_once,
-            hooks=self._hooks(),
         )
+        share = None
+        if self.config.plugin is not None and self.config.plugin.first_pass and not self.is_initializing():
+            alone = run(masks="single")
+            share = doubtful(alone, prompts, self.config.image_size, self.config.plugin.first_pass)
+        return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks(), share=share)
 
     def __call__(self, pictures: jax.Array, prompts: Prompts) -> Masks:
         """`decode(encode(pictures), prompts)`: one pass through every parameter, as initialisation needs."""

@@ -7,6 +7,7 @@ A hook `resample(keys, key_pe, tokens) -> (keys, key_pe)` may replace the image 
 attentions: that is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -21,10 +22,18 @@ MLP_WIDTH = 2048
 CROSS_WIDTH_DIVISOR = 2  # attention_downsample_rate: cross attention works at half the width
 
 # (B, 1 or N, G, G, C) keys, their (1, 1, G, G, C) positional encoding, (B, N, T, C) tokens -> the first two, for the
-# prompts; each of them may have all leading axes or 1.
-Resample = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# prompts; each of them may have all leading axes or 1. A keyword share, (B, N), may weaken the effect on a prompt.
+Resample = Callable[..., tuple[jax.Array, jax.Array]]
 Hooks = tuple[Resample | None, Resample | None, Resample | None]  # layer 0, layer 1, final attention
 NO_HOOKS: Hooks = (None, None, None)
+
+
+def with_share(hooks: Hooks, share: jax.Array | None) -> Hooks:
+    """The hooks with the share of their effect on each prompt, (B, N); None: as they are."""
+    if share is None:
+        return hooks
+    first, second, final = (hook and functools.partial(hook, share=share) for hook in hooks)
+    return first, second, final
 
 
 class Attention(nn.Module):

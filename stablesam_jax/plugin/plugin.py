@@ -45,20 +45,23 @@ class Plugin(nn.Module):
         if self.config.router:
             self.drp = Router(self.config)
 
-    def __call__(self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array, *, share: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p.
 
-        Implements eq. 6 (sec. 4.3). With a strength below 1 that mixture is mixed with x_p once more.
+        Implements eq. 6 (sec. 4.3). With a strength or share below 1 that mixture is mixed with x_p once more.
 
         Args:
             keys: (B, N, H, W, C), x, the image side of the attention without its positional encoding. N may be 1 where
                 all prompts of a picture share their features: then everything but the mixing is done once.
             key_pe: (1, 1, H, W, C), positional encoding of the keys, in their dtype.
             tokens: (B, N, T, C) after the layer's self-attention, in the dtype of keys.
+            share: (B, N) float32, multiplies the strength for each prompt: 0 leaves x_p, to the bit.
 
         Returns:
-            keys (B, N, H, W, C), in their dtype, N that of tokens or, without a router, that of keys; and key_pe as it
-            was or, with `positions="resampled"`, mixed as the keys are.
+            keys (B, N, H, W, C), in their dtype, N that of tokens or, without router and share, that of keys; and
+            key_pe as it was or, with `positions="resampled"`, mixed as the keys are.
 
         Raises:
             ValueError: keys and tokens do not fit each other or the configuration.
@@ -67,12 +70,16 @@ class Plugin(nn.Module):
         alpha = self._alpha(tokens)
         self.sow("intermediates", "alpha", alpha)
         strength = jnp.asarray(self.get_variable(SETTINGS, "strength", self.config.strength), alpha.dtype)
-        rest = jnp.stack([jnp.zeros_like(strength), 1 - strength])  # of the features as they were
-        shares = strength * alpha + broadcast_channels(rest, alpha)
-        shares = shares if self.config.router else shares[:, :1]  # the same for all prompts
+        if share is None:
+            rest = broadcast_channels(jnp.stack([jnp.zeros_like(strength), 1 - strength]), alpha)
+        else:
+            strength = (strength * share.astype(alpha.dtype))[..., None]  # (B, N, 1)
+            rest = jnp.concatenate([jnp.zeros_like(strength), 1 - strength], axis=-1)
+        shares = strength * alpha + rest  # `rest` is of the features as they were
+        shares = shares if self.config.router or share is not None else shares[:, :1]  # the same for all prompts
         weights = shares.astype(keys.dtype)[:, :, None, None, None, :]  # (B, N, 1, 1, 1, 2)
 
-        always_full = self.config.strength == 1 and not self.has_variable(SETTINGS, "strength")
+        always_full = self.config.strength == 1 and share is None and not self.has_variable(SETTINGS, "strength")
 
         def mix(resampled: jax.Array, original: jax.Array) -> jax.Array:
             if not self.config.router and always_full:

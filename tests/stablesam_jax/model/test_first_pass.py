@@ -1,0 +1,140 @@
+"""The plugin acts on prompts alone whose masks are doubtful without it; the others have SAM's masks."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stablesam_jax import build
+from stablesam_jax.config import PluginConfig
+from stablesam_jax.errors import InputError
+from stablesam_jax.model.first_pass import doubtful, mask_boxes
+from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
+from tests.reference import small
+
+ALL, NONE = (1.0, 1.0), (0.0, 0.0)
+
+
+def boxes_and_points(boxes, points=()):
+    """(1, N) prompts of two tokens each: boxes, then points."""
+    coords = [np.reshape(box, (2, 2)) for box in boxes] + [[point, (0, 0)] for point in points]
+    labels = [[TOP_LEFT, BOTTOM_RIGHT]] * len(boxes) + [[1, -1]] * len(points)
+    valid = [[True, True]] * len(boxes) + [[True, False]] * len(points)
+    return Prompts(
+        coords=jnp.asarray(coords, jnp.float32)[None],
+        labels=jnp.asarray(labels, jnp.int32)[None],
+        valid=jnp.asarray(valid)[None],
+    )
+
+
+def masks_of(*rectangles, iou=0.0):
+    """Low-resolution masks of 16 x 16 pixels: (top, bottom, left, right)."""
+    logits = np.full((1, len(rectangles), 1, 16, 16), -1.0, np.float32)
+    for number, (top, bottom, left, right) in enumerate(rectangles):
+        logits[0, number, 0, top:bottom, left:right] = 1
+    return Masks(jnp.asarray(logits), jnp.full((1, len(rectangles), 1), iou, jnp.float32))
+
+
+def test_a_masks_box_has_its_first_and_last_pixel_in_the_input():
+    boxes = mask_boxes(masks_of((2, 5, 3, 10), (0, 16, 0, 16), (0, 0, 0, 0)).low_res_masks[0, :, 0], 64)
+    assert boxes[:2].tolist() == [[12, 8, 39, 19], [0, 0, 63, 63]]
+    assert boxes[2, 2] - boxes[2, 0] == 0
+
+
+def test_a_mask_that_fits_its_box_is_trusted_and_one_that_does_not_is_not():
+    masks = masks_of((2, 5, 3, 10), (2, 5, 3, 10), (0, 0, 0, 0))
+    prompts = boxes_and_points([(12, 8, 39, 19), (12, 8, 60, 40), (12, 8, 39, 19)])
+    assert doubtful(masks, prompts, 64, (0.75, 0.4)).tolist() == [[0, 1, 1]]
+
+
+def test_the_limit_is_that_of_the_intersection_over_union():
+    masks, prompts = masks_of((2, 6, 2, 6)), boxes_and_points([(8, 8, 38, 23)])  # half of the prompt's 30 x 15
+    for limit, expected in ((0.49, 0), (0.51, 1)):
+        assert doubtful(masks, prompts, 64, (limit, 0.0)).item() == expected
+
+
+@pytest.mark.parametrize(("iou", "expected"), [(0.39, 1), (0.41, 0)])
+def test_without_a_box_the_predicted_iou_decides(iou, expected):
+    masks = masks_of((2, 5, 3, 10), iou=iou)
+    assert doubtful(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.4)).item() == expected
+
+
+def test_padding_is_no_box():
+    prompts = boxes_and_points([(0, 0, 63, 63)])
+    hidden = prompts.replace(valid=jnp.zeros_like(prompts.valid))
+    assert doubtful(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.5)).item() == 0
+
+
+@functools.cache
+def systems(hq=False):
+    """A base, its plugin with random last layers, and an embedding."""
+    plugin = PluginConfig(start="perturbed")
+    base, params = small.system(hq=hq, plugin=None)
+    stable, with_plugin = build.with_plugin(base, params, plugin, jax.random.key(1))
+    waves = jax.tree.map(
+        lambda leaf: leaf + 0.3 * np.cos(np.arange(leaf.size)).reshape(leaf.shape).astype(np.float32),
+        jax.device_get(with_plugin["plugin"]),
+    )
+    picture = jax.random.normal(jax.random.key(0), (1, small.SIZE, small.SIZE, 3))
+    embedding = base.apply({"params": params}, picture, method="encode")
+    return base, stable, params, {**with_plugin, "plugin": waves}, embedding
+
+
+PROMPTS = boxes_and_points([(5, 5, 40, 30), (20, 8, 60, 60)], [(30, 30), (10, 50)])
+
+
+def decode(limits, masks="single", hq=False, at_once=False):
+    base, stable, params, with_plugin, embedding = systems(hq)
+    if limits == "base":
+        return base.apply({"params": params}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
+    config = dataclasses.replace(stable.config, plugin=dataclasses.replace(stable.config.plugin, first_pass=limits))
+    sam = build.assemble(config)
+    return sam.apply({"params": with_plugin}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("masks", ["single", "multi"])
+def test_of_limits_that_nothing_is_below_the_base_is_left(masks, at_once):
+    trusted, base = decode(NONE, masks, at_once=at_once), decode("base", masks, at_once=at_once)
+    np.testing.assert_allclose(trusted.low_res_masks, base.low_res_masks, atol=2e-5)
+    np.testing.assert_allclose(trusted.iou_predictions, base.iou_predictions, atol=2e-5)
+
+
+def test_of_limits_that_all_is_below_it_is_the_plugin_of_one_pass():
+    doubted, one_pass, base = (decode(limits).low_res_masks for limits in ((1.0, 1.0), None, "base"))
+    assert float(jnp.abs(one_pass - base).max()) > 0.1
+    np.testing.assert_allclose(doubted, one_pass, atol=2e-4)
+
+
+def test_each_prompt_has_its_own_verdict():
+    base, one_pass = decode("base"), decode(None)
+    limit = float(jnp.sort(base.iou_predictions[0, 2:, 0]).mean())  # between the two points
+    mixed = decode((0.0, limit)).low_res_masks
+    below = np.array([False, False, *(base.iou_predictions[0, 2:, 0] < limit)])
+    assert below.sum() == 1
+    expected = jnp.where(below[None, :, None, None, None], one_pass.low_res_masks, base.low_res_masks)
+    np.testing.assert_allclose(mixed, expected, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_it_holds_for_hq_sam():
+    trusted, base = decode(NONE, hq=True), decode("base", hq=True)
+    np.testing.assert_allclose(trusted.low_res_masks, base.low_res_masks, atol=2e-5)
+
+
+@pytest.mark.parametrize("limits", [(0.5,), (0.5, 1.5), (-0.1, 0.5)])
+def test_limits_are_two_shares(limits):
+    with pytest.raises(InputError, match="first_pass has two limits, each from 0 to 1"):
+        PluginConfig(first_pass=limits)
+
+
+def test_limits_survive_json():
+    config = PluginConfig(first_pass=(0.75, 0.4))
+    fields = dataclasses.asdict(config)
+    assert PluginConfig.from_json({**fields, "first_pass": [0.75, 0.4]}) == config
+    del fields["first_pass"]
+    assert PluginConfig.from_json(fields).first_pass is None  # a file of an earlier version
