@@ -23,6 +23,10 @@ CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for what is no para
 REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
+DECODER_ARGUMENTS = (  # of the official mask decoders, in order; the last two are HQ-SAM's
+    "image_embeddings", "image_pe", "sparse_prompt_embeddings", "dense_prompt_embeddings", "multimask_output",
+    "hq_token_only", "interm_embeddings",
+)  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,6 +49,7 @@ class Config:
     start: str  # initialisation; unused here, where weights are loaded
     embedding_width: int
     strength: float = 1.0  # older files lack it
+    first_pass: tuple[float, float] | None = None  # older files lack it
 
 
 def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,6 +88,8 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
     plugin.to(decoder.iou_token.weight).load_state_dict(state)
     plugin.output_token = HQ_TOKEN if hasattr(decoder, "hf_token") else MASK_TOKENS.start
     plugin.hook(decoder.transformer)
+    if plugin.config.first_pass is not None:
+        plugin.hook_first_pass(sam.prompt_encoder, decoder)
     sam.plugin = plugin
     return sam
 
@@ -113,7 +120,9 @@ class Plugin(nn.Module):
     def __init__(self, config: Mapping[str, Any], metadata: Mapping[str, Any]):
         super().__init__()
         try:
-            self.config = Config(**{**config, "attentions": tuple(config["attentions"])})
+            limits = config.get("first_pass")
+            as_tuples = {"attentions": tuple(config["attentions"]), "first_pass": limits and tuple(limits)}
+            self.config = Config(**{**config, **as_tuples})
         except (KeyError, TypeError) as error:
             raise ValueError(f"stablesam_torch does not support this plugin ({error}). Get a newer version.") from None
         self.metadata = dict(metadata)
@@ -126,6 +135,8 @@ class Plugin(nn.Module):
         if self.config.router:
             self.drp = Router(self.config)
         self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets that of an HQ-SAM
+        self._boxes = self._share = None
+        self._alone = False  # whether the decoder runs without the plugin
         self._forget()
 
     def forward(
@@ -133,7 +144,8 @@ class Plugin(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
-        A strength s below 1 interpolates between x_p, at 0, and this mixture, at 1.
+        A strength s below 1 interpolates between x_p, at 0, and this mixture, at 1. It is 0 for prompts that SAM alone
+        answers well, if the configuration has limits of a first pass.
 
         Args:
             keys: (N, H, W, C), image features of N prompts, without their positional encoding.
@@ -144,8 +156,10 @@ class Plugin(nn.Module):
             keys and key_pe for the attention, (N, H, W, C) each.
         """
         # s (alpha_1 x* + alpha_2 x) + (1 - s) x has the weights (s alpha_1, s alpha_2 + 1 - s).
-        strength, alpha = self.config.strength, self._alpha(tokens)
-        shares = strength * alpha + alpha.new_tensor([0, 1 - strength])
+        alpha = self._alpha(tokens)
+        strength = alpha.new_tensor(self.config.strength) if self._share is None else self.config.strength * self._share
+        strength = strength.to(alpha.dtype)[..., None]  # (1,) or (N, 1)
+        shares = strength * alpha + torch.cat([torch.zeros_like(strength), 1 - strength], dim=-1)
         weights = shares.to(keys.dtype)[:, None, None, :, None]
 
         def mix(resampled: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -182,6 +196,13 @@ class Plugin(nn.Module):
             attentions[index].register_forward_pre_hook(self._resample, with_kwargs=True)
         transformer.register_forward_hook(self._forget)
 
+    def hook_first_pass(self, prompt_encoder: nn.Module, decoder: nn.Module) -> None:
+        """Registers hooks that decode without the plugin first and tell which prompts it should act on."""
+        self._image_size = prompt_encoder.input_image_size[0]
+        prompt_encoder.register_forward_pre_hook(self._keep_boxes, with_kwargs=True)
+        decoder.register_forward_pre_hook(self._look, with_kwargs=True)
+        decoder.register_forward_hook(self._forget_share)
+
     def get_extra_state(self) -> torch.Tensor:
         """Configuration and metadata, see `packed`."""
         return packed(dataclasses.asdict(self.config), self.metadata)
@@ -202,12 +223,64 @@ class Plugin(nn.Module):
     def _resample(
         self, attention: nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]
     ) -> tuple[tuple[()], dict[str, torch.Tensor]]:
+        if self._alone:
+            return args, kwargs
+        if self.config.first_pass is not None and self._share is None:
+            raise RuntimeError("This plugin needs a first pass: call the mask decoder itself, not its predict_masks.")
         # Values are the image features alone; keys already have the positional encoding added.
         keys, key_pe = self(kwargs["v"].view_as(self._key_pe), self._key_pe, self._tokens)
         return args, kwargs | {"k": (keys + key_pe).flatten(1, 2), "v": keys.flatten(1, 2)}
 
     def _forget(self, *_: Any) -> None:
         self._key_pe = self._tokens = None
+
+    def _keep_boxes(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._boxes = kwargs.get("boxes", args[1] if len(args) > 1 else None)  # (N, 4) XYXY in the model's input
+
+    def _look(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._alone:
+            return
+        given = dict(zip(DECODER_ARGUMENTS, args, strict=False)) | kwargs | {"multimask_output": False}
+        if "hq_token_only" in given:
+            given["hq_token_only"] = False
+        self._alone = True
+        try:
+            with torch.no_grad():
+                masks, predicted_iou = decoder(**given)[:2]
+        finally:
+            self._alone = False
+        assert self.config.first_pass is not None
+        fit_limit, iou_limit = self.config.first_pass
+        if self._boxes is None:
+            self._share = predicted_iou[:, 0] < iou_limit
+        else:
+            boxes = torch.as_tensor(self._boxes).reshape(-1, 4).to(masks)
+            self._share = box_iou(mask_boxes(masks[:, 0], self._image_size), boxes) < fit_limit
+
+    def _forget_share(self, *_: Any) -> None:
+        if not self._alone:
+            self._share = None
+
+
+def mask_boxes(low_res_masks: torch.Tensor, image_size: int) -> torch.Tensor:
+    """The boxes around masks (N, S, S) of logits, in pixels of the model's input: (N, 4) XYXY; no area if empty."""
+    side = low_res_masks.shape[-1]
+    edges = []
+    for axis in (-2, -1):  # columns, then rows
+        line = (low_res_masks > 0).any(dim=axis)
+        first = line.float().argmax(dim=-1)
+        last = side - line.flip(-1).float().argmax(dim=-1)
+        scale = image_size / side
+        edges.append((first * scale, torch.where(line.any(dim=-1), last * scale - 1, first * scale)))
+    (left, right), (top, bottom) = edges
+    return torch.stack([left, top, right, bottom], dim=-1)
+
+
+def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """IoU of boxes (N, 4) XYXY, pair by pair; 0 where both have no area."""
+    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]
+    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-6)
 
 
 class OffsetNetwork(nn.Module):

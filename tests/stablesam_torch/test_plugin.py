@@ -19,6 +19,7 @@ from convert.flax_to_torch import plugin_state
 from eval.parity import torch_sam  # torch_sam first: segment_anything may need its stand-ins
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.params import flatten, unflatten
 from stablesam_torch import plugin as torch_plugin
 from tests.reference.pictures import ramp
@@ -94,6 +95,46 @@ def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_para
         theirs = stable.plugin.get_parameter(path.replace("/", ".")).grad
         assert theirs.abs().max() > 0, path
         assert difference(gradient, theirs) < GRADIENT_TOLERANCE, path
+
+
+@pytest.mark.parametrize("limits", [(1.0, 1.0), (0.0, 0.0), (0.3, 0.5)])
+def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
+    config = dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=limits))
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.uniform(0, config.image_size, (4, 2, 2)), axis=1)
+    with float64_pair(CONFIG) as pair:
+        params = pair.params | {"plugin": jax.tree.map(jnp.asarray, drawn(config))}
+        picture = draw(CONFIG)[0][:1]
+        embedding = quick_jit(assemble(config).apply, static_argnames="method")(
+            {"params": params}, picture, method="encode"
+        )
+        stable = torch_plugin.stabilise(pair.official, state_of(config))
+        features = torch.from_numpy(np.array(embedding.features)).permute(0, 3, 1, 2)
+        for kind in ("boxes", "points"):
+            labels = np.tile([[2, 3]] if kind == "boxes" else [[1, 0]], (4, 1)).astype(np.int32)
+            prompts = Prompts(jnp.asarray(boxes)[None], jnp.asarray(labels)[None], jnp.ones((1, 4, 2), bool))
+            ours = assemble(config).apply({"params": params}, embedding, prompts, method="decode")
+            coords = torch.from_numpy(boxes)
+            given = {"boxes": coords.reshape(4, 4), "points": None}
+            if kind == "points":
+                given = {"boxes": None, "points": (coords, torch.from_numpy(labels))}
+            sparse, dense = stable.prompt_encoder(**given, masks=None)
+            if kind == "points":  # official code adds a token of padding, which ours does not attend to
+                sparse = sparse[:, :2]
+            image_pe = stable.prompt_encoder.get_dense_pe()
+            theirs, _ = stable.mask_decoder(features, image_pe, sparse, dense, multimask_output=False)
+            assert difference(ours.low_res_masks[0], theirs.detach()) < TOLERANCE
+
+
+def test_a_plugin_with_a_first_pass_refuses_to_act_without_one(sam):
+    config = dataclasses.replace(WHOLE["sam"], plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(0.8, 0.4)))
+    stable = torch_plugin.stabilise(sam, state_of(config))
+    sparse, dense = stable.prompt_encoder(points=None, boxes=torch.tensor([[1.0, 1, 9, 9]]), masks=None)
+    features = torch.zeros(1, WIDTH, CONFIG.grid_size, CONFIG.grid_size)
+    arguments = (features, stable.prompt_encoder.get_dense_pe(), sparse, dense)
+    stable.mask_decoder(*arguments, multimask_output=True)
+    with pytest.raises(RuntimeError, match="needs a first pass: call the mask decoder itself"):
+        stable.mask_decoder.predict_masks(*arguments)
 
 
 @pytest.fixture
