@@ -56,8 +56,8 @@ def _joined(name: str) -> Places:
     match found:
         case (_Part("model", base), _Part("plugin", plugin)) | (_Part("plugin", plugin), _Part("model", base)):
             return Places(base, plugin)
-        case (_Part("plugin", _), _) if first.strip() in _shipped_plugins():
-            raise InputError(f"{first}: has a plugin; name {first.strip().removeprefix('stable_')} as its base.")
+        case (_Part("plugin", first_plugin), _) if first.strip() in _shipped_plugins():
+            raise InputError(f"{first}: has a plugin; name {_base_of(first, first_plugin).name} as its base.")
         case (_Part("model", base), None):
             return Places(base, pathlib.Path(second.strip()))  # reading it says what is wrong
         case (None, _):
@@ -85,8 +85,7 @@ def _part(name: str) -> _Part | None:
 
 def _base_of(name: str, plugin: pathlib.Path) -> pathlib.Path:
     """The shipped base that a plugin was trained on."""
-    shipped = _shipped_plugins().get(name.strip())
-    base = name.strip().removeprefix("stable_") if shipped == plugin else load_plugin(plugin)[2].get("base")
+    base = load_plugin(plugin)[2].get("base")
     if base not in _shipped_models():
         raise InputError(f"{name}: is a plugin, trained on {base}; name that too, as BASE+{name}.")
     return PRETRAINED / base

@@ -1,7 +1,7 @@
 """`python -m train.average`: averages the parameters of several plugins, or of several models.
 
 Runs from one start may be averaged instead of choosing the best; the mean costs no more to use than one of them ("model
-soups", arXiv 2203.05482). The strength of a plugin can be set too.
+soups", arXiv 2203.05482). The strength of a plugin and its first pass can be set too.
 
     python -m train.average --parts runs/0/plugin.safetensors runs/1/plugin.safetensors --output runs/plugin.safetensors
     python -m train.average --parts runs/3/model runs/4/model --shares 0.3 0.7 --store float16 --output runs/mean
@@ -38,6 +38,9 @@ class AverageConfig:
     """Weight of each part; need not sum to 1. Default: equal weights."""
     strength: float | None = None
     """Strength of the averaged plugin, from 0, which is SAM, to 1. Default: that of the parts."""
+    first_pass: tuple[float, float] | None = None
+    """Limits below which the averaged plugin acts on a prompt, see `PluginConfig.first_pass`. Default: those of the
+    parts."""
     store: Literal["float32", "float16"] | None = None
     """Dtype of a model's stored parameters. Default: float32, the dtype of plugin files."""
 
@@ -80,8 +83,9 @@ def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
     if config.store is not None:
         raise InputError("--store: is for models; these are plugin files, which are float32.")
     params, plugins, histories = zip(*map(plugin_file.load_plugin, config.parts), strict=True)
-    if config.strength is not None:
-        plugins = tuple(dataclasses.replace(plugin, strength=config.strength) for plugin in plugins)
+    changes = {"strength": config.strength, "first_pass": config.first_pass}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    plugins = tuple(dataclasses.replace(plugin, **changes) for plugin in plugins)
     _must_agree(config.parts, plugins, "configuration")
     bases = [{name: history.get(name) for name in ("base", "base_sha256")} for history in histories]
     _must_agree(config.parts, bases, "base")
@@ -90,8 +94,8 @@ def _write_plugin(config: AverageConfig, shares: np.ndarray) -> None:
 
 
 def _write_model(config: AverageConfig, shares: np.ndarray) -> None:
-    if config.strength is not None:
-        raise InputError("--strength: is for plugin files; these are models.")
+    if config.strength is not None or config.first_pass is not None:
+        raise InputError("--strength and --first-pass: are for plugin files; these are models.")
     models, params, metadata = zip(*map(checkpoint.load_model, config.parts), strict=True)
     # Input sizes may differ. Where parameters depend on it, as a ViT's positions, the shapes below differ.
     models = tuple(dataclasses.replace(model, image_size=models[-1].image_size) for model in models)

@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch, params):
 def plugin_file(folder, params):
     _, stable = with_plugin(assemble(TINY), params, PluginConfig(), jax.random.key(0))
     path = folder.parent / "plugin.safetensors"
-    save_plugin(path, stable["plugin"], config=PluginConfig(), metadata={})
+    save_plugin(path, stable["plugin"], config=PluginConfig(), metadata={"base": "sam_nano"})
     return path
 
 
@@ -170,10 +170,15 @@ def test_random_parameters_depend_on_the_key_alone():
     assert not np.array_equal(first["mask_decoder"]["iou_token"], other["mask_decoder"]["iou_token"])
 
 
-def test_the_shipped_plugin_was_trained_on_the_shipped_base():
-    sam, params = load_model("stable_sam_nano")
-    assert sam.config.plugin.strength == 0.7
-    assert dataclasses.replace(sam.config.plugin, strength=1.0) == MODELS["stable_sam_nano"].plugin
+@pytest.mark.parametrize(
+    ("name", "strength", "first_pass"),
+    [("stable_sam_nano", 0.85, (0.8, 0.4)), ("stable_sam_nano_one_object", 0.7, None)],
+)
+def test_the_shipped_plugins_were_trained_on_the_shipped_base(name, strength, first_pass):
+    sam, params = load_model(name)
+    trained = dataclasses.replace(sam.config.plugin, strength=1.0, first_pass=None)
+    assert trained == MODELS["stable_sam_nano"].plugin
+    assert sam.config.plugin == dataclasses.replace(trained, strength=strength, first_pass=first_pass)
     assert dataclasses.replace(sam.config, plugin=None) == MODELS["sam_nano"]
     assert np.abs(params["plugin"]["dsp"]["offset"]["kernel"]).max() > 0.01
 

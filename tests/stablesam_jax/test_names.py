@@ -35,6 +35,7 @@ def relative(places):
         ("sam_nano", "sam_nano", None),
         (" sam_nano ", "sam_nano", None),
         ("stable_sam_nano", "sam_nano", "stable_sam_nano.safetensors"),
+        ("stable_sam_nano_one_object", "sam_nano", "stable_sam_nano_one_object.safetensors"),
         ("base", "base", None),
         ("runs/whole", "runs/whole/model", None),
         ("runs/whole/model", "runs/whole/model", None),
@@ -72,7 +73,10 @@ def test_a_plugin_of_a_base_that_is_not_shipped_must_be_named_with_it(work, monk
     ("name", "message"),
     [
         ("", ": neither a shipped model"),
-        ("absent", "absent: neither a shipped model (sam_nano, stable_sam_nano) nor a checkpoint folder, the folder"),
+        (
+            "absent",
+            "absent: neither a shipped model (sam_nano, stable_sam_nano, stable_sam_nano_one_object) nor",
+        ),
         ("absent+plugin.safetensors", "absent: neither"),
         ("x" * 5000, "x" * 5000 + ": neither"),
         ("a\0b", "a\\x00b: neither"),
