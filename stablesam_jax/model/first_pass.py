@@ -1,4 +1,4 @@
-"""Which prompts SAM answers badly, told from its own masks: what the plugin's router cannot see in a token.
+"""Which prompts SAM alone gives a poor mask for, estimated from that mask.
 
 Not in the paper. Its router reads the token of the single mask, which hardly tells a sloppy box from a true one
 (`eval.main alpha`). Whether a mask fits the box that it was asked with does.
@@ -11,8 +11,8 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 
 
-def doubtful(masks: Masks, prompts: Prompts, image_size: int, limits: tuple[float, float]) -> jax.Array:
-    """Tells for each prompt whether its mask without the plugin is doubtful.
+def poor_masks(masks: Masks, prompts: Prompts, image_size: int, limits: tuple[float, float]) -> jax.Array:
+    """Estimates for each prompt whether its mask without the plugin is poor.
 
     Args:
         masks: single masks of N prompts of B pictures.

@@ -10,7 +10,7 @@ import jax
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import encoder_of
-from stablesam_jax.model.first_pass import doubtful
+from stablesam_jax.model.first_pass import poor_masks
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
 from stablesam_jax.model.transformer import Hooks
@@ -113,7 +113,7 @@ class Sam(nn.Module):
         share = None
         if self.config.plugin is not None and self.config.plugin.first_pass and not self.is_initializing():
             alone = run(masks="single")
-            share = doubtful(alone, prompts, self.config.image_size, self.config.plugin.first_pass)
+            share = poor_masks(alone, prompts, self.config.image_size, self.config.plugin.first_pass)
         return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks(), share=share)
 
     def __call__(self, pictures: jax.Array, prompts: Prompts) -> Masks:

@@ -82,7 +82,7 @@ def test_parts_of_different_strength_have_the_one_asked_for(plugins, tmp_path):
     assert load_plugin(tmp_path / "mean.safetensors")[1].strength == 0.5
 
 
-def test_the_mean_can_be_told_to_act_on_doubtful_prompts_alone(plugins, tmp_path):
+def test_the_mean_can_have_limits_of_a_first_pass(plugins, tmp_path):
     run(plugins, tmp_path / "mean.safetensors", "--first-pass", "0.8", "0.4")
     assert load_plugin(tmp_path / "mean.safetensors")[1] == PluginConfig(first_pass=(0.8, 0.4))
 

@@ -1,4 +1,4 @@
-"""The plugin acts on prompts alone whose masks are doubtful without it; the others have SAM's masks."""
+"""The plugin acts only on prompts whose mask without it is poor; the others keep SAM's masks."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import pytest
 from stablesam_jax import build
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.first_pass import doubtful, mask_boxes
+from stablesam_jax.model.first_pass import mask_boxes, poor_masks
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from tests.reference import small
@@ -45,28 +45,28 @@ def test_a_masks_box_has_its_first_and_last_pixel_in_the_input():
     assert boxes[2, 2] - boxes[2, 0] == 0
 
 
-def test_a_mask_that_fits_its_box_is_trusted_and_one_that_does_not_is_not():
+def test_a_mask_that_does_not_fit_its_box_is_poor():
     masks = masks_of((2, 5, 3, 10), (2, 5, 3, 10), (0, 0, 0, 0))
     prompts = boxes_and_points([(12, 8, 39, 19), (12, 8, 60, 40), (12, 8, 39, 19)])
-    assert doubtful(masks, prompts, 64, (0.75, 0.4)).tolist() == [[0, 1, 1]]
+    assert poor_masks(masks, prompts, 64, (0.75, 0.4)).tolist() == [[0, 1, 1]]
 
 
 def test_the_limit_is_that_of_the_intersection_over_union():
     masks, prompts = masks_of((2, 6, 2, 6)), boxes_and_points([(8, 8, 38, 23)])  # half of the prompt's 30 x 15
     for limit, expected in ((0.49, 0), (0.51, 1)):
-        assert doubtful(masks, prompts, 64, (limit, 0.0)).item() == expected
+        assert poor_masks(masks, prompts, 64, (limit, 0.0)).item() == expected
 
 
 @pytest.mark.parametrize(("iou", "expected"), [(0.39, 1), (0.41, 0)])
 def test_without_a_box_the_predicted_iou_decides(iou, expected):
     masks = masks_of((2, 5, 3, 10), iou=iou)
-    assert doubtful(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.4)).item() == expected
+    assert poor_masks(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.4)).item() == expected
 
 
 def test_padding_is_no_box():
     prompts = boxes_and_points([(0, 0, 63, 63)])
     hidden = prompts.replace(valid=jnp.zeros_like(prompts.valid))
-    assert doubtful(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.5)).item() == 0
+    assert poor_masks(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.5)).item() == 0
 
 
 @functools.cache
@@ -98,19 +98,19 @@ def decode(limits, masks="single", hq=False, at_once=False):
 
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("masks", ["single", "multi"])
-def test_of_limits_that_nothing_is_below_the_base_is_left(masks, at_once):
-    trusted, base = decode(NONE, masks, at_once=at_once), decode("base", masks, at_once=at_once)
-    np.testing.assert_allclose(trusted.low_res_masks, base.low_res_masks, atol=2e-5)
-    np.testing.assert_allclose(trusted.iou_predictions, base.iou_predictions, atol=2e-5)
+def test_where_no_mask_is_below_the_limits_all_are_those_of_the_base(masks, at_once):
+    kept, base = decode(NONE, masks, at_once=at_once), decode("base", masks, at_once=at_once)
+    np.testing.assert_allclose(kept.low_res_masks, base.low_res_masks, atol=2e-5)
+    np.testing.assert_allclose(kept.iou_predictions, base.iou_predictions, atol=2e-5)
 
 
-def test_of_limits_that_all_is_below_it_is_the_plugin_of_one_pass():
-    doubted, one_pass, base = (decode(limits).low_res_masks for limits in ((1.0, 1.0), None, "base"))
+def test_where_all_masks_are_below_the_limits_they_are_those_of_one_pass():
+    changed, one_pass, base = (decode(limits).low_res_masks for limits in ((1.0, 1.0), None, "base"))
     assert float(jnp.abs(one_pass - base).max()) > 0.1
-    np.testing.assert_allclose(doubted, one_pass, atol=2e-4)
+    np.testing.assert_allclose(changed, one_pass, atol=2e-4)
 
 
-def test_each_prompt_has_its_own_verdict():
+def test_each_prompt_is_judged_by_its_own_mask():
     base, one_pass = decode("base"), decode(None)
     limit = float(jnp.sort(base.iou_predictions[0, 2:, 0]).mean())  # between the two points
     mixed = decode((0.0, limit)).low_res_masks
@@ -122,8 +122,8 @@ def test_each_prompt_has_its_own_verdict():
 
 @pytest.mark.slow
 def test_it_holds_for_hq_sam():
-    trusted, base = decode(NONE, hq=True), decode("base", hq=True)
-    np.testing.assert_allclose(trusted.low_res_masks, base.low_res_masks, atol=2e-5)
+    kept, base = decode(NONE, hq=True), decode("base", hq=True)
+    np.testing.assert_allclose(kept.low_res_masks, base.low_res_masks, atol=2e-5)
 
 
 @pytest.mark.parametrize("limits", [(0.5,), (0.5, 1.5), (-0.1, 0.5)])
