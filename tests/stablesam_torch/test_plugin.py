@@ -97,9 +97,11 @@ def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_para
         assert difference(gradient, theirs) < GRADIENT_TOLERANCE, path
 
 
-@pytest.mark.parametrize("limits", [(1.0, 1.0), (0.0, 0.0), (0.3, 0.5)])
+@pytest.mark.parametrize(
+    "limits", [(0.3, 0.5), *(pytest.param(limits, marks=pytest.mark.slow) for limits in [(1, 1), (0, 0)])]
+)
 def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
-    config = dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=limits))
+    config = dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(limits, limits)))
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.uniform(0, config.image_size, (4, 2, 2)), axis=1)
     with float64_pair(CONFIG) as pair:

@@ -13,6 +13,7 @@ from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.prompts import Prompt
 from tests.reference import small
 from tests.reference.pictures import ramp
+from tests.reference.tiers import slow
 
 TARGET = np.zeros((40, 64), bool)
 TARGET[5:30, 10:50] = True
@@ -55,7 +56,7 @@ def test_fit_compares_the_box_that_was_asked_with_and_the_mask():
     assert fit(-np.ones_like(low_res), Prompt(box=np.array([10, 5, 49, 17], np.float32)), (40, 64)) == 0
 
 
-@pytest.mark.parametrize("plugin", [False, True])
+@pytest.mark.parametrize("plugin", [True, *slow(False)])
 def test_tokens_are_those_that_the_plugin_sees(plugin):
     reader = TokenReader(*(small.stable_nano() if plugin else small.nano()))
     record = begin(reader, LABELLED, Protocol(kinds=KINDS, prompts=3))()

@@ -15,6 +15,7 @@ from stablesam_jax.model.first_pass import mask_boxes, poor_masks
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from tests.reference import small
+from tests.reference.tiers import slow
 
 ALL, NONE = (1.0, 1.0), (0.0, 0.0)
 
@@ -87,6 +88,7 @@ def systems(hq=False):
 PROMPTS = boxes_and_points([(5, 5, 40, 30), (20, 8, 60, 60)], [(30, 30), (10, 50)])
 
 
+@functools.cache
 def decode(limits, masks="single", hq=False, at_once=False):
     base, stable, params, with_plugin, embedding = systems(hq)
     if limits == "base":
@@ -96,8 +98,8 @@ def decode(limits, masks="single", hq=False, at_once=False):
     return sam.apply({"params": with_plugin}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("masks", ["single", "multi"])
+@pytest.mark.parametrize("at_once", [False, *slow(True)])
+@pytest.mark.parametrize("masks", ["single", *slow("multi")])
 def test_where_no_mask_is_below_the_limits_all_are_those_of_the_base(masks, at_once):
     kept, base = decode(NONE, masks, at_once=at_once), decode("base", masks, at_once=at_once)
     np.testing.assert_allclose(kept.low_res_masks, base.low_res_masks, atol=2e-5)

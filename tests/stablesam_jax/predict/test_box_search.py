@@ -137,6 +137,7 @@ def test_a_predictor_finds_the_box_whose_mask_differs_most_from_that_of_the_give
     assert mask_iou(found.mask, again[0]) > 0.999
 
 
+@pytest.mark.slow
 def test_an_object_of_one_pixel_is_searched_for_with_finite_numbers():
     mask = np.zeros((40, 64), bool)
     mask[7, 9] = True
