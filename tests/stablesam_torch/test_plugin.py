@@ -24,6 +24,7 @@ from stablesam_jax.params import flatten, unflatten
 from stablesam_torch import plugin as torch_plugin
 from tests.reference.pictures import ramp
 from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.tiers import slow
 from tests.stablesam_jax.model.test_sam import draw, official_logits
 
 from segment_anything import SamPredictor  # isort: skip
@@ -97,9 +98,7 @@ def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_para
         assert difference(gradient, theirs) < GRADIENT_TOLERANCE, path
 
 
-@pytest.mark.parametrize(
-    "limits", [(0.3, 0.5), *(pytest.param(limits, marks=pytest.mark.slow) for limits in [(1, 1), (0, 0)])]
-)
+@pytest.mark.parametrize("limits", [0.4, *slow(0.0, 1.0)])
 def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
     config = dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(limits, limits)))
     rng = np.random.default_rng(0)
