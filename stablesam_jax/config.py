@@ -140,16 +140,19 @@ class PluginConfig:
     strength: float = 1.0
     """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
     afterwards loses less with true boxes and keeps most of the gain (results/plugin_placement.md)."""
-    first_pass: tuple[float, float] | None = None
-    """Limits below which the plugin acts on a prompt, after SAM has decoded it alone: of the IoU of the prompt's box
-    and the box around SAM's mask, and, for prompts without a box, of SAM's predicted IoU. None: on every prompt, in one
-    pass. Not in the paper: what a token does not tell the router (`eval.main alpha`). Train without."""
+    first_pass: tuple[float, float, float, float] | None = None
+    """Limits of a first pass without the plugin; None: one pass. Fit is the IoU of a prompt's box and the box around
+    its mask. The plugin changes the mask of a prompt with a box if SAM's fit is below the first limit, unless the
+    plugin's own fit is below the second, or below SAM's by more than the third; of another prompt, if SAM's predicted
+    IoU is below the fourth. Not in the paper: a token hardly tells the router as much (`eval.main alpha`). Train
+    without."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 
     def __post_init__(self):
-        if self.first_pass is not None and (len(self.first_pass) != 2 or not all(0 <= x <= 1 for x in self.first_pass)):
-            raise InputError(f"first_pass has two limits, each from 0 to 1; got {self.first_pass}.")
+        limits = self.first_pass
+        if limits is not None and (len(limits) != 4 or not all(0 <= limit <= 1 for limit in limits)):
+            raise InputError(f"first_pass has four limits, each from 0 to 1; got {limits}.")
         if not self.attentions or not set(self.attentions) <= {0, 1, 2}:
             raise InputError(f"attentions name some of 0, 1 (decoder layers) and 2 (final); got {self.attentions}.")
         if len(set(self.attentions)) < len(self.attentions):

@@ -49,7 +49,7 @@ class Config:
     start: str  # initialisation; unused here, where weights are loaded
     embedding_width: int
     strength: float = 1.0  # older files lack it
-    first_pass: tuple[float, float] | None = None  # older files lack it
+    first_pass: tuple[float, float, float, float] | None = None  # older files lack it
 
 
 def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Plugin(nn.Module):
             self.drp = Router(self.config)
         self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets that of an HQ-SAM
         self._boxes = self._share = None
-        self._alone = False  # whether the decoder runs without the plugin
+        self._looking = self._alone = False  # whether the decoder runs for the first pass, and without the plugin
         self._forget()
 
     def forward(
@@ -238,27 +238,48 @@ class Plugin(nn.Module):
         self._boxes = kwargs.get("boxes", args[1] if len(args) > 1 else None)  # (N, 4) XYXY in the model's input
 
     def _look(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._alone:
+        if self._looking:
             return
         given = dict(zip(DECODER_ARGUMENTS, args, strict=False)) | kwargs | {"multimask_output": False}
         if "hq_token_only" in given:
             given["hq_token_only"] = False
-        self._alone = True
+        self._looking = True
         try:
             with torch.no_grad():
-                masks, predicted_iou = decoder(**given)[:2]
+                self._alone = True
+                before, predicted_iou = decoder(**given)[:2]
+                self._alone = False
+                self._share = self._poor(before, predicted_iou)
+                after, _ = decoder(**given)[:2]
+                self._share = self._share * self._better(after, before)
         finally:
-            self._alone = False
+            self._alone = self._looking = False
+
+    def _poor(self, masks: torch.Tensor, predicted_iou: torch.Tensor) -> torch.Tensor:
+        """(N,), 1 for prompts whose mask without the plugin is poor."""
         assert self.config.first_pass is not None
-        fit_limit, iou_limit = self.config.first_pass
+        fit_limit, _, _, iou_limit = self.config.first_pass
+        fits = self._fits(masks)
+        return (predicted_iou[:, 0] < iou_limit if fits is None else fits < fit_limit).to(masks)
+
+    def _better(self, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """(N,), 1 for prompts whose mask with the plugin has not run away from the box."""
+        assert self.config.first_pass is not None
+        _, least, lost, _ = self.config.first_pass
+        fits, earlier = self._fits(after), self._fits(before)
+        if fits is None or earlier is None:
+            return after.new_ones(len(after))
+        return ((fits >= least) & (fits >= earlier - lost)).to(after)
+
+    def _fits(self, masks: torch.Tensor) -> torch.Tensor | None:
+        """IoU of each prompt's box and the box around its mask; None without boxes."""
         if self._boxes is None:
-            self._share = predicted_iou[:, 0] < iou_limit
-        else:
-            boxes = torch.as_tensor(self._boxes).reshape(-1, 4).to(masks)
-            self._share = box_iou(mask_boxes(masks[:, 0], self._image_size), boxes) < fit_limit
+            return None
+        boxes = torch.as_tensor(self._boxes).reshape(-1, 4).to(masks)
+        return box_iou(mask_boxes(masks[:, 0], self._image_size), boxes)
 
     def _forget_share(self, *_: Any) -> None:
-        if not self._alone:
+        if not self._looking:
             self._share = None
 
 

@@ -38,8 +38,8 @@ class AverageConfig:
     """Weight of each part; need not sum to 1. Default: equal weights."""
     strength: float | None = None
     """Strength of the averaged plugin, from 0, which is SAM, to 1. Default: that of the parts."""
-    first_pass: tuple[float, float] | None = None
-    """Limits below which the averaged plugin acts on a prompt, see `PluginConfig.first_pass`. Default: those of the
+    first_pass: tuple[float, float, float, float] | None = None
+    """Limits of the averaged plugin's first pass, see `PluginConfig.first_pass`. Default: those of the
     parts."""
     store: Literal["float32", "float16"] | None = None
     """Dtype of a model's stored parameters. Default: float32, the dtype of plugin files."""

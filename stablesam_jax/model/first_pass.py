@@ -10,25 +10,49 @@ import jax.numpy as jnp
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 
+Limits = tuple[float, float, float, float]  # see `PluginConfig.first_pass`
 
-def poor_masks(masks: Masks, prompts: Prompts, image_size: int, limits: tuple[float, float]) -> jax.Array:
+
+def poor_masks(masks: Masks, prompts: Prompts, image_size: int, limits: Limits) -> jax.Array:
     """Estimates for each prompt whether its mask without the plugin is poor.
 
     Args:
-        masks: single masks of N prompts of B pictures.
+        masks: of N prompts of B pictures, the single one first.
         prompts: the prompts.
         image_size: side of the model's input in pixels.
-        limits: `PluginConfig.first_pass`: of the fit, for prompts with a box, and of predicted IoU, for others.
+        limits: the first and the fourth are used.
 
     Returns:
-        (B, N) float32, 1 below the limit, 0 else; without a gradient.
+        (B, N) float32, 1 for a poor mask, 0 else; without a gradient.
     """
-    fit_limit, iou_limit = limits
+    has_box, fits = _fits(masks, prompts, image_size)
+    below = jnp.where(has_box, fits < limits[0], masks.iou_predictions[:, :, 0] < limits[3])
+    return jax.lax.stop_gradient(below.astype(jnp.float32))
+
+
+def better_masks(after: Masks, before: Masks, prompts: Prompts, image_size: int, limits: Limits) -> jax.Array:
+    """Tells for each prompt whether the plugin's mask may replace the one before: it has not run away from its box.
+
+    Args:
+        after, before: of N prompts, with and without the plugin; the single mask is the first.
+        prompts, image_size: see `poor_masks`.
+        limits: the second and the third are used.
+
+    Returns:
+        (B, N) float32, 1 if it may, as always without a box; without a gradient.
+    """
+    has_box, fits = _fits(after, prompts, image_size)
+    _, earlier = _fits(before, prompts, image_size)
+    near = (fits >= limits[1]) & (fits >= earlier - limits[2])
+    return jax.lax.stop_gradient((near | ~has_box).astype(jnp.float32))
+
+
+def _fits(masks: Masks, prompts: Prompts, image_size: int) -> tuple[jax.Array, jax.Array]:
+    """Which prompts have a box, (B, N) bool, and its IoU with the box around the single mask, (B, N) float32."""
     top_left, bottom_right = (_corner(prompts, label) for label in (TOP_LEFT, BOTTOM_RIGHT))
     has_box = jnp.any((prompts.labels == TOP_LEFT) & prompts.valid, axis=2)
-    fit = _box_iou(mask_boxes(masks.low_res_masks[:, :, 0], image_size), jnp.concatenate([top_left, bottom_right], -1))
-    below = jnp.where(has_box, fit < fit_limit, masks.iou_predictions[:, :, 0] < iou_limit)
-    return jax.lax.stop_gradient(below.astype(jnp.float32))
+    boxes = jnp.concatenate([top_left, bottom_right], axis=-1)
+    return has_box, _box_iou(mask_boxes(masks.low_res_masks[:, :, 0], image_size), boxes)
 
 
 def mask_boxes(low_res_masks: jax.Array, image_size: int) -> jax.Array:

@@ -29,6 +29,21 @@ class Masks:
     iou_predictions: jax.Array  # (B, N, M) float32, the model's estimate of each mask's IoU; may be outside 0..1
     hq_masks: jax.Array | None = None  # (B, N, 1, 4G, 4G) logits of the HQ token; for "all" of HQ-SAM alone
 
+    @staticmethod
+    def where(chosen: jax.Array, first: "Masks", second: "Masks") -> "Masks":
+        """The masks of the first for the prompts that are chosen, (B, N) bool, and of the second for the others."""
+        return jax.tree.map(
+            lambda x, y: jnp.where(chosen.reshape(chosen.shape + (1,) * (x.ndim - 2)), x, y), first, second
+        )
+
+
+def chosen_masks(masks: Masks, choice: MaskChoice) -> Masks:
+    """Of the four masks of SAM those of a choice; of a single one, that."""
+    if masks.low_res_masks.shape[2] < MASKS:
+        return masks
+    chosen = slice(_CHOSEN[choice].start, _CHOSEN[choice].stop)
+    return Masks(masks.low_res_masks[:, :, chosen], masks.iou_predictions[:, :, chosen])
+
 
 class MaskDecoder(nn.Module):
     """Tokens, two-way transformer, upscaling, choice of masks; and HQ-SAM's branch."""

@@ -10,8 +10,8 @@ import jax
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import encoder_of
-from stablesam_jax.model.first_pass import poor_masks
-from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks
+from stablesam_jax.model.first_pass import better_masks, poor_masks
+from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks, chosen_masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
 from stablesam_jax.model.transformer import Hooks
 
@@ -110,11 +110,18 @@ class Sam(nn.Module):
             hq_features=embedding.hq_features,
             at_once=at_once,
         )
-        share = None
-        if self.config.plugin is not None and self.config.plugin.first_pass and not self.is_initializing():
-            alone = run(masks="single")
-            share = poor_masks(alone, prompts, self.config.image_size, self.config.plugin.first_pass)
-        return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks(), share=share)
+        plugin = self.config.plugin
+        if plugin is None or plugin.first_pass is None or self.is_initializing():
+            return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks())
+        limits, size = plugin.first_pass, self.config.image_size
+        compared: MaskChoice = "single" if masks == "single" or self.config.hq else "all"  # with the single mask first
+        alone = run(masks=compared)
+        share = poor_masks(alone, prompts, size, limits)
+        changed = run(masks=compared, hooks=self._hooks(), share=share)
+        share = share * better_masks(changed, alone, prompts, size, limits)
+        if self.config.hq and (masks != "single" or hq_token_only):
+            return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks(), share=share)
+        return chosen_masks(Masks.where(share > 0, changed, alone), masks)
 
     def __call__(self, pictures: jax.Array, prompts: Prompts) -> Masks:
         """`decode(encode(pictures), prompts)`: one pass through every parameter, as initialisation needs."""

@@ -172,7 +172,7 @@ def test_random_parameters_depend_on_the_key_alone():
 
 @pytest.mark.parametrize(
     ("name", "strength", "first_pass"),
-    [("stable_sam_nano", 0.85, (0.8, 0.4)), ("stable_sam_nano_one_object", 0.7, None)],
+    [("stable_sam_nano", 0.85, (0.8, 0.45, 0.2, 0.4)), ("stable_sam_nano_one_object", 0.7, None)],
 )
 def test_the_shipped_plugins_were_trained_on_the_shipped_base(name, strength, first_pass):
     sam, params = load_model(name)

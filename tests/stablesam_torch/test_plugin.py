@@ -98,9 +98,15 @@ def test_a_whole_stable_sam_has_our_logits_and_our_gradient_of_every_plugin_para
         assert difference(gradient, theirs) < GRADIENT_TOLERANCE, path
 
 
+def with_first_pass(*limits):
+    return dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=limits))
+
+
 @pytest.mark.parametrize("limits", [0.4, *slow(0.0, 1.0)])
 def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
-    config = dataclasses.replace(CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(limits, limits)))
+    config = dataclasses.replace(
+        CONFIG, plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(limits, limits / 2, 0.1, limits))
+    )
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.uniform(0, config.image_size, (4, 2, 2)), axis=1)
     with float64_pair(CONFIG) as pair:
@@ -128,7 +134,9 @@ def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
 
 
 def test_a_plugin_with_a_first_pass_refuses_to_act_without_one(sam):
-    config = dataclasses.replace(WHOLE["sam"], plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(0.8, 0.4)))
+    config = dataclasses.replace(
+        WHOLE["sam"], plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(0.8, 0.4, 0.2, 0.4))
+    )
     stable = torch_plugin.stabilise(sam, state_of(config))
     sparse, dense = stable.prompt_encoder(points=None, boxes=torch.tensor([[1.0, 1, 9, 9]]), masks=None)
     features = torch.zeros(1, WIDTH, CONFIG.grid_size, CONFIG.grid_size)

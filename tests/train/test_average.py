@@ -83,8 +83,8 @@ def test_parts_of_different_strength_have_the_one_asked_for(plugins, tmp_path):
 
 
 def test_the_mean_can_have_limits_of_a_first_pass(plugins, tmp_path):
-    run(plugins, tmp_path / "mean.safetensors", "--first-pass", "0.8", "0.4")
-    assert load_plugin(tmp_path / "mean.safetensors")[1] == PluginConfig(first_pass=(0.8, 0.4))
+    run(plugins, tmp_path / "mean.safetensors", "--first-pass", "0.8", "0.45", "0.2", "0.4")
+    assert load_plugin(tmp_path / "mean.safetensors")[1] == PluginConfig(first_pass=(0.8, 0.45, 0.2, 0.4))
 
 
 @pytest.mark.slow

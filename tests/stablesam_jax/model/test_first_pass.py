@@ -11,13 +11,13 @@ import pytest
 from stablesam_jax import build
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.model.first_pass import mask_boxes, poor_masks
+from stablesam_jax.model.first_pass import better_masks, mask_boxes, poor_masks
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from tests.reference import small
 from tests.reference.tiers import slow
 
-ALL, NONE = (1.0, 1.0), (0.0, 0.0)
+ALL, NONE = (1.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0)  # limits that all masks are below, and none
 
 
 def boxes_and_points(boxes, points=()):
@@ -49,25 +49,35 @@ def test_a_masks_box_has_its_first_and_last_pixel_in_the_input():
 def test_a_mask_that_does_not_fit_its_box_is_poor():
     masks = masks_of((2, 5, 3, 10), (2, 5, 3, 10), (0, 0, 0, 0))
     prompts = boxes_and_points([(12, 8, 39, 19), (12, 8, 60, 40), (12, 8, 39, 19)])
-    assert poor_masks(masks, prompts, 64, (0.75, 0.4)).tolist() == [[0, 1, 1]]
+    assert poor_masks(masks, prompts, 64, (0.75, 0.0, 1.0, 0.4)).tolist() == [[0, 1, 1]]
 
 
 def test_the_limit_is_that_of_the_intersection_over_union():
     masks, prompts = masks_of((2, 6, 2, 6)), boxes_and_points([(8, 8, 38, 23)])  # half of the prompt's 30 x 15
     for limit, expected in ((0.49, 0), (0.51, 1)):
-        assert poor_masks(masks, prompts, 64, (limit, 0.0)).item() == expected
+        assert poor_masks(masks, prompts, 64, (limit, 0.0, 1.0, 0.0)).item() == expected
 
 
 @pytest.mark.parametrize(("iou", "expected"), [(0.39, 1), (0.41, 0)])
 def test_without_a_box_the_predicted_iou_decides(iou, expected):
     masks = masks_of((2, 5, 3, 10), iou=iou)
-    assert poor_masks(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.4)).item() == expected
+    assert poor_masks(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.0, 1.0, 0.4)).item() == expected
+
+
+def test_a_mask_that_has_run_away_from_its_box_replaces_none():
+    before = masks_of((2, 5, 3, 10), (2, 5, 3, 10), (2, 5, 3, 10))
+    after = masks_of((2, 5, 3, 10), (2, 5, 3, 14), (0, 16, 0, 16))  # fits of about 1, 0.6 and 0.06
+    prompts = boxes_and_points([(12, 8, 39, 19)] * 3)
+    for least, lost, expected in ((0.0, 1.0, [1, 1, 1]), (0.3, 1.0, [1, 1, 0]), (0.0, 0.2, [1, 0, 0])):
+        assert better_masks(after, before, prompts, 64, (1.0, least, lost, 0.0)).tolist() == [expected]
+    points = boxes_and_points([], [(20, 12)] * 3)
+    assert better_masks(after, before, points, 64, (1.0, 1.0, 0.0, 0.0)).tolist() == [[1, 1, 1]]
 
 
 def test_padding_is_no_box():
     prompts = boxes_and_points([(0, 0, 63, 63)])
     hidden = prompts.replace(valid=jnp.zeros_like(prompts.valid))
-    assert poor_masks(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.5)).item() == 0
+    assert poor_masks(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.0, 1.0, 0.5)).item() == 0
 
 
 @functools.cache
@@ -107,15 +117,28 @@ def test_where_no_mask_is_below_the_limits_all_are_those_of_the_base(masks, at_o
 
 
 def test_where_all_masks_are_below_the_limits_they_are_those_of_one_pass():
-    changed, one_pass, base = (decode(limits).low_res_masks for limits in ((1.0, 1.0), None, "base"))
+    changed, one_pass, base = (decode(limits).low_res_masks for limits in (ALL, None, "base"))
     assert float(jnp.abs(one_pass - base).max()) > 0.1
     np.testing.assert_allclose(changed, one_pass, atol=2e-4)
+
+
+@pytest.mark.parametrize("masks", ["single", *slow("multi")])
+def test_of_a_plugin_that_runs_away_from_every_box_nothing_is_left_for_boxes(masks):
+    kept, base, one_pass = (decode(limits, masks).low_res_masks for limits in ((1.0, 1.0, 1.0, 1.0), "base", None))
+    np.testing.assert_allclose(kept[:, :2], base[:, :2], atol=2e-5)
+    np.testing.assert_allclose(kept[:, 2:], one_pass[:, 2:], atol=2e-4)
+
+
+@pytest.mark.slow
+def test_hq_sam_has_one_rule_for_all_its_masks():
+    kept, base = (decode(limits, "multi", hq=True).low_res_masks for limits in (NONE, "base"))
+    np.testing.assert_allclose(kept, base, atol=2e-5)
 
 
 def test_each_prompt_is_judged_by_its_own_mask():
     base, one_pass = decode("base"), decode(None)
     limit = float(jnp.sort(base.iou_predictions[0, 2:, 0]).mean())  # between the two points
-    mixed = decode((0.0, limit)).low_res_masks
+    mixed = decode((0.0, 0.0, 1.0, limit)).low_res_masks
     below = np.array([False, False, *(base.iou_predictions[0, 2:, 0] < limit)])
     assert below.sum() == 1
     expected = jnp.where(below[None, :, None, None, None], one_pass.low_res_masks, base.low_res_masks)
@@ -128,15 +151,15 @@ def test_it_holds_for_hq_sam():
     np.testing.assert_allclose(kept.low_res_masks, base.low_res_masks, atol=2e-5)
 
 
-@pytest.mark.parametrize("limits", [(0.5,), (0.5, 1.5), (-0.1, 0.5)])
-def test_limits_are_two_shares(limits):
-    with pytest.raises(InputError, match="first_pass has two limits, each from 0 to 1"):
+@pytest.mark.parametrize("limits", [(0.5,), (0.5, 0.5, 0.5, 1.5), (-0.1, 0.5, 0.5, 0.5)])
+def test_limits_are_four_shares(limits):
+    with pytest.raises(InputError, match="first_pass has four limits, each from 0 to 1"):
         PluginConfig(first_pass=limits)
 
 
 def test_limits_survive_json():
-    config = PluginConfig(first_pass=(0.75, 0.4))
+    config = PluginConfig(first_pass=(0.75, 0.45, 0.2, 0.4))
     fields = dataclasses.asdict(config)
-    assert PluginConfig.from_json({**fields, "first_pass": [0.75, 0.4]}) == config
+    assert PluginConfig.from_json({**fields, "first_pass": [0.75, 0.45, 0.2, 0.4]}) == config
     del fields["first_pass"]
     assert PluginConfig.from_json(fields).first_pass is None  # a file of an earlier version
