@@ -155,8 +155,9 @@ def print_table(rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> 
     table = rich.table.Table("quantity", "s", "max abs", "max / s", "bound", "rms", "rms / s", "bound", "")
     lines = {quantity: [quantity, *[""] * 7, "no twin"] for quantity in missing}
     for row in rows:
-        largest = (row.largest, row.largest / row.deviation, row.largest_bound)
-        rms = (row.rms, row.rms / row.deviation, row.rms_bound)
+        unit = row.deviation or 1.0  # gradients of a plugin that changes no mask are zero on both sides
+        largest = (row.largest, row.largest / unit, row.largest_bound)
+        rms = (row.rms, row.rms / unit, row.rms_bound)
         lines[row.quantity] = [row.quantity, *map(_figure, (row.deviation, *largest, *rms)), _verdict(row.ok)]
     for quantity in twins.in_order(lines):
         table.add_row(*lines[quantity])

@@ -264,3 +264,10 @@ def test_random_weights_are_those_of_their_seed():
 
     assert weights(0).equal(weights(0))
     assert not weights(0).equal(weights(1))
+
+
+def test_a_plugin_that_changes_no_mask_has_gradients_of_zero_in_the_table(capsys):
+    zero = differences.Row("gradient of plugin/dsp/norm/bias", 0.0, 0.0, 0.0, 0.0, 0.0)
+    masks = differences.MaskRow(100, 0, 0.0, 1e-5, 1e-3)
+    parity.print_table([zero], masks, [])
+    assert capsys.readouterr().out.count("ok") == 2
