@@ -12,6 +12,8 @@ from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
 from stablesam_jax.names import find
 
+MOST_OF_A_RUN = 5000  # pictures of a run that are compared unasked; reading as many takes about a minute
+
 
 def refuse_training_pictures(
     systems: Sequence[str],
@@ -22,8 +24,8 @@ def refuse_training_pictures(
     """Compares what is to be evaluated with the given training pictures and with those of training runs.
 
     Args:
-        systems: names of models; of those in the folder of a run, the run's pictures are found while they lie where
-            they lay.
+        systems: names of models; of those in the folder of a run, up to `MOST_OF_A_RUN` pictures are compared if they
+            are where they were.
         trained_on: further training pictures.
         sources: data sets by name, of objects or of class maps.
         drawn: the indices that are to be evaluated.
@@ -34,7 +36,11 @@ def refuse_training_pictures(
     training: dict[str, Pictures] = dict(open_sources(trained_on))
     for folder in dict.fromkeys(_folder_of_run(system) for system in systems):
         if folder is not None:
-            training[f"{folder}"] = _pictures_of_run(folder)
+            of_run = _pictures_of_run(folder)
+            if len(of_run) > MOST_OF_A_RUN:
+                print(f"{folder}: its {len(of_run):,} training pictures are not compared; --trained-on DIR does so")
+            else:
+                training[f"{folder}"] = of_run
     if training := {name: source for name, source in training.items() if len(source)}:
         refuse_leaks(training, {name: Selection(source, drawn(source)) for name, source in sources.items()})
 

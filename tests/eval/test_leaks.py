@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from eval import leaks
 from eval.leaks import refuse_training_pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
@@ -50,6 +51,17 @@ def test_so_is_one_that_a_run_was_trained_on_but_not_one_that_it_held_out(folder
             check([f"sam_nano+{name}"], [], test)
     (run / "pictures.json").write_text(json.dumps({"training": {"mine/01": ""}, "held_out": {"mine/00": ""}}))
     check([f"sam_nano+{run}"], [], test)
+
+
+def test_a_run_of_many_pictures_is_not_read_unasked(folders, tmp_path, monkeypatch, capsys):
+    training, test = folders
+    plant(training, test)
+    (tmp_path / "plugin.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({"data_dir": [str(training)]}))
+    (tmp_path / "pictures.json").write_text(json.dumps({"training": {"mine/00": "", "mine/01": ""}}))
+    monkeypatch.setattr(leaks, "MOST_OF_A_RUN", 1)
+    check([f"sam_nano+{tmp_path}"], [], test)
+    assert "its 2 training pictures are not compared; --trained-on DIR does so" in capsys.readouterr().out
 
 
 def test_a_damaged_record_is_named(folders, tmp_path):
