@@ -423,7 +423,7 @@ def test_what_cannot_be_measured_is_refused_with_status_2(arguments, capsys):
 def test_the_rows_of_the_data_are_batches_and_the_decoding_of_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATA_BATCHES", 1)
     (case,) = data_cases(Options(rows=("data",), data_dir=(small.save_pairs(tmp_path / "pairs", 3),), threads=1))
-    assert case.name == "32 pictures of pairs"
+    assert case.name == "8 pictures of pairs"
     opened = []
     monkeypatch.setattr(
         data.Image, "open", lambda file, open=Image.open, **options: opened.append(file) or open(file, **options)
