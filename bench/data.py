@@ -19,8 +19,10 @@ DATA_BATCHES = 48  # many, since a stream prefetches four more, which the time m
 
 
 def data_cases(options: Options) -> Iterator[Case]:
-    """Batches of 8 pictures with 4 prompts at 1024 pixels, occlusion included, against the least that any pipeline does:
-    decoding the files of as many pictures into arrays, with as many threads."""
+    """Batches of 8 pictures with 4 prompts at 1024 pixels, occlusion included, against the least that a pipeline does.
+
+    That is to decode the files of as many pictures into arrays, with as many threads.
+    """
     recipe = dataclasses.replace(PRESETS["stable-sam"][1], batch_size=8, prompts_per_picture=4)
     model = MODELS["sam_vit_b"]
     config = describe_batches(recipe, model)
