@@ -1,4 +1,7 @@
-"""Which pictures `--limit` takes of a data set."""
+"""Random choices that every machine makes alike: which pictures `--limit` takes, and generators that names seed."""
+
+import hashlib
+import json
 
 import numpy as np
 
@@ -20,3 +23,12 @@ def even_draw(total: int, limit: int | None, seed: int) -> list[int]:
         return list(range(total))
     edges = np.arange(limit + 1) * total // limit
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()
+
+
+def rng_of(*key: str | int) -> np.random.Generator:
+    """A generator that depends on the key alone; hash() would differ between processes.
+
+    JSON delimits the parts, whatever characters a picture's name has.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

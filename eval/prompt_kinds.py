@@ -5,13 +5,12 @@ orders of pictures get the same prompts.
 """
 
 import functools
-import hashlib
-import json
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from eval.draw import rng_of
 from stablesam_jax import prompts
 
 PROMPTS_PER_OBJECT = 20  # of each random kind (sec. 3.2)
@@ -179,6 +178,4 @@ def draw_region_prompt(
 
 
 def _rng(picture_id: str, object_id: int, kind: str, seed: int, index: int) -> np.random.Generator:
-    # JSON delimits the fields, whatever characters a picture's name has; hash() would differ between processes.
-    key = json.dumps([picture_id, int(object_id), kind, int(seed), index])
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))
+    return rng_of(picture_id, int(object_id), kind, int(seed), index)

@@ -55,7 +55,7 @@ class Seen(NamedTuple):
     low_res_masks: np.ndarray | jax.Array  # (N, 4G, 4G)
     predicted_iou: np.ndarray | jax.Array  # (N,)
     alpha: np.ndarray | jax.Array  # (N, A) float32, alpha_1 at each attention that the plugin resamples for; A may be 0
-    tokens: np.ndarray | jax.Array  # (N, 3, 5, C) float32, IoU token and mask tokens before each attention to the image
+    tokens: np.ndarray | jax.Array  # (N, 3, 5 or 6, C) float32, own tokens before each attention to the image
 
 
 class TokenReader(Segmenter):
@@ -91,7 +91,6 @@ def begin(reader: TokenReader, labelled: LabelledPicture, protocol: Protocol) ->
     """
     prompted: Any = prompt_objects(reader, reader.encode(labelled.picture), labelled, protocol)
     attentions = sorted(reader.config.plugin.attentions) if reader.config.plugin else []
-    t_o = reader.config.output_token if reader.config.output_token < MASK_TOKENS.stop else MASK_TOKENS.start
 
     def finish() -> Record:
         boxes, size_hw = [], labelled.picture.shape[:2]
@@ -109,7 +108,7 @@ def begin(reader: TokenReader, labelled: LabelledPicture, protocol: Protocol) ->
         return {
             systems.TRUTH: systems.annotation_digest(labelled.masks),
             "picture": labelled.name,
-            "t_o": t_o,
+            "t_o": reader.config.output_token,
             "boxes": boxes,
         }
 
@@ -135,7 +134,7 @@ def _reading(sam: Sam) -> Callable[[Params, ImageEmbedding, Prompts], Seen]:
             )  # fmt: skip
             shown = state["tokens"]["mask_decoder"]["transformer"]
             places = [functools.reduce(operator.getitem, path, shown)["queries"][0] for path in ATTENTIONS]
-            tokens = jnp.stack([place[:, :, : MASK_TOKENS.stop] for place in places], axis=2)
+            tokens = jnp.stack([place[:, :, : _own_tokens(sam.config.output_token)] for place in places], axis=2)
             if sam.config.plugin is None:
                 alphas = jnp.zeros((*masks.iou_predictions.shape[:2], 0))
             else:
@@ -163,13 +162,18 @@ def summarise(records: Sequence[Record], groups: Sequence[str]) -> Summary:
         means = {"true": float(values[true].mean()), "sloppy": float(values[~true].mean())}
         summary[signal] = {"auc": auc(values, true), **means}
     tokens = np.array([box["tokens"] for box, _ in boxes], np.float64)
-    tokens = tokens.reshape(*tokens.shape[:2], MASK_TOKENS.stop, -1)  # (boxes, 3, 5, C)
     t_o = records[0]["t_o"]
+    tokens = tokens.reshape(*tokens.shape[:2], _own_tokens(t_o), -1)  # (boxes, 3, 5 or 6, C)
     for place in range(tokens.shape[1]):
         for name, chosen in (("t_o", [t_o]), ("t_o and IoU token", [0, t_o]), ("five tokens", range(MASK_TOKENS.stop))):
             read = cross_read(tokens[:, place, list(chosen)].reshape(len(true), -1), true, fold)
             summary[f"{name} {place}"] = {"auc": read, "true": np.nan, "sloppy": np.nan}
     return summary
+
+
+def _own_tokens(t_o: int) -> int:
+    """Number of the decoder's own tokens: IoU token and mask tokens, and of an HQ-SAM its token, which is t_o."""
+    return max(MASK_TOKENS.stop, t_o + 1)
 
 
 def cross_read(inputs: np.ndarray, true: np.ndarray, fold: np.ndarray) -> float:

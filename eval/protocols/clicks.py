@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import tyro
 
+from eval.draw import rng_of
 from eval.journal import Record
 from eval.loop import Summary, Values
 from eval.protocols import systems
@@ -77,7 +77,11 @@ def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
     if not config.rules or not set(config.rules) <= set(RULES):
         raise InputError(f"--rules {' '.join(config.rules)}: give one or more of {', '.join(RULES)}.")
     sources = open_sources(config.data_dir)
-    users = {} if config.user_clicks is None else read_user_clicks(config.user_clicks)
+    users: UserClicks = {}
+    of_users = None
+    if config.user_clicks is not None:
+        users = read_user_clicks(config.user_clicks)
+        of_users = hashlib.sha256(config.user_clicks.read_bytes()).hexdigest()  # a resumed evaluation needs the same
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
         predictor = Predictor(sam, params)
@@ -97,7 +101,7 @@ def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
 
     systems.run(
         config, sources, score, protocol="clicks", metrics=METRICS, lines_file="per_object.csv",
-        more={"user_clicks": len(users)}, illustrate=compare,
+        more={"user_clicks": of_users}, illustrate=compare,
     )  # fmt: skip
 
 
@@ -116,7 +120,7 @@ def begin(
         ious = {}
         for kind in config.clicks:
             for rule in config.rules:
-                rng = _rng(labelled.name, number, kind, config.seed)
+                rng = rng_of("clicks", labelled.name, number, kind, config.seed)
                 choose = functools.partial(next_click, target, kind=kind, rng=rng)
                 ious[f"{kind}, {rule}"] = session(predictor, picture, target, choose, rule)
         objects.append(ious)
@@ -328,8 +332,3 @@ def _clicks_of(users: UserClicks, labelled: LabelledPicture, number: int) -> lis
         if of == stem and data_set.lower().startswith(name)
         for click in own
     ]
-
-
-def _rng(picture: str, number: int, kind: str, seed: int) -> np.random.Generator:
-    key = json.dumps(["clicks", picture, number, kind, seed])
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))

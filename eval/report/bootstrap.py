@@ -6,14 +6,14 @@ the mean. All systems are averaged over the same resampled groups, so that what 
 differences (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+
+from eval.draw import rng_of
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -93,7 +93,7 @@ def resampled_means(sample: Sample, name: str, seed: int) -> list[np.ndarray]:
     names, group = np.unique(sample.groups, return_inverse=True)
     if len(names) < FEWEST:
         return [np.full((RESAMPLES, of.shape[2]), math.nan) for of in sample.values]
-    counts = _counts(_rng("groups", name, seed), len(names))[:, group]  # how often each picture is drawn
+    counts = _counts(rng_of("bootstrap", "groups", name, seed), len(names))[:, group]  # how often each picture is drawn
     weights = counts / counts.sum(axis=1, keepdims=True)
     drawn = []
     for number, values in enumerate(sample.values):
@@ -102,7 +102,7 @@ def resampled_means(sample: Sample, name: str, seed: int) -> list[np.ndarray]:
         runs = len(values)
         shares = np.full((RESAMPLES, runs), 1 / runs)
         if runs > 1:
-            shares += _widening(runs) * (_counts(_rng("runs", number, seed), runs) / runs - shares)
+            shares += _widening(runs) * (_counts(rng_of("bootstrap", "runs", number, seed), runs) / runs - shares)
         drawn.append(np.einsum("br,brk->bk", shares, of_runs))
     return drawn
 
@@ -124,8 +124,3 @@ def _each(means: np.ndarray, drawn: np.ndarray) -> list[Interval]:
     """(K,) and (RESAMPLES, K) -> K percentile intervals."""
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [Interval(*map(float, one)) for one in zip(means, low, high, strict=True)]
-
-
-def _rng(*key: str | int) -> np.random.Generator:
-    digest = hashlib.sha256(json.dumps(["bootstrap", *key]).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
