@@ -73,6 +73,13 @@ def test_tokens_are_those_that_the_plugin_sees(plugin):
         assert {round(box["signals"]["alpha 0"], 3) for box in record["boxes"]} == {0.5}
 
 
+@pytest.mark.slow
+def test_of_hq_sam_t_o_is_its_own_token():
+    record = begin(TokenReader(*small.system(hq=True, plugin=None)), LABELLED, Protocol(kinds=KINDS, prompts=1))()
+    assert record["t_o"] == 5
+    assert np.shape(record["boxes"][0]["tokens"]) == (3, 6 * 256)
+
+
 def test_a_summary_has_every_signal_and_every_reader():
     rng = np.random.default_rng(0)
     records = [
