@@ -13,7 +13,9 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[train,eval,convert,parity,nano,notebooks,dev]'
+		-e '.[train,eval,convert,parity,nano,notebooks,onnx,serve,hub,docs,dev]'
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		sam2==1.1.0
 	touch $@
 
 quickstart: $(STAMP)
