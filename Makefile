@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # Large pages for large arrays: a training step on a CPU takes a fifth less (glibc 2.35 or newer; ignored elsewhere).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv quickstart tables notebooks bench lint test test-slow test-all parity clean
+.PHONY: venv quickstart tables notebooks docs bench lint test test-slow test-all parity clean
 
 venv: $(STAMP)
 
@@ -32,6 +32,10 @@ notebooks: $(STAMP)
 		(cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute $$name.ipynb \
 			--output=../runs/notebooks/$$name.ipynb) || exit 1; \
 	done
+
+# The site, in site/: index.html opens without a server. Warnings are errors.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
 
 # Ours against others: the sampler and the plugin, unless BENCH="--rows encoder decode --repeats 3" asks for other rows.
 bench: $(STAMP)
@@ -69,4 +73,4 @@ parity: $(STAMP)
 
 # What can be made again without a user's pictures and models: runs/ stays, which holds those.
 clean:
-	rm -rf .venv .cache build dist
+	rm -rf .venv .cache build dist site

@@ -1,0 +1,53 @@
+"""The site's pages that are not below docs/, and links that work in the repository as well as on the site."""
+
+import pathlib
+import posixpath
+import re
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+OUTSIDE = ("results/*.md", "notebooks/*.ipynb", "stablesam_jax/pretrained/README.md", "CHANGELOG.md")
+REMOTE = re.compile(
+    r'<script src=""> </script>|<script type="module">(?:(?!</script>).)*?mermaid\.(?:(?!</script>).)*</script>', re.S
+)
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def outside():
+    """Paths of those pages, from the root of the repository."""
+    return sorted(path.relative_to(ROOT).as_posix() for pattern in OUTSIDE for path in ROOT.glob(pattern))
+
+
+@event_priority(100)  # before mkdocs-jupyter, which takes the notebooks
+def on_files(files, config):
+    """Adds them; each keeps its path. Of a notebook that `make notebooks` has executed, the copy with figures is shown."""
+    for path in outside():
+        root = ROOT / "runs" if (ROOT / "runs" / path).is_file() and path.endswith(".ipynb") else ROOT
+        files.append(File(path, str(root), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turns links between files of the repository into links between pages.
+
+    Of a link to a file that is no page the text remains. A link to nothing stays as it is and fails the build.
+    """
+    here = page.file.src_uri
+    place = posixpath.dirname(here if here in outside() else f"docs/{here}")
+
+    def rewritten(match):
+        text, link, anchor = match.groups(default="")
+        path = posixpath.normpath(posixpath.join(place, link))
+        target = "index.md" if path == "README.md" else path.removeprefix("docs/")
+        if files.get_file_from_path(target):
+            return f"[{text}]({posixpath.relpath(target, posixpath.dirname(here) or '.')}{anchor})"
+        return text if (ROOT / path).exists() else match[0]
+
+    return LINK.sub(rewritten, markdown)
+
+
+def on_post_page(output, page, config):
+    """Removes from notebooks the scripts that would fetch libraries from elsewhere, for formulas and diagrams."""
+    return REMOTE.sub("", output)
