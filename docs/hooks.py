@@ -22,7 +22,10 @@ def outside():
 
 @event_priority(100)  # before mkdocs-jupyter, which takes the notebooks
 def on_files(files, config):
-    """Adds them; each keeps its path. Of a notebook that `make notebooks` has executed, the copy with figures is shown."""
+    """Adds them; each keeps its path.
+
+    Of a notebook that `make notebooks` has executed, the copy with its figures is taken.
+    """
     for path in outside():
         root = ROOT / "runs" if (ROOT / "runs" / path).is_file() and path.endswith(".ipynb") else ROOT
         files.append(File(path, str(root), config.site_dir, config.use_directory_urls))
