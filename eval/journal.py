@@ -1,8 +1,7 @@
-"""Journal of an evaluation: the results of each picture, written at once, so that a killed evaluation resumes.
+"""Journal of long work: the results of each picture, written at once, so that killed work resumes.
 
-A file of JSON lines in the output folder: first the settings of the evaluation, then one line per picture. JSON keeps
-floats to the bit, so final results do not depend on where the evaluation was killed. The file is removed once the final
-results are written.
+A file of JSON lines in the output folder: first the settings, then one line per picture. JSON keeps floats to the bit,
+so final results do not depend on where the work was killed. An evaluation removes the file at its end.
 """
 
 import json
@@ -20,7 +19,7 @@ Record = Mapping[str, Any]  # results of one picture: values that JSON can hold
 
 
 class Journal:
-    """The records of one evaluation by (system, data set, index of the picture)."""
+    """The records of one piece of work by (system, data set, index of the picture)."""
 
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any], *, host: int = 0):
         """Reads the journal of an earlier run, if there is one; writes nothing.
@@ -67,7 +66,7 @@ class Journal:
         if differ:
             more = f" and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
             raise InputError(
-                f"{self._path}: an evaluation with other options was begun here: "
+                f"{self._path}: work with other options was begun here: "
                 f"{', '.join(differ[:MOST_DIFFERENCES])}{more}. Repeat its options to continue, "
                 "or give another --output."
             )
@@ -82,13 +81,23 @@ class Journal:
         Raises:
             InputError: it cannot be written; earlier records remain.
         """
+        self.begin()
         with writing(self._path):
-            if not self._size:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.write_bytes(b"")
-                self._append(self._settings)
             self._append([system, data_set, index, record])
         return record
+
+    def begin(self) -> None:
+        """Writes the settings, unless they are there, so that the folder is known as that of this work.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        if self._size:
+            return
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_bytes(b"")
+            self._append(self._settings)
 
     def _append(self, entry: Any) -> None:
         line = json.dumps(entry).encode() + b"\n"

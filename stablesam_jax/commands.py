@@ -28,6 +28,7 @@ COMMANDS = {
     "average": Command("train.average", "train", "one plugin or model that is the mean of several"),
     "preview": Command("train.preview", "train", "draws the first samples of a training run"),
     "eval": Command("eval.main", "eval", "compares systems under sloppy prompts; eval --help has the protocols"),
+    "predict": Command("predict.__main__", "eval", "masks for boxes or points of many pictures, sorted for review"),
     "serve": Command("serve.__main__", "serve", "masks by HTTP for annotation tools, and a page to try them"),
     "report": Command("eval.report.__main__", "eval", "one HTML page of several evaluations"),
     "parity": Command("eval.parity.__main__", "parity", "compares a model with the official PyTorch code"),

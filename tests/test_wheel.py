@@ -17,7 +17,7 @@ from tests.reference import small
 pytestmark = pytest.mark.slow  # builds both archives and starts programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TOOLS = ("bench", "convert", "eval", "experiments", "serve", "train")
+TOOLS = ("bench", "convert", "eval", "experiments", "predict", "serve", "train")
 MOST_BYTES = 20 << 20  # 14 MB of them are sam_nano
 
 

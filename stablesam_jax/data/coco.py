@@ -98,8 +98,8 @@ class CocoPictures(Reader):
             InputError: the json cannot be read, or is not a COCO json.
         """
         self.name, self.annotations_file = name, annotations
-        content = _read(annotations)
-        self.categories = _categories(content.get("categories"))
+        content = read_coco(annotations)
+        self.categories = category_names(content.get("categories"))
         images, unusable = self._images(content.pop("images"), pictures_in, findings)
         by_image: dict[Id, list[Annotation]] = {image_id: [] for image_id in images}
         passed_over: collections.Counter[str] = collections.Counter()
@@ -109,7 +109,7 @@ class CocoPictures(Reader):
         while entries:  # popped, so that the memory of each entry is freed; there may be a million
             entry = entries.pop()
             try:
-                image_id = _id(entry, "image_id")
+                image_id = id_of(entry, "image_id")
                 if image_id in unusable:
                     continue  # its picture has a finding already
                 if image_id not in images:
@@ -229,7 +229,7 @@ class CocoPictures(Reader):
         for entry in entries:
             said = entry.get("file_name")
             try:
-                image_id = _id(entry, "id")
+                image_id = id_of(entry, "id")
                 if image_id in images or image_id in unusable:
                     raise ValueError(f"has the id {image_id}, which another has")
                 unusable.add(image_id)
@@ -255,7 +255,7 @@ class CocoPictures(Reader):
         }, unusable
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def read_coco(path: pathlib.Path) -> dict[str, Any]:
     """Reads the json and checks its two lists of dictionaries."""
     content = read_json(path, _compact)
     lists = ("images", "annotations")
@@ -275,7 +275,7 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _categories(entries: Any) -> dict[Id, str]:
+def category_names(entries: Any) -> dict[Id, str]:
     """The name of each category by its id; empty if there are none, which training does not need."""
     if isinstance(entries, dict):  # some tools write id -> name
         return {int(key) if str(key).isdecimal() else key: str(name) for key, name in entries.items()}
@@ -285,7 +285,7 @@ def _categories(entries: Any) -> dict[Id, str]:
             found[entry] = entry
         elif isinstance(entry, dict):
             with contextlib.suppress(KeyError, ValueError):
-                key = _id(entry, "id")
+                key = id_of(entry, "id")
                 found[key] = str(entry.get("name", key))
     return found
 
@@ -330,7 +330,7 @@ def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], p
     )
 
 
-def _id(entry: Mapping[str, Any], key: str) -> Id:
+def id_of(entry: Mapping[str, Any], key: str) -> Id:
     """An integer or a string id; `12.0` and `"12"`, which some programs write, are 12.
 
     Raises:
@@ -348,7 +348,7 @@ def _id(entry: Mapping[str, Any], key: str) -> Id:
 
 def _id_or(entry: Mapping[str, Any], key: str, otherwise: Any) -> Any:
     try:
-        return _id(entry, key)
+        return id_of(entry, key)
     except (KeyError, ValueError):
         return otherwise
 

@@ -16,7 +16,7 @@ from stablesam_jax.commands import COMMANDS, called, check_choice, command_line
 from stablesam_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "serve", "bench", "experiments")
+PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "predict", "serve", "bench", "experiments")
 BY_OPTION = {"keras_hub"}  # of --keras-hub, whose help says that it must be installed
 
 
