@@ -1,4 +1,6 @@
-"""Converts checkpoint folders to state dicts of the official PyTorch packages, and plugins to those of stablesam_torch.
+"""Converts checkpoint folders to state dicts of the official PyTorch packages, or of stablesam_torch.
+
+sam_nano and the plugins have their classes in stablesam_torch, all other models in segment_anything(_hq).
 
 python -m convert.flax_to_torch --checkpoint runs/sam_vit_b --output runs/sam_vit_b.pth
 python -m convert.flax_to_torch --checkpoint runs/mine/plugin.safetensors --output runs/plugin.pth
@@ -28,13 +30,14 @@ from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.params import Params, count, flatten
 from stablesam_torch.plugin import CONFIG_KEY, packed
 
+NANO = "sam_nano"
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True; of a
-    plugin, one for `stabilise` of stablesam_torch/plugin.py."""
+    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True, or
+    `NanoSam` of stablesam_torch; of a plugin, one for `stabilise` of stablesam_torch."""
 
     checkpoint: str
     """Checkpoint folder, the name of a shipped model, or a plugin file."""
@@ -97,10 +100,10 @@ def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
             f"{checkpoint}: has a plugin, which no official package supports. Convert its base and the plugin file "
             "separately."
         )
-    if encoder_of(sam.config).official is None:
+    if encoder_of(sam.config).official is None and sam.config.name != NANO:
         raise InputError(
-            f"{checkpoint}: {sam.config.name} has an encoder that no official package has. Give a SAM with ViT or "
-            "TinyViT."
+            f"{checkpoint}: {sam.config.name} has an encoder that neither the official packages nor stablesam_torch "
+            "have. Give a SAM with ViT or TinyViT, or sam_nano."
         )
     return ("model", sam.config.name), params, {name: _tensor(array) for name, array in to_torch(params).items()}
 

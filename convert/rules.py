@@ -1,4 +1,6 @@
-"""Conversion between tensors of the official files and leaves of our tree, as one table for both directions.
+"""Conversion between tensors of PyTorch files and leaves of our tree, as one table for both directions.
+
+The files are those of the official packages, and of stablesam_torch for sam_nano.
 
 Modules have the official names, so paths need one rule: `/` becomes `.`, and a number after an underscore at the end of
 a component becomes an index (`blocks_3` -> `blocks.3`; `conv1` and `neck/0` are unchanged). The table has the name of
@@ -47,6 +49,9 @@ RULES = (
     Rule(r".*/(qkv|attn/proj|[qkv]_proj|out_proj|lin[12]|fc[12]|head|layers_[0-2])/kernel", "weight", DENSE),
     Rule(r"image_encoder/(patch_embed/proj|neck/[02]|.*(seq_[02]|conv[13])/c)/kernel", "weight", CONV),
     Rule(r"image_encoder/.*(conv2|local_conv)/c/kernel", "weight", DEPTHWISE),
+    Rule(r"image_encoder/backbone/.*(stem|expand|project)/kernel", "weight", CONV),
+    Rule(r"image_encoder/neck/(finest|fine|middle|coarse|output)/kernel", "weight", CONV),
+    Rule(r"image_encoder/backbone/.*depthwise/kernel", "weight", DEPTHWISE),
     Rule(r"prompt_encoder/mask_downscaling_[036]/kernel", "weight", CONV),
     Rule(r"mask_decoder/embedding_maskfeature_[03]/kernel", "weight", CONV),
     Rule(r"mask_decoder/(output_upscaling|compress_vit_feat|embedding_encoder)_[03]/kernel", "weight", UPSCALE),
@@ -66,12 +71,12 @@ def rule_of(path: str) -> Rule:
     """The row that matches a leaf.
 
     Raises:
-        InputError: no row matches, as for the encoder of sam_nano, which has no official twin.
+        InputError: no row matches.
         ValueError: two rows match: a bug in the table.
     """
     rules = [rule for rule in RULES if re.fullmatch(rule.target, path)]
     if not rules:
-        raise InputError(f"{path}: no tensor of the official models corresponds to it. Give a SAM with ViT or TinyViT.")
+        raise InputError(f"{path}: no tensor of the official models or of stablesam_torch corresponds to it.")
     (rule,) = rules
     return rule
 

@@ -10,6 +10,7 @@ stablesam_jax, with dots: kernels are (in, out), that of the depthwise convoluti
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -23,10 +24,6 @@ CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for what is no para
 REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
-DECODER_ARGUMENTS = (  # of the official mask decoders, in order; the last two are HQ-SAM's
-    "image_embeddings", "image_pe", "sparse_prompt_embeddings", "dense_prompt_embeddings", "multimask_output",
-    "hq_token_only", "interm_embeddings",
-)  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -135,8 +132,8 @@ class Plugin(nn.Module):
         if self.config.router:
             self.drp = Router(self.config)
         self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets that of an HQ-SAM
-        self._boxes = self._share = None
-        self._looking = self._alone = False  # whether the decoder runs for the first pass, and without the plugin
+        self._boxes: tuple[torch.Tensor, torch.Tensor] | None = None  # see `set_boxes`
+        self._alone = False  # whether the decoder runs without the plugin
         self._forget()
 
     def forward(
@@ -144,8 +141,7 @@ class Plugin(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
-        A strength s below 1 interpolates between x_p, at 0, and this mixture, at 1. It is 0 for prompts that SAM alone
-        answers well, if the configuration has limits of a first pass.
+        A strength s below 1 interpolates between x_p, at 0, and this mixture, at 1.
 
         Args:
             keys: (N, H, W, C), image features of N prompts, without their positional encoding.
@@ -157,9 +153,7 @@ class Plugin(nn.Module):
         """
         # s (alpha_1 x* + alpha_2 x) + (1 - s) x has the weights (s alpha_1, s alpha_2 + 1 - s).
         alpha = self._alpha(tokens)
-        strength = alpha.new_tensor(self.config.strength) if self._share is None else self.config.strength * self._share
-        strength = strength.to(alpha.dtype)[..., None]  # (1,) or (N, 1)
-        shares = strength * alpha + torch.cat([torch.zeros_like(strength), 1 - strength], dim=-1)
+        shares = self.config.strength * alpha + alpha.new_tensor([0, 1 - self.config.strength])
         weights = shares.to(keys.dtype)[:, None, None, :, None]
 
         def mix(resampled: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -197,11 +191,21 @@ class Plugin(nn.Module):
         transformer.register_forward_hook(self._forget)
 
     def hook_first_pass(self, prompt_encoder: nn.Module, decoder: nn.Module) -> None:
-        """Registers hooks that decode without the plugin first and tell which prompts it should act on."""
+        """Lets the decoder predict without and with the plugin, and keep the plugin's masks where it should act."""
         self._image_size = prompt_encoder.input_image_size[0]
         prompt_encoder.register_forward_pre_hook(self._keep_boxes, with_kwargs=True)
-        decoder.register_forward_pre_hook(self._look, with_kwargs=True)
-        decoder.register_forward_hook(self._forget_share)
+        decoder.predict_masks = functools.partial(self._predict_twice, decoder)
+
+    def set_boxes(self, has_box: torch.Tensor, boxes: torch.Tensor) -> None:
+        """Says which boxes the next prompts have, for decoding what the model's prompt encoder has not embedded.
+
+        Only plugins with a first pass read it. The prompt encoder's hook sets it from `boxes` of each call.
+
+        Args:
+            has_box: (N,) bool, or (1,) for all prompts.
+            boxes: (N, 4) or (1, 4) XYXY in pixels of the model's input.
+        """
+        self._boxes = has_box, boxes
 
     def get_extra_state(self) -> torch.Tensor:
         """Configuration and metadata, see `packed`."""
@@ -225,8 +229,6 @@ class Plugin(nn.Module):
     ) -> tuple[tuple[()], dict[str, torch.Tensor]]:
         if self._alone:
             return args, kwargs
-        if self.config.first_pass is not None and self._share is None:
-            raise RuntimeError("This plugin needs a first pass: call the mask decoder itself, not its predict_masks.")
         # Values are the image features alone; keys already have the positional encoding added.
         keys, key_pe = self(kwargs["v"].view_as(self._key_pe), self._key_pe, self._tokens)
         return args, kwargs | {"k": (keys + key_pe).flatten(1, 2), "v": keys.flatten(1, 2)}
@@ -235,52 +237,45 @@ class Plugin(nn.Module):
         self._key_pe = self._tokens = None
 
     def _keep_boxes(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._boxes = kwargs.get("boxes", args[1] if len(args) > 1 else None)  # (N, 4) XYXY in the model's input
+        boxes = kwargs.get("boxes", args[1] if len(args) > 1 else None)
+        if boxes is None:
+            zeros = self.drp.scale.new_zeros(1, 4) if self.config.router else torch.zeros(1, 4)
+            self.set_boxes(zeros[:, 0] > 0, zeros)
+        else:
+            boxes = torch.as_tensor(boxes).reshape(-1, 4)
+            self.set_boxes(torch.ones_like(boxes[:, 0], dtype=torch.bool), boxes)
 
-    def _look(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._looking:
-            return
-        given = dict(zip(DECODER_ARGUMENTS, args, strict=False)) | kwargs | {"multimask_output": False}
-        if "hq_token_only" in given:
-            given["hq_token_only"] = False
-        self._looking = True
+    def _predict_twice(self, decoder: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        """`predict_masks` of the decoder. Both results are computed and chosen by arithmetic, so that a graph can."""
+        predict = functools.partial(type(decoder).predict_masks, decoder, *args, **kwargs)
+        self._alone = True
         try:
-            with torch.no_grad():
-                self._alone = True
-                before, predicted_iou = decoder(**given)[:2]
-                self._alone = False
-                self._share = self._poor(before, predicted_iou)
-                after, _ = decoder(**given)[:2]
-                self._share = self._share * self._better(after, before)
+            alone = predict()
         finally:
-            self._alone = self._looking = False
+            self._alone = False
+        changed = predict()
+        acts = self._acts(*(masks.detach() for masks in (alone[0], alone[1], changed[0])))
+        return tuple(
+            torch.where(acts.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            for new, old in zip(changed, alone, strict=True)
+        )
 
-    def _poor(self, masks: torch.Tensor, predicted_iou: torch.Tensor) -> torch.Tensor:
-        """(N,), 1 for prompts whose mask without the plugin is poor."""
+    def _acts(self, before: torch.Tensor, predicted_iou: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """(N,) bool: the mask without the plugin is poor, and that with it has not run away from the prompt's box."""
         assert self.config.first_pass is not None
-        fit_limit, _, _, iou_limit = self.config.first_pass
-        fits = self._fits(masks)
-        return (predicted_iou[:, 0] < iou_limit if fits is None else fits < fit_limit).to(masks)
+        if self._boxes is None or len(self._boxes[0]) not in (1, len(before)):
+            raise RuntimeError("This plugin needs the prompts' boxes: call the prompt encoder first, or set_boxes.")
+        fit_limit, least, lost, iou_limit = self.config.first_pass
+        has_box, boxes = self._boxes
+        earlier, fits = (
+            box_iou(mask_boxes(self._single(masks), self._image_size), boxes.to(masks)) for masks in (before, after)
+        )
+        poor = torch.where(has_box, earlier < fit_limit, predicted_iou[:, 0] < iou_limit)
+        return poor & (~has_box | (fits >= least) & (fits >= earlier - lost))
 
-    def _better(self, after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """(N,), 1 for prompts whose mask with the plugin has not run away from the box."""
-        assert self.config.first_pass is not None
-        _, least, lost, _ = self.config.first_pass
-        fits, earlier = self._fits(after), self._fits(before)
-        if fits is None or earlier is None:
-            return after.new_ones(len(after))
-        return ((fits >= least) & (fits >= earlier - lost)).to(after)
-
-    def _fits(self, masks: torch.Tensor) -> torch.Tensor | None:
-        """IoU of each prompt's box and the box around its mask; None without boxes."""
-        if self._boxes is None:
-            return None
-        boxes = torch.as_tensor(self._boxes).reshape(-1, 4).to(masks)
-        return box_iou(mask_boxes(masks[:, 0], self._image_size), boxes)
-
-    def _forget_share(self, *_: Any) -> None:
-        if not self._looking:
-            self._share = None
+    def _single(self, masks: torch.Tensor) -> torch.Tensor:
+        """(N, all, S, S) -> (N, S, S), the single mask; of HQ-SAM with that of its own token."""
+        return masks[:, 0] + masks[:, -1] if self.output_token == HQ_TOKEN else masks[:, 0]
 
 
 def mask_boxes(low_res_masks: torch.Tensor, image_size: int) -> torch.Tensor:

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from convert import flax_to_torch, sam_to_flax
+from convert.rules import to_flax
 from convert.torch_file import read_state
 from eval.parity import torch_sam
+from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import unflatten
 from stablesam_torch import plugin as torch_plugin
+from stablesam_torch.nano import NanoSam
 from tests.reference import official, small
 from tests.reference.tiers import slow
 
@@ -78,10 +81,25 @@ def test_safetensors_hold_the_same(folder, tmp_path):
         np.testing.assert_array_equal(state[name], tensor.numpy())
 
 
+def test_the_shipped_sam_nano_is_loaded_by_the_class_of_stablesam_torch(tmp_path, capsys):
+    run("sam_nano", tmp_path / "sam_nano.pth")
+    assert "model      sam_nano\n" in capsys.readouterr().out
+    sam = NanoSam()
+    sam.load_state_dict(torch.load(tmp_path / "sam_nano.pth", weights_only=True), strict=True)
+    _, params = load_model("sam_nano")
+    jax.tree.map(np.testing.assert_array_equal, to_flax(_arrays(sam), params), jax.device_get(params))
+
+
+def _arrays(sam):
+    return {name: tensor.numpy() for name, tensor in sam.state_dict().items()}
+
+
 @pytest.mark.slow
-def test_a_shipped_model_and_a_plugin_are_answered_by_what_to_do(known, tmp_path, capsys):
+def test_a_model_without_a_class_and_one_with_a_plugin_are_answered_by_what_to_do(known, tmp_path, capsys):
     output = tmp_path / "out.pth"
-    assert "sam_nano has an encoder that no official package has" in refusal(capsys, "sam_nano", output)
+    hq, params = small.system(hq=True, plugin=None)
+    save_model(tmp_path / "hq", params, config=hq.config, source={})
+    assert "hq_sam_nano has an encoder that neither the official packages" in refusal(capsys, tmp_path / "hq", output)
     sam, params = small.stable_nano()
     save_model(tmp_path / "stable", params, config=sam.config, source={})
     assert "has a plugin, which no official package supports. Convert its base" in refusal(

@@ -93,7 +93,9 @@ def test_a_number_after_an_underscore_becomes_an_index_and_others_stay(path, nam
 
 
 def test_every_rule_is_used(target, tiny_target):
-    assert {rule_of(path) for path in flatten(target) | flatten(tiny_target)} == set(RULES)
+    nano_target = shapes(assemble(MODELS["sam_nano"]))
+    targets = flatten(target) | flatten(tiny_target) | flatten(nano_target)
+    assert {rule_of(path) for path in targets} == set(RULES)
 
 
 @pytest.mark.parametrize("model", official.SMALL)
@@ -183,6 +185,13 @@ def test_constants_that_odd_files_carry_along_are_dropped_and_said(state, target
     assert dropped(state) == ["2 tensors dropped: the configuration holds them"]
 
 
-def test_nano_has_no_official_twin():
-    with pytest.raises(InputError, match="no tensor of the official models corresponds"):
-        to_torch({"image_encoder": {"backbone": {"stem": {"kernel": np.ones((3, 3, 3, 32))}}}})
+def test_nano_is_converted_to_the_bit_in_both_directions():
+    target = shapes(assemble(MODELS["sam_nano"]))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), target)
+    jax.tree.map(np.testing.assert_array_equal, to_flax(to_torch(params), target), params)
+
+
+def test_a_leaf_of_no_model_is_refused():
+    with pytest.raises(InputError, match="stone/kernel: no tensor of the official models or of stablesam_torch"):
+        to_torch({"image_encoder": {"backbone": {"stone": {"kernel": np.ones((3, 3, 3, 32))}}}})

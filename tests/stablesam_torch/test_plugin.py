@@ -133,17 +133,35 @@ def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
             assert difference(ours.low_res_masks[0], theirs.detach()) < TOLERANCE
 
 
-def test_a_plugin_with_a_first_pass_refuses_to_act_without_one(sam):
-    config = dataclasses.replace(
-        WHOLE["sam"], plugin=dataclasses.replace(WHOLE["sam"].plugin, first_pass=(0.8, 0.4, 0.2, 0.4))
-    )
-    stable = torch_plugin.stabilise(sam, state_of(config))
-    sparse, dense = stable.prompt_encoder(points=None, boxes=torch.tensor([[1.0, 1, 9, 9]]), masks=None)
+def test_a_first_pass_refuses_to_act_without_the_boxes_of_its_prompts(sam):
+    stable = torch_plugin.stabilise(sam, state_of(with_first_pass(0.8, 0.4, 0.2, 0.4)))
     features = torch.zeros(1, WIDTH, CONFIG.grid_size, CONFIG.grid_size)
-    arguments = (features, stable.prompt_encoder.get_dense_pe(), sparse, dense)
+    arguments = (features, stable.prompt_encoder.get_dense_pe(), torch.zeros(2, 2, WIDTH), torch.zeros_like(features))
+    with pytest.raises(RuntimeError, match="needs the prompts' boxes: call the prompt encoder first, or set_boxes"):
+        stable.mask_decoder(*arguments, multimask_output=True)
+    stable.plugin.set_boxes(torch.tensor([True, False]), torch.zeros(2, 4))
     stable.mask_decoder(*arguments, multimask_output=True)
-    with pytest.raises(RuntimeError, match="needs a first pass: call the mask decoder itself"):
-        stable.mask_decoder.predict_masks(*arguments)
+    stable.prompt_encoder(points=None, boxes=torch.zeros(3, 4), masks=None)
+    with pytest.raises(RuntimeError, match="needs the prompts' boxes"):  # of 3 prompts, where 2 are decoded
+        stable.mask_decoder(*arguments, multimask_output=True)
+
+
+def test_prompts_with_and_without_a_box_are_decoded_together(sam):
+    stable = torch_plugin.stabilise(sam, state_of(with_first_pass(1.0, 0.0, 1.0, 0.0)))
+    decoder, rng = stable.mask_decoder, torch.Generator().manual_seed(0)
+    features = torch.randn(1, WIDTH, CONFIG.grid_size, CONFIG.grid_size, generator=rng)
+    boxes = torch.tensor([[9.0, 9, 99, 99], [9.0, 9, 99, 99]])
+    sparse, dense = stable.prompt_encoder(points=None, boxes=boxes, masks=None)
+    arguments = (features, stable.prompt_encoder.get_dense_pe(), sparse, dense)
+    with torch.no_grad():
+        both, _ = decoder(*arguments, multimask_output=False)
+        stable.plugin.set_boxes(torch.tensor([True, False]), boxes)  # its predicted IoU is above 0
+        mixed, _ = decoder(*arguments, multimask_output=False)
+        stable.plugin._alone = True
+        alone, _ = type(decoder).predict_masks(decoder, *arguments)
+    assert torch.equal(mixed[0], both[0])
+    torch.testing.assert_close(mixed[1], alone[1, :1])
+    assert (both[1] - mixed[1]).abs().max() > 0.1
 
 
 @pytest.fixture
