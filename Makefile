@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # Large pages for large arrays: a training step on a CPU takes a fifth less (glibc 2.35 or newer; ignored elsewhere).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv quickstart tables notebooks docs serve bench lint test test-slow test-all parity clean
+.PHONY: venv quickstart tables notebooks docs results serve bench lint test test-slow test-all parity clean
 
 venv: $(STAMP)
 
@@ -35,7 +35,11 @@ notebooks: $(STAMP)
 
 # The site, in site/: index.html opens without a server. Warnings are errors.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
+
+# Tables and values of the pages, from results/measured/; fails if a page was not what the files say.
+results: $(STAMP)
+	$(BIN)/python results/render.py
 
 # A page to try it, and HTTP for annotation tools: make serve SERVE="--system sam_nano --port 9091" has other options.
 serve: $(STAMP)

@@ -66,12 +66,12 @@ class TablesConfig:
     """Prompts of each; 8 pictures with 4 prompts are a quarter of the encoder's work."""
     learning_rate: float = 3e-3
     """Of Adam; decays to 1 % along a cosine. Three times the paper's, better for plugin and mask token in so few steps
-    (results/plugin_placement.md)."""
+    (results/plugin.md)."""
     scale_range: tuple[float, float] = (0.6, 1.6)
     """Longest side of a picture as a share of the model's input. Up to 1 no picture is cropped, which improves clicks
-    (results/plugin_placement.md). The runs of results/training.md have this default."""
+    (results/plugin.md). The runs of results/plugin.md have this default."""
     occlusion: float = OCCLUSION
-    """Share of views with synthetic occlusion, in robust training. The runs of results/training.md have none."""
+    """Share of views with synthetic occlusion, in robust training. The runs of results/plugin.md have none."""
     count: int = 6
     """Prompts of each random kind and object, in the comparison."""
     limit: int | None = 20

@@ -106,7 +106,7 @@ class PluginConfig:
     attentions: tuple[int, ...] = (0, 2)
     """Token-to-image attentions that read resampled features, one plugin for all: 0 and 1 are the decoder layers, 2 is
     the final one. Figure 3 draws layer 2, that is 1; the text does not say. Measured, the first and the final one do as
-    much as all three and more than any one of them (results/training.md). Layer 0's features are the same for all
+    much as all three and more than any one of them (results/plugin.md). Layer 0's features are the same for all
     prompts of a picture, so that it resamples them once."""
     resample: Literal["deform", "cbam", "coordinate"] = "deform"
     """What happens to the features: deformable sampling, or in its place the spatial attention of table 11, which only
@@ -139,7 +139,7 @@ class PluginConfig:
     and DRP, so that every layer has a gradient from the first step. The paper does not say."""
     strength: float = 1.0
     """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
-    afterwards loses less with true boxes and keeps most of the gain (results/plugin_placement.md)."""
+    afterwards loses less with true boxes and keeps most of the gain (results/plugin.md)."""
     first_pass: tuple[float, float, float, float] | None = None
     """Limits of a first pass without the plugin; None: one pass. Fit is the IoU of a prompt's box and the box around
     its mask. The plugin changes the mask of a prompt with a box if SAM's fit is below the first limit, unless the

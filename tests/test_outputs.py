@@ -13,7 +13,14 @@ TOOLS = sorted({command.module.partition(".")[0] for command in COMMANDS.values(
 IGNORED = tuple((ROOT / ".gitignore").read_text().split())
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "results/*.md", "notebooks/*.ipynb", "stablesam_jax/**/*.md", "stablesam_jax/**/*.py")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "results/*.md",
+        "notebooks/*.ipynb",
+        "stablesam_jax/**/*.md",
+        "stablesam_jax/**/*.py",
+    )
     for path in ROOT.glob(pattern)
 )
 SOURCES = sorted(itertools.chain.from_iterable((ROOT / tool).rglob("*.py") for tool in TOOLS))
@@ -41,7 +48,9 @@ def test_examples_write_where_git_does_not_look(path):
 
 
 def test_the_examples_are_found():
-    assert {"runs/results", "runs/mine", "runs/built", "runs/bench.json"} <= set(written(ROOT / "README.md"))
+    assert {"runs/results", "runs/mine", "runs/built", "runs/bench.json"} <= {
+        place for path in DOCUMENTS for place in written(path)
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

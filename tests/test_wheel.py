@@ -64,14 +64,13 @@ def test_what_it_says_of_itself(unpacked):
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_the_source_archive_has_the_tests_and_no_megabytes_of_figures(archives):
+def test_the_source_archive_has_the_tests_and_no_megabytes_of_values(archives):
     wheel, source = archives
     assert max(wheel.stat().st_size, source.stat().st_size) < MOST_BYTES
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "constraints.txt", "Makefile", "tests/conftest.py", "results/training.md"} <= names
+    assert {"pyproject.toml", "constraints.txt", "Makefile", "tests/conftest.py", "results/plugin.md"} <= names
     assert files("stablesam_jax", "stablesam_torch", *TOOLS) <= names
-    assert not [name for name in names if name.startswith("results/tables")]
 
 
 def python(unpacked, work, *arguments):

@@ -159,7 +159,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "own-pictures": (
-        "the plugin for some hundreds of pictures, as stable_sam_nano_one_object was (results/training.md)",
+        "the plugin for some hundreds of pictures, as stable_sam_nano_one_object was (results/plugin.md)",
         TrainConfig(
             output=pathlib.Path("runs/own-pictures"),
             **_FEWER_PICTURES,

@@ -1,6 +1,6 @@
 """Bilinear sampling of a feature map at fractional positions, with a gradient that is written out.
 
-What was tried and what it took: results/sampler.md.
+What was tried and what it took: results/speed.md.
 """
 
 import functools
