@@ -10,17 +10,17 @@ from typing import Any
 from serve import forms
 from serve.endpoint import Endpoint
 from serve.origins import from_base64
-from serve.schemas import ANY, POINT, SHARE, array, number, record, text
+from serve.schemas import ANY, POINT, SHARE, Schema, array, number, record, text
 from serve.service import Prompt, Service
 
 CLIENT = "CVAT"
 FUNCTION = "stablesam"
 
 
-def endpoints(service: Service) -> list[Endpoint]:
-    """The endpoints of this file."""
+def request_schema(service: Service) -> Schema:
+    """What CVAT sends."""
     points = array(POINT, most=service.limits.max_points)
-    request = record(
+    return record(
         {"image": text("base64 of a picture's file")},
         {
             "pos_points": {"anyOf": [points, {"type": "null"}]},
@@ -29,6 +29,11 @@ def endpoints(service: Service) -> list[Endpoint]:
         },
         more=True,
     )
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """The endpoints of this file."""
+    request = request_schema(service)
     row = array({"enum": [0, 1]})
     response = record({"points": array(POINT), "mask": array(row), "predicted_iou": number(-1, 2), "stability": SHARE})
     call = Endpoint(

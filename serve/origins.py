@@ -71,17 +71,16 @@ class Origins:
         try:
             root = self.folder.resolve(strict=True)
             path = (root / name).resolve()
-        except (OSError, ValueError, RuntimeError):
-            raise Refusal(404, "the path names no file below the folder of --files.") from None
-        if not path.is_relative_to(root):
-            raise Refusal(403, "the path is not below the folder of --files.")
-        if not path.is_file():
-            raise Refusal(404, "the path names no file below the folder of --files.")
-        try:
-            with open(path, "rb") as file:
-                return self._bounded(file)
-        except OSError:
-            raise Refusal(404, "the path names a file that cannot be read.") from None
+            if not path.is_relative_to(root):
+                raise Refusal(403, "the path is not below the folder of --files.")
+            if path.is_file():
+                with open(path, "rb") as file:
+                    return self._bounded(file)
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError):  # too long, of bytes that no name has, or links in a circle
+            pass
+        raise Refusal(404, "the path names no file below the folder of --files that can be read.")
 
     def _fetch(self, url: str, headers: dict[str, str]) -> bytes:
         self._check_host(url)
@@ -91,6 +90,7 @@ class Origins:
         except InputError:
             raise
         except urllib.error.HTTPError as error:
+            error.close()
             raise Refusal(502, f"{_host(url)}: answered {error.code} for the picture.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Refusal(502, f"{_host(url)}: the picture cannot be fetched ({type(error).__name__}).") from None
@@ -101,6 +101,7 @@ class Origins:
 
         class Redirects(urllib.request.HTTPRedirectHandler):
             def redirect_request(self, request, file, code, message, headers, url):
+                file.close()
                 allowed._check_host(url)
                 return urllib.request.Request(url)
 

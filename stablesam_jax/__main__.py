@@ -62,6 +62,11 @@ def _refuse(name: str) -> None:
         )
 
 
+def add_tools() -> None:
+    """Lets this process import the tools."""
+    sys.path.insert(0, str(TOOLS if TOOLS.is_dir() else PACKAGE.parent))
+
+
 def main() -> None:
     """Runs the command that is named; without one, or with one that is unknown, lists all and exits with status 2."""
     name, *rest = sys.argv[1:] or [""]
@@ -74,7 +79,7 @@ def main() -> None:
         sys.exit(2)
     with exit_on_input_error():
         _refuse(name)
-    sys.path.insert(0, str(TOOLS if TOOLS.is_dir() else PACKAGE.parent))
+    add_tools()
     sys.argv = [f"stablesam {name}", *rest]
     sys.exit(importlib.import_module(COMMANDS[name].module).main())
 
