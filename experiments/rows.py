@@ -6,7 +6,8 @@ from typing import Any
 
 from eval import paper
 from stablesam_jax.config import PluginConfig
-from train.presets import HQ_SAM_PROMPTS
+from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
+from train.presets import HQ_SAM_PROMPTS, TrainConfig
 
 LONG = 4  # budget of the row that the paper trains for 12 epochs instead of one
 LOW_SHOT_VIEWS = 12  # one for every epoch of the paper
@@ -22,22 +23,23 @@ class System:
     base: str = ""  # the system whose trained model is the frozen base; "": the base of all
     run_of: str = ""  # the system whose run is used; "": an own one
     strength: float | None = None  # of the plugin when it is used; None: that of its training
+    long: bool = False  # whether the paper trains it for 12 epochs instead of one
 
 
 _GOOD: dict[str, Any] = {"prompts": HQ_SAM_PROMPTS, "occlusion": 0.0}  # without RTS
 OURS = "ours"  # the plugin before the first and the final attention
 SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without robust training
     OURS: System("stable-sam", {"plugin": PluginConfig()}),
-    "pt-sam": System("pt-sam"),
+    "pt-sam": System("pt-sam", long=True),
     "stable-pt-sam": System("stable-pt-sam"),
     "stable-sam": System("stable-sam"),
     "stable-sam-everywhere": System("stable-sam", {"plugin": PluginConfig(attentions=(0, 1, 2))}),
-    "hq-sam": System("hq-sam"),
+    "hq-sam": System("hq-sam", long=True),
     "dsp": System("dsp", _GOOD),
     "dsp-rts": System("dsp-rts"),
-    "dt-sam-good": System("dt-sam", _GOOD),
-    "pt-sam-good": System("pt-sam", _GOOD),
-    "hq-sam-good": System("hq-sam", _GOOD),
+    "dt-sam-good": System("dt-sam", _GOOD, long=True),
+    "pt-sam-good": System("pt-sam", _GOOD, long=True),
+    "hq-sam-good": System("hq-sam", _GOOD, long=True),
     "stable-sam-good": System("stable-sam", _GOOD),
     "ours-good": System("stable-sam", {"plugin": PluginConfig(), **_GOOD}),
     "ours-weaker": System("stable-sam", {"plugin": PluginConfig()}, run_of=OURS, strength=0.7),
@@ -45,10 +47,10 @@ SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without r
     "finetune-decoder": System("finetune-decoder"),
     "spatial-cbam": System("spatial-cbam"),
     "dt-sam": System("dt-sam"),
-    "stable-sam-long": System("stable-sam", budget=LONG),
-    "pt-sam-long": System("pt-sam", budget=LONG),
+    "stable-sam-long": System("stable-sam", budget=LONG, long=True),
+    "pt-sam-long": System("pt-sam", budget=LONG, long=True),
     **{
-        f"{name}-{pictures}": System(preset, {"limit": pictures, "views": LOW_SHOT_VIEWS, **changes})
+        f"{name}-{pictures}": System(preset, {"limit": pictures, "views": LOW_SHOT_VIEWS, **changes}, long=True)
         for pictures in (220, 440)
         for name, preset, changes in (
             ("pt-sam", "pt-sam", {}),
@@ -58,6 +60,16 @@ SYSTEMS: dict[str, System] = {  # named like their presets; "-good" is without r
         )
     },
 }
+
+
+def trained_system(run: TrainConfig) -> str | None:
+    """The name for `load_model` of what a run has trained; None if it has not ended."""
+    plugin, model = run.output / RUN_PLUGIN, run.output / RUN_MODEL
+    if plugin.exists():
+        return f"{run.model}+{plugin}"
+    return str(model) if model.exists() else None
+
+
 _OURS = ("(ours: before the first and the final attention)", OURS)
 
 # Title, kinds of prompts, rows: (name in the paper, or ours in brackets; system, "" the base; the paper's figures).

@@ -22,7 +22,7 @@ from eval.parts import Choice
 from eval.prompt_kinds import HQ_SAM_INPUT
 from eval.report import bootstrap
 from eval.report.tables import MEAN, cell, check_output, difference_cell, legend, mean_of_sets
-from experiments.rows import OURS, SYSTEMS, TABLES, Row, System
+from experiments.rows import OURS, SYSTEMS, TABLES, Row, System, trained_system
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
@@ -32,7 +32,7 @@ from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.files.disk import write_text
-from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
+from stablesam_jax.names import RUN_MODEL
 from stablesam_jax.params import digest
 from train.comparison import RememberingSegmenter
 from train.main import RunError, train
@@ -334,10 +334,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
                 if system.base:
                     do_train(run_config(config, system.base, run.seed))  # returns at once if it has ended
                 do_train(run)  # resumes; raises if the folder holds a run with other options
-                plugin, model = run.output / RUN_PLUGIN, run.output / RUN_MODEL
-                if plugin.exists():
-                    return f"{run.model}+{plugin}"
-                return str(model) if model.exists() else None
+                return trained_system(run)
 
             options = _what_matters(run) | {"base": system.base}
             found = score(kept / f"{name}-seed{seed}.json", options, make, system.strength)

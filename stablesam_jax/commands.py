@@ -34,6 +34,7 @@ COMMANDS = {
     "parity": Command("eval.parity.__main__", "parity", "compares a model with the official PyTorch code"),
     "bench": Command("bench.__main__", "train,parity", "times this package against others"),
     "tables": Command("experiments.tables", "train", "trains and compares the systems of the paper's tables"),
+    "paper": Command("experiments.paper", "train,eval", "plans and makes all tables of the paper at full size"),
     "nano-start": Command("convert.lite_to_flax", "nano", "ImageNet weights as the start of pre-training sam_nano"),
 }
 

@@ -24,6 +24,7 @@ from stablesam_jax.errors import InputError
 EngineName = Literal["pmap", "jit"]
 AXIS = "devices"
 MOST_CPU_DEVICES = 4  # each has a copy of all parameters in memory
+ROWS = 8  # pictures that an accelerator encodes at a time (results/performance.md)
 
 
 def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
@@ -91,6 +92,49 @@ def choose_devices(count: int | None) -> list[jax.Device]:
 def of_this_host(devices: Sequence[jax.Device]) -> list[jax.Device]:
     """The devices of this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def on_each(tree: Any, devices: Sequence[jax.Device]) -> list[tuple[jax.Device, Any]]:
+    """Each of this host's devices with a copy of every leaf; the tree itself for a single device, wherever it is."""
+    if len(devices) == 1:
+        return [(devices[0], tree)]
+    return [(device, jax.device_put(tree, device)) for device in devices]
+
+
+def spread(function: Callable[[Any, Any], Any], shared: Any, devices: Sequence[jax.Device]) -> Callable[[Any], Any]:
+    """Compiles a function of single rows to run on all devices of this host at once.
+
+    Every call of a device has the same number of rows, the last ones repeated where some are missing, so that one
+    program is compiled and a row's result depends neither on the other rows nor on the number of devices. That number
+    is 1 on a CPU, as in a program for a single picture, and `ROWS` on accelerators, which a single picture does not
+    fill.
+
+    Args:
+        function: (shared, (n, ...) rows) -> tree of (n, ...) arrays.
+        shared: tree of arrays, copied to each device.
+        devices: of this host.
+
+    Returns:
+        (N, ...) numpy rows, any N -> tree of (N, ...) numpy arrays.
+    """
+    rows = 1 if devices[0].platform == "cpu" else ROWS
+    engine = PmapEngine(devices)
+    program = jax.pmap(function, axis_name=AXIS, devices=devices)
+    placed = engine.replicate(shared)
+    together = rows * len(devices)
+
+    def run(inputs: np.ndarray) -> Any:
+        parts = []
+        for start in range(0, len(inputs), together):
+            taken = inputs[np.minimum(np.arange(start, start + together), len(inputs) - 1)]
+            parts.append(program(placed, taken.reshape(len(devices), rows, *taken.shape[1:])))
+        fetched = jax.device_get(parts)
+        return jax.tree.map(
+            lambda *leaves: np.concatenate([leaf.reshape(together, *leaf.shape[2:]) for leaf in leaves])[: len(inputs)],
+            *fetched,
+        )
+
+    return run
 
 
 def from_first_host(tree: Any) -> Any:

@@ -138,7 +138,7 @@ def _system(name: str, **what_differs: Any) -> TrainConfig:
 
 
 # The paper's long recipe (Tables 6 and 7), a new view in every epoch. It does not say whether the rate drops.
-_TWELVE_EPOCHS: dict[str, Any] = {"epochs": 12.0, "schedule": "step", "views": 12}
+TWELVE_EPOCHS: dict[str, Any] = {"epochs": 12.0, "schedule": "step", "views": 12}
 
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
@@ -177,15 +177,15 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
     ),
     "stable-sam-12ep": (
         "the same for 12 epochs (Tables 6, 7): learning rate to a tenth after 10 of them, as HQ-SAM's",
-        _system("stable-sam-12ep", **_TWELVE_EPOCHS),
+        _system("stable-sam-12ep", **TWELVE_EPOCHS),
     ),
     "low-shot-220": (
         "220 pictures, 12 epochs (Table 7), 0.5 % of HQSeg-44K",
-        _system("low-shot-220", limit=220, **_TWELVE_EPOCHS),
+        _system("low-shot-220", limit=220, **TWELVE_EPOCHS),
     ),
     "low-shot-440": (
         "440 pictures, 12 epochs (Table 7)",
-        _system("low-shot-440", limit=440, **_TWELVE_EPOCHS),
+        _system("low-shot-440", limit=440, **TWELVE_EPOCHS),
     ),
     "stable-hq-sam": (
         "not in the paper: plugin and HQ-SAM's parts together; its HQ-SAM + Ours is stable-sam on a trained HQ-SAM",
@@ -236,7 +236,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             trainable=HQ_PARTS,
             prompts=HQ_SAM_PROMPTS,
             occlusion=0.0,
-            **_TWELVE_EPOCHS,
+            **TWELVE_EPOCHS,
         ),
     ),
     "pretrain-nano": (

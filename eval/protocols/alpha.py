@@ -76,8 +76,11 @@ def alpha(config: Annotated[AlphaConfig, tyro.conf.arg(name="")]) -> None:
     protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        reader = TokenReader(sam, params)
-        records = list(each_picture(lambda index: begin(reader, source[index], protocol)))
+        def make(params: Params) -> systems.Begin:
+            reader = TokenReader(sam, params)
+            return lambda index: begin(reader, source[index], protocol)
+
+        records = list(each_picture(make))
         return systems.Found(summary=summarise(records, config.choice.groups(source)), lines=lines_of(records))
 
     systems.run(config, sources, score, protocol="alpha", metrics=METRICS, lines_file="per_object.csv")

@@ -49,9 +49,11 @@ def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
     metrics = METRICS + USERS if studies else METRICS
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        predictor = Predictor(sam, params)
-        records = each_picture(lambda index: begin(predictor, params, source[index], boxes_of(source, index)))
-        return found(list(records), metrics)
+        def make(params: Params) -> systems.Begin:
+            predictor = Predictor(sam, params)
+            return lambda index: begin(predictor, params, source[index], boxes_of(source, index))
+
+        return found(list(each_picture(make)), metrics)
 
     systems.run(config, sources, score, protocol="breps", metrics=metrics, lines_file="per_object.csv")
 

@@ -84,8 +84,11 @@ def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
         of_users = hashlib.sha256(config.user_clicks.read_bytes()).hexdigest()  # a resumed evaluation needs the same
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        predictor = Predictor(sam, params)
-        return found(list(each_picture(lambda index: begin(predictor, source[index], config, users))))
+        def make(params: Params) -> systems.Begin:
+            predictor = Predictor(sam, params)
+            return lambda index: begin(predictor, source[index], config, users)
+
+        return found(list(each_picture(make)))
 
     def compare(_: object, results: systems.Results) -> Mapping[str, object]:
         compared = {

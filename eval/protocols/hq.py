@@ -24,7 +24,7 @@ from eval.prompt_kinds import PROMPT_KINDS, PROMPTS_PER_OBJECT
 from eval.protocols import systems
 from eval.report.figures import Panel, Shown, alpha_figure, curves_figure, histogram_figure, sheet_figure
 from eval.report.tables import TITLES, mean_of_sets, short_names
-from stablesam_jax.data.readers import Pictures
+from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
@@ -47,6 +47,8 @@ class HqConfig(systems.Options):
     """Kinds: gt-box noisy-box 1-point 3-points 5-points 10-points n-box-50 n-box-60."""
     count: int = PROMPTS_PER_OBJECT
     """Prompts of each random kind and object."""
+    figures: bool = True
+    """Whether figures are drawn; the best and the worst pictures are encoded once more for them."""
 
 
 def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
@@ -58,7 +60,7 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
     protocol = Protocol(kinds=config.prompts, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        return evaluate(Segmenter(sam, params), source, protocol, each_picture)
+        return evaluate(sam, source, protocol, each_picture)
 
     def illustrate(built: Mapping[str, tuple[Sam, Params]], results: systems.Results) -> Mapping[str, object]:
         segmenters = {system: Segmenter(sam, params) for system, (sam, params) in built.items()}
@@ -66,24 +68,37 @@ def hq(config: Annotated[HqConfig, tyro.conf.arg(name="")]) -> None:
         return {}
 
     systems.run(
-        config, sources, score, protocol="hq", metrics=METRICS, lines_file="per_image.csv", illustrate=illustrate
+        config,
+        sources,
+        score,
+        protocol="hq",
+        metrics=METRICS,
+        lines_file="per_image.csv",
+        illustrate=illustrate if config.figures else None,
     )
 
 
-def evaluate(
-    segmenter: Segmenter, source: Pictures, protocol: Protocol, each_picture: systems.EachPicture
-) -> systems.Found:
+def evaluate(sam: Sam, source: Pictures, protocol: Protocol, each_picture: systems.EachPicture) -> systems.Found:
     """Evaluates a system on one data set."""
 
-    def begin(index: int) -> Callable[[], Record]:
-        labelled = source[index]
-        finish = begin_picture(segmenter, labelled, protocol)
-        return lambda: {
-            systems.TRUTH: systems.annotation_digest(labelled.masks),
-            "scores": [dataclasses.asdict(score) for score in finish()],
-        }
+    def make(params: Params) -> systems.Begin:
+        segmenter = Segmenter(sam, params)
+        return lambda index: begin(segmenter, source[index], protocol)
 
-    return found(list(each_picture(begin)))
+    return found(list(each_picture(make)))
+
+
+def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:
+    """Encodes a picture and prompts for all its objects.
+
+    Returns:
+        the rest of the work: a function that scores the masks and makes the record.
+    """
+    finish = begin_picture(segmenter, labelled, protocol)
+    return lambda: {
+        systems.TRUTH: systems.annotation_digest(labelled.masks),
+        "scores": [dataclasses.asdict(score) for score in finish()],
+    }
 
 
 def found(records: Sequence[Record]) -> systems.Found:

@@ -116,9 +116,12 @@ def _run(config: InstancesConfig, protocol: str) -> None:
 
     def score(sam: Sam, params: Params, source: CocoPictures, each_picture: systems.EachPicture) -> systems.Found:
         kinds = (DETECTOR,) if boxes else config.prompts
-        predictor = Predictor(sam, params)
-        records = each_picture(lambda index: begin(predictor, source, index, prompts(source, index)))
-        return score_records(records, source, config.choice.drawn(source), kinds=kinds, rules=rules)
+
+        def make(params: Params) -> systems.Begin:
+            predictor = Predictor(sam, params)
+            return lambda index: begin(predictor, source, index, prompts(source, index))
+
+        return score_records(each_picture(make), source, config.choice.drawn(source), kinds=kinds, rules=rules)
 
     systems.run(
         config,

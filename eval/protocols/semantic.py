@@ -85,10 +85,12 @@ def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
     def score(sam: Sam, params: Params, source: ClassMaps, each_picture: systems.EachPicture) -> systems.Found:
         if config.router_token == "answer" and sam.config.plugin is not None and not sam.config.hq:
             sam = sam.clone(plugin=sam.plugin.clone(output_token=MASK_TOKENS.start + 1))
-        predictor = Predictor(sam, params)
-        return score_records(
-            each_picture(lambda index: begin(predictor, source[index], source, config)), source, config
-        )
+
+        def make(params: Params) -> systems.Begin:
+            predictor = Predictor(sam, params)
+            return lambda index: begin(predictor, source[index], source, config)
+
+        return score_records(each_picture(make), source, config)
 
     systems.run(
         config, sources, score, protocol="mess", metrics=METRICS, lines_file="per_class.csv", means=means_of_sets

@@ -20,7 +20,7 @@ import numpy as np
 from eval.journal import Journal, Record
 from eval.leaks import refuse_training_pictures
 from eval.loop import Summary, Values
-from eval.overlap import overlapped
+from eval.overlap import overlapped_on
 from eval.parts import Choice
 from eval.report import bootstrap
 from eval.report.tables import (
@@ -36,6 +36,7 @@ from eval.report.tables import (
 from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called
+from stablesam_jax.config import Dtype
 from stablesam_jax.data.readers import Named
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
@@ -46,7 +47,9 @@ from stablesam_jax.version import __version__
 Source = TypeVar("Source", bound=Named)
 Line = Mapping[str, object]  # of the csv: column -> value
 Begin = Callable[[int], Callable[[], Record]]  # index of a picture -> the host's part of its work, see `eval.overlap`
-EachPicture = Callable[[Begin], Iterator[Record]]  # records have the `annotation_digest` of their picture as "truth"
+# A function that makes the begin of a device from the parameters on it -> records, in the order of the pictures. They
+# have the `annotation_digest` of their picture as "truth".
+EachPicture = Callable[[Callable[[Params], Begin]], Iterator[Record]]
 TRUTH = "truth"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
 PROGRESS = 15  # seconds between two lines of progress
@@ -79,6 +82,12 @@ class Options:
     same command is run again."""
     image_size: int | None = None
     """Side of every system's input in pixels. Default: the system's own."""
+    dtype: Dtype | None = None
+    """Compute dtype of every system's layers, in place of float32. bfloat16 is several times as fast on accelerators,
+    and changes up to 1 % of a mask's pixels."""
+    devices: int | None = None
+    """Devices of every host that share the pictures. Default: all accelerators, or one CPU device. Results do not
+    depend on it."""
     seed: int = 0
     """Of the prompts; the same for every system."""
     limit: int | None = None
@@ -161,9 +170,14 @@ def run(
     if MEAN in sources:
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     began = time.monotonic()
-    built = {system: load_model(system, image_size=options.image_size) for system in options.system}
+    alone = options.devices is None and jax.default_backend() == "cpu"  # a program on one of a CPU's has all cores
+    devices = parallel.of_this_host(parallel.choose_devices(1 if alone else options.devices))
+    built = {
+        system: load_model(system, image_size=options.image_size, dtype=options.dtype) for system in options.system
+    }
     # Systems and data are identified by their digests below; the results do not depend on output and hosts.
     left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
+    left_out |= {"devices", "figures"} | ({"dtype"} if options.dtype is None else set())
     recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
     settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
     made_by = {
@@ -197,7 +211,8 @@ def run(
         found[system] = {}
         for name, source in sources.items():
             truths[name] = []
-            each = _each_picture(journal, system, name, options.choice.drawn(source), truths[name])
+            of_devices = parallel.on_each(params, devices)
+            each = _each_picture(journal, system, name, options.choice.drawn(source), truths[name], of_devices)
             found[system][name] = evaluate(sam, params, source, each)
         results[system] = {name: one.summary for name, one in found[system].items()}
         if means is not None:
@@ -268,11 +283,16 @@ def annotation_digest(*arrays: np.ndarray) -> str:
 
 
 def _each_picture(
-    journal: Journal, system: str, data_set: str, indices: Sequence[int], truths: list[str]
+    journal: Journal,
+    system: str,
+    data_set: str,
+    indices: Sequence[int],
+    truths: list[str],
+    of_devices: Sequence[tuple[jax.Device, Params]],
 ) -> EachPicture:
     """Yields the record of each picture: from the journals, or computed by one of the hosts. Prints progress.
 
-    Appends the digest of each picture's annotations to `truths`.
+    Appends the digest of each picture's annotations to `truths`. The devices of a host take pictures in turns.
     """
     host, hosts = jax.process_index(), jax.process_count()
 
@@ -280,11 +300,11 @@ def _each_picture(
         """Gathers the records of all hosts."""
         return {index: record for pairs in parallel.gather(list(own.items())) for index, record in pairs}
 
-    def records(begin: Begin) -> Iterator[Record]:
+    def records(make: Callable[[Params], Begin]) -> Iterator[Record]:
         own = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
         done_by_all = together(own)
         todo = [index for index in indices if index not in done_by_all][host::hosts]
-        results = overlapped(begin, todo)
+        results = overlapped_on([(device, make(params)) for device, params in of_devices], todo)
         began = said = time.monotonic()
         for done, index in enumerate(todo, start=1):
             own[index] = done_by_all[index] = journal.add(system, data_set, index, next(results))

@@ -96,8 +96,11 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
     protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        segmenter = Segmenter(sam, params)
-        return hq.found(list(each_picture(lambda index: begin(segmenter, source[index], protocol))))
+        def make(params: Params) -> systems.Begin:
+            segmenter = Segmenter(sam, params)
+            return lambda index: begin(segmenter, source[index], protocol)
+
+        return hq.found(list(each_picture(make)))
 
     def illustrate(_: Mapping[str, tuple[Sam, Params]], found: systems.Results) -> Mapping[str, object]:
         means = {

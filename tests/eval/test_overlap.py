@@ -3,10 +3,11 @@
 import threading
 import time
 
+import jax
 import pytest
 
 from eval import overlap
-from eval.overlap import overlapped
+from eval.overlap import overlapped, overlapped_on
 
 
 def test_results_are_in_order_though_later_ones_are_done_first(monkeypatch):
@@ -43,3 +44,35 @@ def test_an_error_of_a_thread_is_raised_at_its_item():
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_several_devices_take_items_in_turns_and_results_keep_their_order():
+    began = []
+
+    def begin_on(name):
+        def begin(item):
+            time.sleep(0.02 * (item % 3))
+            began.append(name)
+            return lambda: (item, name)
+
+        return begin
+
+    devices = [(device, begin_on(number)) for number, device in enumerate(jax.devices()[:2])]
+    found = list(overlapped_on(devices, range(12)))
+    assert [item for item, _ in found] == list(range(12))
+    assert {name for _, name in found} == set(range(len(devices)))
+
+
+def test_an_error_on_one_of_several_devices_is_raised_at_its_place_and_nothing_more_begins():
+    begun = []
+
+    def begin(item):
+        begun.append(item)
+        return lambda: 1 / (item - 2)
+
+    results = overlapped_on([(device, begin) for device in jax.devices()[:2]], range(1000))
+    assert next(results) == -0.5
+    assert next(results) == -1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert len(begun) < 100

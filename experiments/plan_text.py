@@ -1,0 +1,123 @@
+"""The plan of the paper's tables as Markdown."""
+
+from collections.abc import Iterator, Sequence
+
+from experiments import rates
+from experiments.disk_plan import features_bytes, group_of
+from experiments.full_size import TABLES, trained
+from experiments.inputs import Needed
+from experiments.plan import Plan
+from experiments.rates import encoder_flops
+from stablesam_jax.build import assemble, shapes
+from stablesam_jax.config import MODELS
+from stablesam_jax.data.datasets import GROUPS
+from stablesam_jax.params import count
+
+PLUGIN_BYTES = 2**20  # a run of the plugin: the file, two checkpoints, metrics
+RESULT_BYTES = 30 * 2**20  # of an evaluation, mostly run lengths of masks
+
+
+def text(plan: Plan) -> str:
+    """The plan."""
+    config, rate = plan.config, plan.rate
+    in_training, in_evaluation = plan.calls
+    most = max((run.pictures for run in plan.runs), default=1)
+    epochs = sum(run.epochs * run.pictures for run in plan.runs) / most
+    lines = [
+        f"# Plan: {', '.join(config.tables)}",
+        "",
+        f"{len(plan.runs)} training runs, {epochs:.4g} epochs of {most:,} pictures, {in_training:,} encoder calls; "
+        f"{len(plan.evaluations)} evaluations, {in_evaluation:,} encoder calls.",
+        "",
+        f"{rate.devices} device(s), {rate.kind}, {rate.dtype}: {rate.flops / 1e12:.3g} TFLOP/s at the share that an "
+        f"encoder reaches, {rate.flops / encoder_flops('sam_vit_l'):.3g} pictures/s with ViT-L.",
+        "",
+    ]
+    if plan.missing:
+        lines += ["## Missing", "", *(f"- {line}" for line in missing_lines(plan.missing)), ""]
+    return "\n".join([*lines, *_training(plan), *_evaluation(plan), *_disk(plan), *_hours(plan)]) + "\n"
+
+
+def missing_lines(missing: Sequence[Needed]) -> Iterator[str]:
+    """A line for each thing that is missing; a group of sets of which nothing is there has one together."""
+    groups: dict[str, list[Needed]] = {}
+    for needed in missing:
+        groups.setdefault(needed.what.partition("/")[0] if not needed.there else "", []).append(needed)
+    for group, lacking in groups.items():
+        sets = GROUPS.get(group, ())
+        if sets and len({needed.what.partition(",")[0] for needed in lacking}) == len(sets):
+            yield f"{group}: all {len(sets)} sets, as {lacking[0].path}"
+        else:
+            yield from (needed.line for needed in lacking)
+
+
+def _training(plan: Plan) -> Iterator[str]:
+    yield from (
+        "## Training",
+        "",
+        "| run | tables | epochs | pictures | steps | encoder calls | hours |",
+        "|---" * 7 + "|",
+    )
+    of_table = {name: trained([model for _, model in TABLES[name].rows]) for name in plan.config.tables}
+    for run in plan.runs:
+        of = ", ".join(name.removeprefix("Table ") for name, models in of_table.items() if run.model in models)
+        yield (
+            f"| {run.model.name} | {of} | {run.epochs} | {run.pictures:,} | {run.steps:,} | {run.calls:,} | "
+            f"{plan.rate.hours(run.flops):.3g} |"
+        )
+    yield f"| all | | | | {sum(run.steps for run in plan.runs):,} | {plan.calls[0]:,} | {plan.training_hours:.3g} |"
+    yield ""
+
+
+def _evaluation(plan: Plan) -> Iterator[str]:
+    yield from ("## Evaluation", "", "| protocol | models | pictures | prompts | hours |", "|---" * 5 + "|")
+    for protocol in dict.fromkeys(one.protocol for one in plan.evaluations):
+        of = [one for one in plan.evaluations if one.protocol == protocol]
+        note = " (missing)" if of[0].missing else ""
+        prompts, hours = sum(one.prompts for one in of), sum(plan.rate.hours(one.flops) for one in of)
+        yield f"| {protocol}{note} | {len(of)} | {of[0].pictures:,} | {prompts:,.0f} | {hours:.3g} |"
+    yield ""
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    scale = plan.config.scale
+    sizes = {
+        backbone: 4 * count(shapes(assemble(MODELS[scale.models[backbone]])))
+        for backbone in {one.model.backbone for one in plan.evaluations}
+    }
+    whole = [run.model for run in plan.runs if plan.config.run_of(run.model).plugin is None]
+    rows = {
+        "converted weights": 0 if plan.config.miniature else sum(sizes.values()),
+        "training data, built": plan.source_bytes,
+        f"runs, {len(whole)} of them with a whole model": sum(sizes[model.backbone] for model in whole)
+        + len(plan.runs) * PLUGIN_BYTES,
+        "results of evaluations": len(plan.evaluations) * RESULT_BYTES,
+    }
+    yield from ("## Disk", "", "| what | GiB |", "|---" * 2 + "|")
+    yield from (f"| {what} | {size / 2**30:.3g} |" for what, size in rows.items())
+    for group, kept in plan.kept.items():
+        what = f"features of {kept.views} view(s) of {group.name}, which save {kept.saved:,} encoder calls"
+        yield f"| {what} | {kept.limit:.3g} |"
+    yield ""
+    yield f"Features may take {plan.room:.4g} GiB (--disk)."
+    pictures = max((run.pictures for run in plan.runs), default=0)
+    for group in dict.fromkeys(group_of(plan.config, run.model) for run in plan.runs):
+        if group not in plan.kept:
+            entry = features_bytes(scale.models[group.backbone], hq=group.hq, image_size=scale.image_size)
+            yield (
+                f"Encoded in the step, {group.name}: no view fits, at {pictures * entry / 2**30:.3g} GiB each, or each "
+                "is seen once."
+            )
+    yield ""
+
+
+def _hours(plan: Plan) -> Iterator[str]:
+    feeding = sum(run.epochs * run.pictures for run in plan.runs) * rates.FEEDING / 3600
+    evaluation = sum(plan.rate.hours(one.flops) for one in plan.evaluations)
+    yield from ("## Hours", "")
+    yield (
+        f"Training {plan.training_hours:.3g}, evaluation {evaluation:.3g}. An estimate: the rate of large matrix "
+        "products, measured now, times the share of it that an encoder reached elsewhere (results/performance.md). "
+        f"Scoring masks on the host is not in it. Preparing the training views takes {feeding:.3g} hours of one core: "
+        f"{feeding / max(plan.training_hours, 1e-9):.2g} core(s) keep the devices fed."
+    )
