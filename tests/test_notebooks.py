@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import nbclient
 import nbformat
@@ -41,3 +42,15 @@ def test_it_shows_its_figures_and_warns_of_nothing(executed):
     shown = outputs(notebook)
     assert sum("image/png" in output.get("data", {}) for output in shown) == FIGURES[name]
     assert [output.text for output in shown if output.get("name") == "stderr"] == []
+
+
+def test_the_plugin_lowers_neither_score_in_any_of_five_draws(executed):
+    name, notebook = executed
+    if name != "quickstart":
+        pytest.skip("a claim of another notebook")
+    printed = "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
+    lines = re.findall(r"draw (\d).*SAM: mIoU (\d+), mSF (\d+).*Stable-SAM: mIoU (\d+), mSF (\d+)", printed)
+    assert [int(line[0]) for line in lines] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    for sam_iou, sam_msf, stable_iou, stable_msf in (map(int, line[1:]) for line in lines):
+        assert stable_iou >= sam_iou
+        assert stable_msf >= sam_msf
