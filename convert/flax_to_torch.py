@@ -4,6 +4,7 @@ sam_nano and the plugins have their classes in stablesam_torch, all other models
 
 python -m convert.flax_to_torch --checkpoint runs/sam_vit_b --output runs/sam_vit_b.pth
 python -m convert.flax_to_torch --checkpoint runs/mine/plugin.safetensors --output runs/plugin.pth
+python -m convert.flax_to_torch --checkpoint runs/sam2 --video-weights sam2.1_hiera_small.pt --output runs/sam2.pt
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ import torch
 import tyro
 from numpy.typing import ArrayLike
 
-from convert.rules import to_torch
-from convert.torch_file import sha256
+from convert.rules import VIDEO_MODULES, to_torch
+from convert.torch_file import read_state, sha256
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import PluginConfig
@@ -31,21 +32,25 @@ from stablesam_jax.params import Params, count, flatten
 from stablesam_torch.plugin import CONFIG_KEY, packed
 
 NANO = "sam_nano"
+NO_MEMORY = "no_mem_embed"  # a tensor of every SAM 2
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True, or
-    `NanoSam` of stablesam_torch; of a plugin, one for `stabilise` of stablesam_torch."""
+    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True, `NanoSam`
+    of stablesam_torch, or, with --video-weights, sam2; of a plugin, one for `stabilise` of stablesam_torch."""
 
     checkpoint: str
     """Checkpoint folder, the name of a shipped model, or a plugin file."""
     output: pathlib.Path
     """New file: .pth, .pt or, for a model, .safetensors."""
+    video_weights: pathlib.Path | None = None
+    """Official file of the same SAM 2, whose weights for videos the output gets; they are no part of a checkpoint
+    folder. Without it the output holds what pictures need, which sam2 loads with strict=False."""
 
 
-def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
+def convert(checkpoint: str, output: pathlib.Path, video_weights: pathlib.Path | None = None) -> list[tuple[str, str]]:
     """Converts one folder or plugin, exactly: `sam_to_flax` converts a model's file back to the same folder.
 
     Returns:
@@ -61,14 +66,21 @@ def convert(checkpoint: str, output: pathlib.Path) -> list[tuple[str, str]]:
     new_path(output)
     is_plugin = pathlib.Path(checkpoint).is_file()
     item, params, state = _plugin(checkpoint, output) if is_plugin else _model(checkpoint)
+    sam2 = NO_MEMORY in state
+    if video_weights is not None:
+        if not sam2:
+            raise InputError(f"--video-weights {video_weights}: {checkpoint} is no SAM 2; leave the option out.")
+        state |= _video_weights(video_weights, state)
     with whole_file(output) as temporary:
         if output.suffix == ".safetensors":
             safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
         else:
             with temporary.open("wb") as file:
-                torch.save(state, file)
+                torch.save({"model": state} if sam2 else state, file)  # as the official files of sam2
+    missing = sam2 and video_weights is None
     return [
         item,
+        *([("remark", "without weights for videos: see --video-weights, or load it with strict=False")] * missing),
         ("tensors", f"{len(flatten(params))}"),
         ("parameters", f"{count(params):,}"),
         ("output", f"{output}, SHA-256 {sha256(output)}"),
@@ -103,9 +115,19 @@ def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
     if encoder_of(sam.config).official is None and sam.config.name != NANO:
         raise InputError(
             f"{checkpoint}: {sam.config.name} has an encoder that neither the official packages nor stablesam_torch "
-            "have. Give a SAM with ViT or TinyViT, or sam_nano."
+            "have. Give a SAM with ViT or TinyViT, sam_nano, or a SAM 2."
         )
     return ("model", sam.config.name), params, {name: _tensor(array) for name, array in to_torch(params).items()}
+
+
+def _video_weights(file: pathlib.Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The tensors of an official file of SAM 2 that the state lacks."""
+    theirs, _ = read_state(file)
+    found = {name: tensor for name, tensor in theirs.items() if name.partition(".")[0] in VIDEO_MODULES}
+    shapes = {name: tensor.shape for name, tensor in theirs.items() if name not in found}
+    if not found or shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise InputError(f"--video-weights {file}: is not of this SAM 2; give the official file that was converted.")
+    return {name: _tensor(array) for name, array in found.items()}
 
 
 def _plugin(file: str, output: pathlib.Path) -> tuple[tuple[str, str], Params, dict[str, Any]]:
@@ -125,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; bad input exits with status 2."""
     with exit_on_input_error():
         options = tyro.cli(Options, args=command_line(arguments), prog=called("export"))
-        for item, value in convert(options.checkpoint, options.output):
+        for item, value in convert(options.checkpoint, options.output, options.video_weights):
             print(f"{item:<10} {value}")
 
 

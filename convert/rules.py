@@ -5,6 +5,8 @@ The files are those of the official packages, and of stablesam_torch for sam_nan
 Modules have the official names, so paths need one rule: `/` becomes `.`, and a number after an underscore at the end of
 a component becomes an index (`blocks_3` -> `blocks.3`; `conv1` and `neck/0` are unchanged). The table has the name of
 the last component, the permutation of axes, and the dtype in the file.
+
+SAM 2 names some of its modules otherwise. Its tree has the names of SAM for them, and `SAM2_NAMES` those of its files.
 """
 
 import collections
@@ -29,6 +31,7 @@ DEPTHWISE: Axes = (2, 3, 0, 1)  # (channels, 1, height, width) -> (height, width
 # (in, out, height, width) -> (height, width, in, out). Not flipped, since kernel and stride are 2: output pixel
 # (2h + i, 2w + j) is input (h, w) times weight (i, j).
 UPSCALE: Axes = (2, 3, 0, 1)
+MAP: Axes = (0, 2, 3, 1)  # (1, channels, height, width) -> (1, height, width, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +50,42 @@ RULES = (
     Rule(r".*/bn/(mean|var)", "running_{leaf}", KEEP),
     Rule(r".*/bn/num_batches_tracked", "{leaf}", KEEP, np.int64),
     Rule(r".*/(qkv|attn/proj|[qkv]_proj|out_proj|lin[12]|fc[12]|head|layers_[0-2])/kernel", "weight", DENSE),
+    Rule(r"image_encoder/trunk/blocks_\d+/proj/kernel", "weight", DENSE),
     Rule(r"image_encoder/(patch_embed/proj|neck/[02]|.*(seq_[02]|conv[13])/c)/kernel", "weight", CONV),
+    Rule(r"image_encoder/(trunk/patch_embed/proj|neck/convs_[0-3]/conv)/kernel", "weight", CONV),
     Rule(r"image_encoder/.*(conv2|local_conv)/c/kernel", "weight", DEPTHWISE),
     Rule(r"image_encoder/backbone/.*(stem|expand|project)/kernel", "weight", CONV),
     Rule(r"image_encoder/neck/(finest|fine|middle|coarse|output)/kernel", "weight", CONV),
     Rule(r"image_encoder/backbone/.*depthwise/kernel", "weight", DEPTHWISE),
     Rule(r"prompt_encoder/mask_downscaling_[036]/kernel", "weight", CONV),
-    Rule(r"mask_decoder/embedding_maskfeature_[03]/kernel", "weight", CONV),
+    Rule(r"mask_decoder/(embedding_maskfeature_[03]|conv_s[01])/kernel", "weight", CONV),
     Rule(r"mask_decoder/(output_upscaling|compress_vit_feat|embedding_encoder)_[03]/kernel", "weight", UPSCALE),
     Rule(r"prompt_encoder/(point_embeddings_[0-3]|not_a_point_embed|no_mask_embed)", "{leaf}.weight", KEEP),
-    Rule(r"mask_decoder/(iou_token|mask_tokens|hf_token)", "{leaf}.weight", KEEP),
-    Rule(r".*/(pos_embed|rel_pos_[hw]|attention_biases|positional_encoding_gaussian_matrix)", "{leaf}", KEEP),
+    Rule(r"mask_decoder/(iou_token|mask_tokens|hf_token|obj_score_token)", "{leaf}.weight", KEEP),
+    Rule(r".*/(rel_pos_[hw]|attention_biases|positional_encoding_gaussian_matrix)", "{leaf}", KEEP),
+    Rule(r"image_encoder/(pos_embed|no_mem_embed)", "{leaf}", KEEP),
+    Rule(r"image_encoder/trunk/(pos_embed|pos_embed_window)", "{leaf}", MAP),
 )
 
-# Tensors in some files that the official classes do not store: name, why they are not needed.
+# In the names of a SAM 2 each left side, found once at most, becomes the right side.
+SAM2_NAMES = (
+    (r"^prompt_encoder\.", "sam_prompt_encoder."),
+    (r"^mask_decoder\.", "sam_mask_decoder."),
+    (r"^image_encoder\.no_mem_embed$", "no_mem_embed"),
+    (r"\.mlp\.lin1\.", ".mlp.layers.0."),
+    (r"\.mlp\.lin2\.", ".mlp.layers.1."),
+)
+
+# Modules and parameters of SAM 2 that only videos use.
+VIDEO_MODULES = (
+    *("memory_attention", "memory_encoder", "mask_downsample", "obj_ptr_proj", "obj_ptr_tpos_proj"),
+    *("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial"),
+)
+# Tensors in some files that no leaf corresponds to: name, why they are not needed.
 DROPPED = (
     (r"pixel_(mean|std)", "the configuration holds them"),
     (r"image_encoder\..*\.attention_bias_idxs", "they follow from the size of the window"),
+    (rf"({'|'.join(VIDEO_MODULES)})(\..*)?", "they are SAM 2's memory of videos, and no picture needs them"),
 )
 
 
@@ -86,6 +108,15 @@ def source_name(path: str) -> str:
     parents, _, leaf = path.rpartition("/")
     name = f"{parents}/{rule_of(path).source.format(leaf=leaf)}"
     return re.sub(r"_(\d+)(?=[/.]|$)", r".\1", name).replace("/", ".")
+
+
+def source_names(params: Params) -> dict[str, str]:
+    """Path -> name in a state dict, of every leaf of a model, whose encoder tells a SAM 2."""
+    names = {path: source_name(path) for path in flatten(params)}
+    if "trunk" in params.get("image_encoder", {}):
+        for ours, theirs in SAM2_NAMES:
+            names = {path: re.sub(ours, theirs, name) for path, name in names.items()}
+    return names
 
 
 def source_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,7 +147,7 @@ def to_flax(state: Mapping[str, np.ndarray], target: Params) -> Params:
     Raises:
         InputError: one line with every tensor that is missing, unexpected, or of wrong shape, dtype or values.
     """
-    names = {path: source_name(path) for path in flatten(target)}
+    names = source_names(target)
     expected_names = set(names.values())
     faults: dict[str, list[str]] = {
         "missing": [name for name in names.values() if name not in state],
@@ -159,7 +190,7 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
     Raises:
         InputError: a leaf that the official models do not have, or with values that its official dtype cannot hold.
     """
-    state = {}
+    state, names = {}, source_names(params)
     for path, leaf in flatten(params).items():
         rule = rule_of(path)
         array = np.asarray(leaf)
@@ -169,7 +200,7 @@ def to_torch(params: Params) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path}: has values that {np.dtype(rule.dtype)}, its dtype in official files, cannot hold."
             )
-        state[source_name(path)] = array.astype(rule.dtype, copy=False)
+        state[names[path]] = array.astype(rule.dtype, copy=False)
     return state
 
 

@@ -1,10 +1,11 @@
-"""Converts official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder of this package.
+"""Converts official weights of SAM, HQ-SAM, MobileSAM or SAM 2 to a checkpoint folder of this package.
 
 python -m convert.sam_to_flax --checkpoint sam_vit_b_01ec64.pth --output runs/sam_vit_b
 """
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 import re
 import time
@@ -27,14 +28,14 @@ from stablesam_jax.params import count
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-OURS = "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM)."
+OURS = "Give SAM or HQ-SAM with ViT-B, L, H or TinyViT (MobileSAM), or SAM 2."
 WHOLE = "Give the file of the whole model, as sam_hq_epoch_K.pth or sam_vit_b_01ec64.pth."
 
 # Unsupported models: prefix of a tensor's name, model, remedy. The first row that fits counts.
 UNSUPPORTED = (
     ("hf_token.", "HQ-SAM's mask decoder alone, as epoch_K.pth of its training", WHOLE),
     ("transformer.", "SAM's mask decoder alone, as *_maskdecoder.pth", WHOLE),
-    ("image_encoder.trunk.", "SAM 2", OURS),
+    ("sam_mask_decoder.hf_", "HQ-SAM 2", OURS),
     ("detector.", "SAM 3", OURS),
     ("mask_decoder.final_output_upscaling_layers.", "EfficientSAM", OURS),
     ("image_encoder.backbone.", "EfficientViT-SAM", OURS),
@@ -49,8 +50,8 @@ class Options:
     """Converts official weights into a checkpoint folder. The model is recognised from the weights."""
 
     checkpoint: pathlib.Path
-    """File of segment_anything, segment_anything_hq or MobileSAM: .pth, .pt or .safetensors; or a folder of the library
-    transformers, of SamModel or SamHQModel."""
+    """File of segment_anything, segment_anything_hq, MobileSAM or sam2: .pth, .pt or .safetensors; or a folder of the
+    library transformers, of SamModel or SamHQModel."""
     output: pathlib.Path
     """New folder."""
     model: str | None = None
@@ -64,7 +65,7 @@ def recognise(shapes_by_name: Shapes) -> SamConfig:
         shapes_by_name: official name -> shape.
 
     Returns:
-        one of MODELS; for a ViT at the input size of its absolute positions. TinyViT's weights do not depend on it.
+        one of MODELS; for a ViT at the input size of its absolute positions. Weights of others do not depend on it.
 
     Raises:
         InputError: it is none of MODELS; names the model if it is in UNSUPPORTED.
@@ -145,16 +146,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _depths(shapes_by_name: Shapes) -> tuple[int, ...]:
-    """Number of blocks in each stage: a ViT has one stage, TinyViT four. `to_flax` checks all other sizes."""
+    """Number of blocks in each stage: a ViT has one stage, others four. `to_flax` checks all other sizes."""
+    if starts := _hiera_stages(shapes_by_name):
+        return tuple(after - start for start, after in itertools.pairwise(starts))
     pattern = re.compile(r"image_encoder\.(layers\.\d+\.)?blocks\.\d+\.")
     blocks = {match[0]: match[1] or "" for name in shapes_by_name if (match := pattern.match(name))}
     return tuple(depth for _, depth in sorted(collections.Counter(blocks.values()).items()))
 
 
+def _hiera_stages(shapes_by_name: Shapes) -> list[int]:
+    """First block of each stage of SAM 2, those but the first with a projection, and the number of blocks; or []."""
+    pattern = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.(proj\.weight)?")
+    blocks = {(int(match[1]), bool(match[2])) for name in shapes_by_name if (match := pattern.match(name))}
+    return sorted({0, *(block for block, begins in blocks if begins), 1 + max(blocks)[0]}) if blocks else []
+
+
 def _width(shapes_by_name: Shapes) -> int | None:
-    match shapes_by_name.get("image_encoder.neck.0.weight"):
-        case (_, width, 1, 1):
-            return width
+    """Channels before the neck, of SAM 2 those of its last stage."""
+    for name in ("image_encoder.neck.0.weight", "image_encoder.neck.convs.0.conv.weight"):
+        match shapes_by_name.get(name):
+            case (_, width, 1, 1):
+                return width
     return None
 
 

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from convert.rules import VIDEO_MODULES
 from stablesam_jax.errors import InputError
 
 State = dict[str, np.ndarray]
@@ -49,11 +50,13 @@ UNREADABLE = (
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 NESTING = 4  # nested wrappers that are opened; bounded, because a pickled dictionary may contain itself
-# Modules of a SAM, here and in the library transformers. What comes before the encoder's name is the prefix of all.
+# Modules of a SAM, here and in the library transformers, and of a SAM 2. What comes before the encoder's name is the
+# prefix of all.
 ENCODER = re.compile(r"(.*?)(image_encoder|vision_encoder)\.")
 MODULES = {
     *("image_encoder", "prompt_encoder", "mask_decoder", "pixel_mean", "pixel_std"),
     *("vision_encoder", "shared_image_embedding"),
+    *("sam_prompt_encoder", "sam_mask_decoder", "no_mem_embed", *VIDEO_MODULES),
 }
 PREFIXES = ("module.", "model.", "sam.", "sam_model.", "net.", "_orig_mod.")  # where there is no encoder
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # that transformers and training scripts write into a folder

@@ -8,9 +8,10 @@ from stablesam_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 
-# The mask decoder's own tokens: the IoU token, the mask tokens, of which the first makes the single mask, and HQ-SAM's.
+# The mask decoder's own tokens: the IoU token, the mask tokens, of which the first makes the single mask, and HQ-SAM's
+# token or SAM 2's. The official SAM 2 has its own before the others; their order changes no result.
 MASK_TOKENS = slice(1, 5)
-HQ_TOKEN = MASK_TOKENS.stop
+HQ_TOKEN = OBJECT_TOKEN = MASK_TOKENS.stop
 
 OWN = "own_sam"  # name of a model that is none of MODELS
 
@@ -94,6 +95,50 @@ class LiteConfig:
     def size_multiple(self) -> int:
         """Pixels that must divide the side of the input: the coarsest tap has stride 32."""
         return 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HieraConfig:
+    """SAM 2's image encoder (sam2/configs/sam2.1): four stages at strides 4, 8, 16, 32, each twice as wide as the last.
+
+    A model with it is a SAM 2 throughout, see `SamConfig.sam2`.
+    """
+
+    width: int  # of the first stage
+    heads: int  # of the first stage; doubled from stage to stage, like the width
+    depths: tuple[int, ...]  # blocks in each stage
+    global_blocks: tuple[int, ...]  # blocks whose attention sees the whole map, from 0
+    window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # cells; of the other blocks, by stage
+    background_size: int = 7  # cells; side of the coarse map of positions, which is enlarged to the grid of stride 4
+    patch_size: int = 16  # pixels per cell of the image embedding
+
+    def __post_init__(self):
+        if not len(self.depths) == len(self.window_sizes) == 4 or min(self.depths) < 1:
+            raise InputError("depths and window_sizes are of four stages, each of one block or more.")
+        _check_heads([self.width], [self.heads])
+        first = [sum(self.depths[:stage]) for stage in range(4)]
+        inner = {block for block in range(sum(self.depths)) if block not in first[1:]}
+        if not set(self.global_blocks) <= inner:
+            raise InputError(f"global_blocks may not be the first of stages 2 to 4; got {self.global_blocks}.")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.width * 2**stage for stage in range(4))
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that must divide the side of the input: the last stage has stride 32."""
+        return 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """How a picture is resized to the square input of a model; coordinates and masks go the same way."""
+
+    size: int  # S, pixels
+    stretched: bool = False
+    """False: the longer side becomes S, the rest is padding, as in SAM. True: both sides become S, as in SAM 2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +238,7 @@ class PluginConfig:
 class SamConfig:
     """A promptable segmenter: image encoder, prompt encoder, mask decoder, and what is added to them."""
 
-    encoder: ViTConfig | TinyViTConfig | LiteConfig
+    encoder: ViTConfig | TinyViTConfig | LiteConfig | HieraConfig
     hq: bool = False  # HQ-SAM's token and features in the mask decoder
     plugin: PluginConfig | None = None  # Stable-SAM's plugin
     image_size: int = 1024  # pixels; side of the square that the encoder sees
@@ -211,11 +256,23 @@ class SamConfig:
         # Eight heads of half the width attend to the image; an eighth of the width makes the masks.
         if self.embedding_width < 16 or self.embedding_width % 16:
             raise InputError(f"embedding_width {self.embedding_width}: must be a multiple of 16 channels.")
+        if self.hq and self.sam2:
+            raise InputError("SAM 2 cannot have HQ-SAM's parts; take one of hq_sam_vit_b, hq_sam_vit_l, hq_sam_vit_h.")
         if self.plugin is not None and self.plugin.embedding_width != self.embedding_width:
             raise InputError(
                 f"The model's features are {self.embedding_width} channels wide, the plugin's "
                 f"{self.plugin.embedding_width}."
             )
+
+    @property
+    def sam2(self) -> bool:
+        """Whether it is a SAM 2: its encoder implies its mask decoder, and how pictures and boxes are prepared."""
+        return isinstance(self.encoder, HieraConfig)
+
+    @property
+    def frame(self) -> Frame:
+        """How pictures are resized to the input."""
+        return Frame(self.image_size, stretched=self.sam2)
 
     @property
     def grid_size(self) -> int:
@@ -279,9 +336,13 @@ def _vit(width: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> 
     return SamConfig(encoder=ViTConfig(width=width, depth=depth, heads=heads, global_blocks=global_blocks))
 
 
+def _hiera(width: int, heads: int, depths: tuple[int, ...], global_blocks: tuple[int, ...], **other: Any) -> SamConfig:
+    return SamConfig(encoder=HieraConfig(width=width, heads=heads, depths=depths, global_blocks=global_blocks, **other))
+
+
 def _family(plain: dict[str, SamConfig], hq_names: dict[str, str]) -> dict[str, SamConfig]:
-    """The plain models, their HQ twins, and of each of these the twin with the plugin."""
-    hq = {hq_names[name]: dataclasses.replace(config, hq=True) for name, config in plain.items()}
+    """The plain models, the HQ twins that exist, and of each of these the twin with the plugin."""
+    hq = {twin: dataclasses.replace(plain[name], hq=True) for name, twin in hq_names.items()}
     stable = {
         f"stable_{name}": dataclasses.replace(config, plugin=PluginConfig()) for name, config in (plain | hq).items()
     }
@@ -300,6 +361,10 @@ MODELS: dict[str, SamConfig] = _family(
         "sam_vit_h": _vit(1280, 32, 16, (7, 15, 23, 31)),
         "mobile_sam": SamConfig(encoder=TinyViTConfig()),
         "sam_nano": _NANO,
+        "sam2_hiera_t": _hiera(96, 1, (1, 2, 7, 2), (5, 7, 9)),
+        "sam2_hiera_s": _hiera(96, 1, (1, 2, 11, 2), (7, 10, 13)),
+        "sam2_hiera_b_plus": _hiera(112, 2, (2, 3, 16, 3), (12, 16, 20), background_size=14),
+        "sam2_hiera_l": _hiera(144, 2, (2, 6, 36, 4), (23, 33, 43), window_sizes=(8, 4, 16, 8)),
     },
     hq_names={
         "sam_vit_b": "hq_sam_vit_b",

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for what is no parameter, see `packed`
 REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
+SAM2_MASK_TOKENS = slice(2, 6)  # of a SAM 2, which has its object token before these
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -61,7 +62,7 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
     Load the base's weights first: afterwards the model's state dict also has the plugin's entries, under `plugin.`.
 
     Args:
-        sam: from segment_anything, segment_anything_hq or a package with their mask decoder.
+        sam: from segment_anything, segment_anything_hq or a package with their mask decoder; or a SAM2Base of sam2.
         state: from `load_plugin_state`, or the state dict of a `Plugin`.
 
     Returns:
@@ -75,7 +76,7 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
         raise ValueError("The model has a plugin already; build the model again to add another one.")
     if not isinstance(state.get(CONFIG_KEY), Mapping | torch.Tensor):
         raise ValueError(f"This is no state of a plugin: it has no {CONFIG_KEY!r}. Write one by convert.flax_to_torch.")
-    decoder = sam.mask_decoder
+    decoder = sam.sam_mask_decoder if hasattr(sam, "sam_mask_decoder") else sam.mask_decoder
     plugin = Plugin(**unpacked(state[CONFIG_KEY]))
     if decoder.transformer_dim != plugin.config.embedding_width:
         raise ValueError(
@@ -83,7 +84,11 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
             "Give the base that it was trained on."
         )
     plugin.to(decoder.iou_token.weight).load_state_dict(state)
-    plugin.output_token = HQ_TOKEN if hasattr(decoder, "hf_token") else MASK_TOKENS.start
+    if hasattr(decoder, "obj_score_token"):
+        if plugin.config.first_pass is not None:
+            raise ValueError("A plugin with first_pass does not work on SAM 2 in PyTorch, which hands it no boxes.")
+        plugin.mask_tokens = SAM2_MASK_TOKENS
+    plugin.output_token = HQ_TOKEN if hasattr(decoder, "hf_token") else plugin.mask_tokens.start
     plugin.hook(decoder.transformer)
     if plugin.config.first_pass is not None:
         plugin.hook_first_pass(sam.prompt_encoder, decoder)
@@ -131,7 +136,8 @@ class Plugin(nn.Module):
             self.spatial = CoordinateAttention(self.config.embedding_width)
         if self.config.router:
             self.drp = Router(self.config)
-        self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets that of an HQ-SAM
+        self.mask_tokens = MASK_TOKENS  # `stabilise` sets those of a SAM 2
+        self.output_token = MASK_TOKENS.start  # index of the router's token; `stabilise` sets another one
         self._boxes: tuple[torch.Tensor, torch.Tensor] | None = None  # see `set_boxes`
         self._alone = False  # whether the decoder runs without the plugin
         self._forget()
@@ -172,7 +178,7 @@ class Plugin(nn.Module):
         if not self.config.router:
             return tokens.new_tensor([[1, 0]])
         if self.config.router_token == "mean":
-            return self.drp(tokens[:, MASK_TOKENS].mean(dim=1))
+            return self.drp(tokens[:, self.mask_tokens].mean(dim=1))
         return self.drp(tokens[:, self.output_token])
 
     def hook(self, transformer: nn.Module) -> None:

@@ -29,7 +29,16 @@ from convert.rules import to_flax
 from convert.sam_to_flax import recognise
 from convert.torch_file import read_state
 from eval.parity import torch_sam, twins
-from eval.parity.differences import BFLOAT16_FLIPS, BOUNDS, FLIPS, MaskRow, Row, compare, compare_masks
+from eval.parity.differences import (
+    BFLOAT16_FLIPS,
+    BOUNDS,
+    FLIPS,
+    SAM2_BOUNDS,
+    MaskRow,
+    Row,
+    compare,
+    compare_masks,
+)
 from stablesam_jax.build import assemble, load_model, shapes
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import MODELS, Dtype, SamConfig
@@ -48,8 +57,8 @@ IMAGE = ASSETS / "im/chelsea.jpg"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares a model with its twin in segment_anything or segment_anything_hq, plus the plugin of stablesam_torch if
-    the model has one. Give --random or --checkpoint."""
+    """Compares a model with its twin in segment_anything, segment_anything_hq or sam2, and a plugin with its own in
+    stablesam_torch. Give --random or --checkpoint."""
 
     random: str | None = None
     """Name of a model, which gets random weights in every tensor."""
@@ -182,7 +191,7 @@ def _verdict(ok: bool) -> str:
 
 def describe(options: Options, config: SamConfig, rows: Sequence[Row], masks: MaskRow, missing: Sequence[str]) -> dict:
     """Everything about one comparison, as values that JSON can hold."""
-    packages = ("jax", "flax", "torch", "segment-anything", "segment-anything-hq", "numpy", "pillow")
+    packages = ("jax", "flax", "torch", "segment-anything", "segment-anything-hq", "sam2", "numpy", "pillow")
     return {
         "model": config.name,
         "image_size": config.image_size,
@@ -232,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         theirs = twins.run_official(twins.to_float64(official), picture, prompts, ours)
 
     exact = options.dtype == "float32"
-    rows = compare(ours, theirs, own=own, bounds=BOUNDS if exact else {})
+    bounds = SAM2_BOUNDS if config.sam2 else BOUNDS
+    rows = compare(ours, theirs, own=own, bounds=bounds if exact else {})
     logit_bound = next(row.largest_bound for row in rows if row.quantity == twins.FULL_RES)
     share_bound = FLIPS if exact else BFLOAT16_FLIPS
     masks = compare_masks(ours, theirs, own=own, share_bound=share_bound, logit_bound=logit_bound)

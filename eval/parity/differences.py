@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from eval.parity import twins
-from eval.parity.twins import Outputs
+from eval.parity import quantities, twins
+from eval.parity.quantities import Outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,22 +20,27 @@ class Bound:
 
 # For float32 against float32 on one input: 2 to 4 times the error of PyTorch's float32 against its float64.
 BOUNDS = {
-    twins.INPUT: Bound(0, 0, relative=False),
-    twins.EMBEDDING: Bound(4e-5, 3e-6, relative=True),
-    twins.EARLY: Bound(4e-5, 3e-6, relative=True),
-    twins.HQ_FEATURES: Bound(4e-5, 3e-6, relative=True),
-    twins.SPARSE: Bound(5e-6, 1e-6, relative=False),
+    quantities.INPUT: Bound(0, 0, relative=False),
+    quantities.EMBEDDING: Bound(4e-5, 3e-6, relative=True),
+    quantities.EARLY: Bound(4e-5, 3e-6, relative=True),
+    quantities.HQ_FEATURES: Bound(4e-5, 3e-6, relative=True),
+    quantities.STRIDE_4: Bound(4e-5, 3e-6, relative=True),
+    quantities.STRIDE_8: Bound(4e-5, 3e-6, relative=True),
+    quantities.SPARSE: Bound(5e-6, 1e-6, relative=False),
     # The mask path's first norm has 4 channels. Where they are nearly equal, both sides are up to 3e-6 off float64.
-    twins.DENSE: Bound(1e-5, 1e-6, relative=False),
-    twins.IMAGE_PE: Bound(5e-6, 1e-6, relative=False),
-    twins.DECODER: Bound(1.5e-5, 3e-6, relative=True),
-    twins.TOKENS: Bound(2.5e-5, 4e-6, relative=True),
-    twins.LOW_RES: Bound(2.5e-5, 4e-6, relative=True),
-    twins.IOU: Bound(2e-6, 2e-6, relative=False),
-    twins.FULL_RES: Bound(1.5e-4, 1.5e-5, relative=True),
+    quantities.DENSE: Bound(1e-5, 1e-6, relative=False),
+    quantities.IMAGE_PE: Bound(5e-6, 1e-6, relative=False),
+    quantities.DECODER: Bound(1.5e-5, 3e-6, relative=True),
+    quantities.TOKENS: Bound(2.5e-5, 4e-6, relative=True),
+    quantities.LOW_RES: Bound(2.5e-5, 4e-6, relative=True),
+    quantities.IOU: Bound(2e-6, 2e-6, relative=False),
+    quantities.OBJECT: Bound(1e-5, 3e-6, relative=False),
+    quantities.FULL_RES: Bound(1.5e-4, 1.5e-5, relative=True),
     # The derivative of bilinear sampling is discontinuous at cell borders, which positions may cross by rounding.
-    twins.GRADIENT: Bound(3e-4, 3e-5, relative=True),
+    quantities.GRADIENT: Bound(3e-4, 3e-5, relative=True),
 }
+# SAM 2's picture is resized in float32, where PyTorch fuses multiplications and additions as the processor allows.
+SAM2_BOUNDS = BOUNDS | {quantities.INPUT: Bound(2e-6, 3e-7, relative=False)}
 FLIPS = 1e-5  # share of mask pixels that may differ, each with a logit below the bound of full-resolution logits
 BFLOAT16_FLIPS = 1e-2  # likewise for bfloat16, whatever their logits; it has no other bound
 OWN_ERROR = 4  # the difference from float64 may be this many times that of the official model in float32
@@ -97,7 +102,7 @@ def compare(
     rows = []
     for quantity in twins.in_order(theirs):
         reference = theirs[quantity]
-        is_gradient = quantity.startswith(twins.GRADIENT)
+        is_gradient = quantity.startswith(quantities.GRADIENT)
         deviation = (
             _difference(reference, np.zeros_like(reference))[1]
             if is_gradient
@@ -105,7 +110,7 @@ def compare(
         )
         largest, rms = _difference(ours[quantity], reference)
         largest_bound = rms_bound = None
-        if bound := bounds.get(twins.GRADIENT if is_gradient else quantity):
+        if bound := bounds.get(quantities.GRADIENT if is_gradient else quantity):
             unit = deviation if bound.relative else 1.0
             largest_bound, rms_bound = bound.largest * unit, bound.rms * unit
             if own is not None:
@@ -128,10 +133,10 @@ def compare_masks(
         share_bound: share of the pixels that may differ.
         logit_bound: the largest logit that a differing pixel may have.
     """
-    logits = theirs[twins.FULL_RES]
-    differs = (ours[twins.FULL_RES] > 0) != (logits > 0)
+    logits = theirs[quantities.FULL_RES]
+    differs = (ours[quantities.FULL_RES] > 0) != (logits > 0)
     if own is not None:
-        share_bound = max(share_bound, OWN_ERROR * float(np.mean((own[twins.FULL_RES] > 0) != (logits > 0))))
+        share_bound = max(share_bound, OWN_ERROR * float(np.mean((own[quantities.FULL_RES] > 0) != (logits > 0))))
     largest = float(np.abs(logits[differs]).max(initial=0.0))
     return MaskRow(differs.size, int(differs.sum()), largest, share_bound, logit_bound)
 

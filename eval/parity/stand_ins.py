@@ -1,15 +1,17 @@
 """Replacements for what the official packages import from torchvision and timm, where these cannot be imported.
 
 The registry's builds of torchvision do not import beside the CPU build of torch, and timm imports torchvision. The
-official models use little of them: resizing, which torchvision delegates to Pillow, boxes, and initialisers.
+official models use little of them: resizing, which torchvision delegates to Pillow or, for SAM 2, to PyTorch, boxes,
+and initialisers.
 """
 
 import importlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -84,7 +86,44 @@ def register_model(model: Callable) -> Callable:
     return model
 
 
+class ToTensor:
+    """torchvision's ToTensor: (H, W, 3) uint8 -> (3, H, W) float32 of 0..1."""
+
+    def __call__(self, picture: np.ndarray) -> torch.Tensor:
+        """Converts a picture."""
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div(255)
+
+
+class Resize(torch.nn.Module):
+    """torchvision's Resize of a float tensor to a given height and width, antialiased as there by default."""
+
+    def __init__(self, size: Sequence[int]):
+        super().__init__()
+        self.size = list(size)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """(3, H, W) -> (3, height, width)."""
+        resized = torch.nn.functional.interpolate(
+            picture[None], size=self.size, mode="bilinear", align_corners=False, antialias=True
+        )
+        return resized[0]
+
+
+class Normalize(torch.nn.Module):
+    """torchvision's Normalize: (picture - mean) / std by channel."""
+
+    def __init__(self, mean: list[float], std: list[float]):
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """(3, H, W) -> (3, H, W)."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (picture - mean[:, None, None]) / std[:, None, None]
+
+
 TORCHVISION: Modules = {
+    "torchvision.transforms": {"Normalize": Normalize, "Resize": Resize, "ToTensor": ToTensor},
     "torchvision.transforms.functional": {"resize": resize, "to_pil_image": Image.fromarray},
     "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
 }

@@ -1,4 +1,4 @@
-"""The official PyTorch models (segment-anything, segment-anything-hq), of any size, and random weights for them.
+"""The official PyTorch models (segment-anything, segment-anything-hq, sam2), of any size, and random weights for them.
 
 The official registries build a few sizes at 1024 pixels only; their classes take any.
 """
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from eval.parity import stand_ins
+from eval.parity import stand_ins, torch_sam2
 from stablesam_jax.config import SamConfig
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.ops.layers import ENCODER_EPS
@@ -23,7 +23,7 @@ from segment_anything_hq import modeling as hq_modeling  # noqa: E402
 
 __all__ = ["ResizeLongestSide", "SamPredictor", "build", "hq_modeling", "modeling", "picture_features", "randomise"]
 
-Official: TypeAlias = modeling.Sam | hq_modeling.Sam
+Official: TypeAlias = modeling.Sam | hq_modeling.Sam | torch_sam2.SAM2Base
 
 
 def build(config: SamConfig) -> Official:
@@ -38,6 +38,8 @@ def build(config: SamConfig) -> Official:
     Raises:
         TypeError: no official model has this encoder.
     """
+    if config.sam2:
+        return torch_sam2.build(config)
     package = hq_modeling if config.hq else modeling
     grid = (config.grid_size, config.grid_size)
     width = config.embedding_width
@@ -55,7 +57,7 @@ def build(config: SamConfig) -> Official:
             mask_in_chans=16,
         ),
         mask_decoder=(
-            hq_modeling.MaskDecoderHQ(**decoder, vit_dim=encoder_of(config).early_width(config.encoder))
+            hq_modeling.MaskDecoderHQ(**decoder, vit_dim=early_width(config))
             if config.hq
             else modeling.MaskDecoder(**decoder)
         ),
@@ -63,6 +65,20 @@ def build(config: SamConfig) -> Official:
         pixel_std=list(config.pixel_std),
     )
     return sam.eval()
+
+
+def early_width(config: SamConfig) -> int:
+    """Channels of the features that HQ-SAM's decoder takes from the encoder."""
+    width = encoder_of(config).early_width
+    assert width is not None
+    return width(config.encoder)
+
+
+def heads(sam: Official) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The prompt encoder and the mask decoder, by whichever names."""
+    if isinstance(sam, torch_sam2.SAM2Base):
+        return sam.sam_prompt_encoder, sam.sam_mask_decoder
+    return sam.prompt_encoder, sam.mask_decoder
 
 
 def picture_features(decoder: hq_modeling.MaskDecoderHQ, embedding: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
@@ -119,12 +135,12 @@ def _image_encoder(config: SamConfig) -> torch.nn.Module:
 # Gain of a kernel: its standard deviation times sqrt(fan-in), where that is not 1. With these gains the residual
 # streams stay bounded, and attention is neither uniform nor one-hot: 60 to 90 effective keys of a window's 196.
 _GAINS = (
-    (r".*\.lin2", 0.5),
+    (r".*\.(lin2|mlp\.layers\.1)", 0.5),
     (r".*\.attn\.proj", 0.8),
-    (r"mask_decoder\..*\.[qk]_proj", 0.98),
-    (r"mask_decoder\..*\.lin1", 2**0.5),
-    (r"mask_decoder\.(output_hypernetworks_mlps\.\d|hf_mlp|iou_prediction_head)\.layers\.[01]", 2**0.5),
-    (r"mask_decoder\.(output_upscaling|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.[03]", 1.4),
+    (r"(sam_)?mask_decoder\..*\.[qk]_proj", 0.98),
+    (r"(sam_)?mask_decoder\..*\.(lin1|mlp\.layers\.0)", 2**0.5),
+    (r"(sam_)?mask_decoder\.(output_hypernetworks_mlps\.\d|hf_mlp|\w+_head)\.layers\.[01]", 2**0.5),
+    (r"(sam_)?mask_decoder\.(output_upscaling|compress_vit_feat|embedding_encoder|embedding_maskfeature)\.[03]", 1.4),
     (r".*\.fc2", 0.5),
     (r"image_encoder\.layers\..*\.qkv", 1.5**0.5),  # q, k and v: TinyViT's rows are ordered by head
 )
@@ -145,24 +161,28 @@ def randomise(sam: Official, seed: int) -> None:
         tensor.copy_(mean + deviation * torch.randn(tensor.shape, generator=generator))
         if name.endswith(".running_var"):
             tensor.exp_()
-        if name.startswith("image_encoder.blocks.") and name.endswith(".qkv.weight"):
+        if re.match(r"image_encoder\.(trunk\.)?blocks\.", name) and name.endswith(".qkv.weight"):
             tensor[: 2 * len(tensor) // 3] *= _QK_GAIN
     sam.eval()  # TinyViT gathers its attention biases here
 
-    decoder = sam.mask_decoder
-    image_pe = sam.prompt_encoder.get_dense_pe()
-    side = sam.image_encoder.img_size
-    sparse, dense = sam.prompt_encoder(None, torch.tensor([[0.2, 0.3, 0.7, 0.8]]) * side, None)
+    prompt_encoder, decoder = heads(sam)
+    image_pe = prompt_encoder.get_dense_pe()
+    side = prompt_encoder.input_image_size[0]
+    sparse, dense = prompt_encoder(None, torch.tensor([[0.2, 0.3, 0.7, 0.8]]) * side, None)
     embedding = torch.randn(image_pe.shape, generator=generator)
-    features = {}
+    features: dict[str, Any] = {}
     if isinstance(decoder, hq_modeling.MaskDecoderHQ):
         early_width = decoder.compress_vit_feat[0].in_channels
         early = torch.randn(1, *image_pe.shape[2:], early_width, generator=generator)
         features["hq_features"] = picture_features(decoder, embedding, early)
-    logits, _ = decoder.predict_masks(embedding, image_pe, sparse, dense, **features)
+    if isinstance(sam, torch_sam2.SAM2Base):
+        channels, grid = image_pe.shape[1:3]
+        maps = [torch.randn(1, n * channels // 8, 4 * grid // n, 4 * grid // n, generator=generator) for n in (1, 2)]
+        features = {"repeat_image": False, "high_res_features": maps}
+    logits = decoder.predict_masks(embedding, image_pe, sparse, dense, **features)[0]
     networks = decoder.output_hypernetworks_mlps
     _scale(networks, _LOGIT_DEVIATION / logits[:, : len(networks)].std())
-    if features:
+    if "hq_features" in features:
         _scale([decoder.hf_mlp], _LOGIT_DEVIATION / logits[:, len(networks) :].std())
     head = decoder.iou_prediction_head.layers[2]
     head.weight /= 5
@@ -190,7 +210,7 @@ def _moments(name: str, tensor: torch.Tensor) -> tuple[float, float]:
         return 0.0, 0.3
     if leaf == "num_batches_tracked":
         return 1000.0, 100.0
-    if leaf == "pos_embed":
+    if leaf in ("pos_embed", "pos_embed_window", "no_mem_embed"):
         return 0.0, 0.5
     if leaf.startswith("rel_pos"):  # the logits of each axis have a standard deviation of 0.7
         return 0.0, 0.7 / (_QK_GAIN * tensor.shape[1] ** 0.5)

@@ -11,38 +11,41 @@ import numpy as np
 import torch
 
 from convert.flax_to_torch import plugin_state
-from convert.rules import to_flax, to_torch
-from eval.parity import torch_sam
+from convert.rules import VIDEO_MODULES, to_flax, to_torch
+from eval.parity import sam2_twin, torch_sam, torch_sam2
+from eval.parity.quantities import (
+    DECODER,
+    DENSE,
+    EARLY,
+    EMBEDDING,
+    FULL_RES,
+    GRADIENT,
+    HQ_FEATURES,
+    IMAGE_PE,
+    INPUT,
+    IOU,
+    LOW_RES,
+    OBJECT,
+    QUANTITIES,
+    SPARSE,
+    STRIDE_4,
+    STRIDE_8,
+    TOKENS,
+    Outputs,
+)
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import SamConfig, ViTConfig
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import Prompts, sparse_tokens
 from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.model.sam2 import with_padding_point
+from stablesam_jax.ops.layers import pixels
 from stablesam_jax.params import Params, flatten
 from stablesam_jax.predict.postprocess import upscale_logits
 from stablesam_jax.predict.preprocess import preprocess, to_model_frame
 from stablesam_jax.prompts import Prompt
 from stablesam_torch import plugin as torch_plugin
-
-# Names of the compared quantities in the order of computation; `run_ours` documents the shapes.
-INPUT = "model input"
-EMBEDDING = "image embedding"
-EARLY = "early features"
-HQ_FEATURES = "HQ features"
-SPARSE = "sparse embeddings"
-DENSE = "dense embeddings"
-IMAGE_PE = "dense positional encoding"
-DECODER = "decoder alone"
-TOKENS = "logits of each token"
-LOW_RES = "low-resolution logits"
-IOU = "IoU predictions"
-FULL_RES = "full-resolution logits"
-QUANTITIES = (
-    INPUT, EMBEDDING, EARLY, HQ_FEATURES, SPARSE, DENSE, IMAGE_PE, DECODER, TOKENS, LOW_RES, IOU, FULL_RES
-)  # fmt: skip
-GRADIENT = "gradient of "  # prefix; followed by the path of a plugin's parameter, one quantity for each
-Outputs = dict[str, np.ndarray]
 
 SLOTS = 8  # tokens that every prompt is padded to on our side, so that the comparison covers padding
 
@@ -76,8 +79,7 @@ def build_official(config: SamConfig) -> torch_sam.Official:
     """Builds the official model of a configuration without its plugin; with `NoEncoder` if its encoder has no twin."""
     if encoder_of(config).official is not None:
         return torch_sam.build(config)
-    early_width = encoder_of(config).early_width(config.encoder)
-    any_encoder = ViTConfig(width=early_width, depth=1, heads=1, global_blocks=(0,))
+    any_encoder = ViTConfig(width=torch_sam.early_width(config), depth=1, heads=1, global_blocks=(0,))
     official = torch_sam.build(dataclasses.replace(config, encoder=any_encoder))
     official.image_encoder = NoEncoder(config.image_size)
     return official
@@ -87,7 +89,11 @@ def load_official(config: SamConfig, params: Params) -> torch_sam.Official:
     """Builds the official model with our weights, and with the PyTorch twin of the plugin if there is one."""
     official = build_official(config)
     state = to_torch({part: params[part] for part in official_parts(config)})
-    official.load_state_dict({name: torch.tensor(array) for name, array in state.items()}, assign=True)
+    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    # SAM 2 has modules for videos, too, which keep what they have.
+    faults = official.load_state_dict(tensors, assign=True, strict=not config.sam2)
+    assert not faults.unexpected_keys
+    assert all(name.partition(".")[0] in VIDEO_MODULES for name in faults.missing_keys)
     if config.plugin is not None:
         torch_plugin.stabilise(official, plugin_state(params["plugin"], config.plugin, {}))
     return official
@@ -116,25 +122,27 @@ def run_ours(sam: Sam, params: Params, picture: np.ndarray, prompts: Sequence[Pr
         dense embeddings (N, G, G, C), dense positional encoding (G, G, C), low-resolution logits (N, M, 4G, 4G) of all
         FORMS concatenated, IoU predictions (N, M), full-resolution logits (N, M, H, W). "decoder alone" equals the
         low-resolution logits here. HQ-SAM: early features (G, G, any), HQ features (4G, 4G, C / 8), and logits of each
-        token (N, 5, 4G, 4G), the HQ token last. With a plugin: the gradient of each of its parameters; the loss is the
-        mean square of the low-resolution logits.
+        token (N, 5, 4G, 4G), the HQ token last. SAM 2: features at stride 4 (4G, 4G, C / 8) and 8 (2G, 2G, C / 4),
+        logits of each token (N, 4, 4G, 4G), and object scores (N,). With a plugin: the gradient of each of its
+        parameters; the loss is the mean square of the low-resolution logits.
     """
     variables = {"params": jax.device_put(params)}
     size_hw = picture.shape[:2]
-    pixels = preprocess(picture, sam.config)
+    model_input = preprocess(picture, sam.config)
     batch = stack_prompts(prompts, size_hw, sam.config)
     encode, decode, differentiate = _programs(sam)
-    embedding = encode(variables, pixels[None])
-    outputs = {INPUT: pixels, EMBEDDING: embedding.features[0]}
-    if embedding.early is not None:
+    embedding = encode(variables, model_input[None])
+    outputs = {INPUT: model_input, EMBEDDING: embedding.features[0]}
+    if sam.config.hq:
         outputs[EARLY] = embedding.early[0]
     outputs |= decode(variables, embedding, batch)
     if sam.config.plugin is not None:
         gradients = flatten(differentiate(variables["params"], embedding, batch))
         outputs |= {GRADIENT + path: gradient for path, gradient in gradients.items()}
     outputs = {name: np.array(array, np.float32) for name, array in outputs.items()}
-    outputs[SPARSE] = outputs[SPARSE][np.asarray(batch.valid[0])]
-    full_res = upscale_logits(outputs[LOW_RES], size_hw, sam.config.image_size)
+    valid = with_padding_point(batch).valid if sam.config.sam2 else batch.valid
+    outputs[SPARSE] = outputs[SPARSE][np.asarray(valid[0])]
+    full_res = upscale_logits(outputs[LOW_RES], size_hw, sam.config.frame)
     return outputs | {DECODER: outputs[LOW_RES], FULL_RES: full_res}
 
 
@@ -149,7 +157,7 @@ def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
     def decode(sam: Sam, embedding: ImageEmbedding, batch: Prompts) -> dict[str, jax.Array]:
         embedding = sam.fuse(embedding)
         decoded = decode_forms(sam, embedding, batch)
-        sparse, dense = sam.prompt_encoder(batch)
+        sparse, dense = sam.prompt_encoder(with_padding_point(batch) if sam.config.sam2 else batch)
         outputs = {
             SPARSE: sparse[0],
             DENSE: dense[0],
@@ -163,6 +171,15 @@ def _programs(sam: Sam) -> tuple[Callable, Callable, Callable]:
             assert every.hq_masks is not None
             outputs[HQ_FEATURES] = embedding.hq_features[0]
             outputs[TOKENS] = jnp.concatenate([every.low_res_masks[0], every.hq_masks[0]], axis=1)
+        if sam.config.sam2:
+            every = sam.decode(embedding, batch, masks="all")
+            assert embedding.high_res_s0 is not None
+            assert embedding.high_res_s1 is not None
+            assert every.object_scores is not None
+            rows = embedding.high_res_s1[0].swapaxes(1, 2)  # (G, 2, G, 2, C / 4)
+            outputs[STRIDE_4] = pixels(embedding.high_res_s0)[0]
+            outputs[STRIDE_8] = rows.reshape(2 * len(rows), 2 * len(rows), -1)
+            outputs |= {TOKENS: every.low_res_masks[0], OBJECT: every.object_scores[0]}
         return outputs
 
     def loss(plugin: Params, params: Params, embedding: ImageEmbedding, batch: Prompts) -> jax.Array:
@@ -191,6 +208,8 @@ def run_official(
     Returns:
         the arrays of `run_ours`, without those of an encoder that has no twin.
     """
+    if isinstance(official, torch_sam2.SAM2Base):
+        return sam2_twin.run(official, picture, prompts, ours)
     dtype = official.mask_decoder.iou_token.weight.dtype
     size_hw = picture.shape[:2]
     transform = torch_sam.ResizeLongestSide(official.image_encoder.img_size)
@@ -253,8 +272,8 @@ def stack_prompts(prompts: Sequence[Prompt], size_hw: tuple[int, int], config: S
     """Pads and stacks N prompts of one picture."""
 
     def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        points = to_model_frame(prompt.points, size_hw, config.image_size)
-        box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, config.image_size)
+        points = to_model_frame(prompt.points, size_hw, config.frame)
+        box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, config.frame)
         return sparse_tokens(points, prompt.labels, box, length=SLOTS)
 
     coords, labels, valid = (jnp.stack(arrays)[None] for arrays in zip(*map(tokens, prompts), strict=True))
@@ -266,6 +285,11 @@ def stack_prompts(prompts: Sequence[Prompt], size_hw: tuple[int, int], config: S
 
 def to_float64(official: torch_sam.Official) -> torch_sam.Official:
     """Converts the official model to float64, in place. It still normalises pictures in float32, as our side does."""
+    if isinstance(official, torch_sam2.SAM2Base):
+        official.double()
+        official.sam_prompt_encoder.pe_layer = _Float64Positions(official.sam_prompt_encoder.pe_layer)
+        torch_sam2.float64_neck(official.image_encoder.neck)
+        return official
     mean, deviation = official.pixel_mean, official.pixel_std
     official.double()  # converts the two buffers as well
     official.pixel_mean, official.pixel_std = mean, deviation

@@ -78,7 +78,7 @@ def begin(
     drawn, _ = predictor.predict_low_res(box=user_boxes, multimask_output=False, picture=picture)
 
     def ious(low_res_masks: np.ndarray, target: np.ndarray) -> list[float]:
-        sides = picture.original_size, predictor.sam.config.image_size
+        sides = picture.original_size, predictor.sam.config.frame
         return [mask_iou(upscale_masks(logits, *sides), target) for logits in low_res_masks]
 
     def finish() -> Record:

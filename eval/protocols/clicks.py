@@ -28,6 +28,7 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import mask_iou
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
+from stablesam_jax.predict.decode import as_mask_inputs
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.postprocess import upscale_masks
 from stablesam_jax.predict.predictor import Predictor
@@ -185,7 +186,8 @@ def answer(
         picture=picture,
     )
     chosen = low_res_masks[np.argmax(predicted_iou)][None]
-    return upscale_masks(chosen[0], picture.original_size, predictor.sam.config.image_size), chosen
+    mask = upscale_masks(chosen[0], picture.original_size, predictor.sam.config.frame)
+    return mask, as_mask_inputs(chosen, predictor.sam.config)
 
 
 def next_click(

@@ -169,7 +169,7 @@ def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Seque
     def finish() -> Record:
         answers = []
         for prompt, low_res, iou in zip(prompts, logits[:, 0], predicted_iou[:, 0], strict=True):
-            mask = upscale_masks(low_res, size_hw, predictor.sam.config.image_size)
+            mask = upscale_masks(low_res, size_hw, predictor.sam.config.frame)
             run_lengths = mask_api.encode(np.asfortranarray(mask, np.uint8))
             answers.append(
                 {

@@ -19,7 +19,7 @@ from eval.loop import Summary
 from eval.prompt_kinds import REGION_KINDS, draw_region_prompt
 from eval.protocols import systems
 from eval.report.tables import MEAN, mean_of_sets
-from stablesam_jax.config import MASK_TOKENS
+from stablesam_jax.config import MASK_TOKENS, Frame
 from stablesam_jax.data import datasets
 from stablesam_jax.data.class_maps import ClassMap, ClassMaps
 from stablesam_jax.data.label_file import IGNORE
@@ -139,7 +139,7 @@ def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: M
     def finish() -> Record:
         confused = {}
         for kind, logits in logits_by_kind.items():
-            predicted = class_map(regions, logits, labelled.label.shape, source, predictor.sam.config.image_size)
+            predicted = class_map(regions, logits, labelled.label.shape, source, predictor.sam.config.frame)
             counted = confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE).ravel()
             places = np.flatnonzero(counted)
             confused[kind] = [places.tolist(), counted[places].tolist()]
@@ -153,7 +153,7 @@ def segment_regions(
 ) -> tuple[list[Region], dict[str, np.ndarray]]:
     """Finds the regions of a picture and prompts for them: regions, kind -> (regions, 4G, 4G) logits."""
     size_hw = labelled.picture.shape[:2]
-    frame_hw = resized_size(size_hw, config.scale)
+    frame_hw = resized_size(size_hw, Frame(config.scale))
     unprompted = {IGNORE} if config.background_prompts else {IGNORE, source.background}
     regions = find_regions(to_frame(labelled.label, frame_hw), unprompted)
     predictor.set_image(labelled.picture)
@@ -182,12 +182,12 @@ def segment_regions(
 
 
 def class_map(
-    regions: Sequence[Region], logits: np.ndarray, size_hw: tuple[int, int], source: ClassMaps, image_size: int
+    regions: Sequence[Region], logits: np.ndarray, size_hw: tuple[int, int], source: ClassMaps, frame: Frame
 ) -> np.ndarray:
     """Fuses the logits of all regions to a class map (H, W)."""
     best: dict[int, np.ndarray] = {}
     for region, low_res in zip(regions, logits, strict=True):
-        scores = upscale_logits(low_res, size_hw, image_size)
+        scores = upscale_logits(low_res, size_hw, frame)
         best[region.label] = np.maximum(best[region.label], scores) if region.label in best else scores
     return fuse(best, classes=source.classes, background=source.background)
 

@@ -36,7 +36,9 @@ class Sam:
     image_format = "RGB"
 
     def __init__(self, sam: linen.Sam, params: Params):
-        """From `load_model`."""
+        """From `load_model`. Raises InputError for a SAM 2, which segment_anything's classes do not fit."""
+        if sam.config.sam2:
+            raise InputError(f"{sam.config.name}: segment_anything's classes do not fit a SAM 2; use Predictor.")
         self.sam = sam
         self.params = jax.device_put(params)
         self._image_encoder = ImageEncoder(self)
@@ -111,12 +113,13 @@ class Sam:
 
     def upscale(self, masks: np.ndarray, input_size: Size, original_size: Size, *, return_logits: bool) -> np.ndarray:
         """The same of arrays: (..., H, W) logits, or bool where they are above `mask_threshold`."""
-        side = self.sam.config.image_size
-        if max(input_size) > side or min(*input_size, *original_size) < 1:
-            raise InputError(f"input_size {input_size}, original_size {original_size}: the first is at most {side}.")
+        frame = self.sam.config.frame
+        if max(input_size) > frame.size or min(*input_size, *original_size) < 1:
+            faulty = f"input_size {input_size}, original_size {original_size}"
+            raise InputError(f"{faulty}: the first is at most {frame.size}.")
         if not return_logits and self.mask_threshold == 0:
-            return upscale_masks(masks, original_size, side, input_size)
-        logits = upscale_logits(masks, original_size, side, input_size)
+            return upscale_masks(masks, original_size, frame, input_size)
+        logits = upscale_logits(masks, original_size, frame, input_size)
         return logits if return_logits else logits > self.mask_threshold
 
     def __call__(self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from stablesam_jax.compat.tensors import Tensor, array, like
+from stablesam_jax.config import Frame
 from stablesam_jax.predict.postprocess import Size
 from stablesam_jax.predict.preprocess import resized_size
 
@@ -48,7 +49,7 @@ class ResizeLongestSide:
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> Size:
         """Height and width after the longer side is resized to a length."""
-        return resized_size((oldh, oldw), long_side_length)
+        return resized_size((oldh, oldw), Frame(long_side_length))
 
     def _scale(self, original_size: Size) -> np.ndarray:
         """Of x and y."""

@@ -22,7 +22,8 @@ from stablesam_jax.version import __version__
 
 HEADER = "embedding"
 ENCODING = ("image_encoder/.*",)  # parameters that an embedding depends on
-FUSING = ("mask_decoder/(compress_vit_feat|embedding_encoder)_.*",)  # more of them in an HQ-SAM, after `Sam.fuse`
+FUSING_HQ = ("mask_decoder/(compress_vit_feat|embedding_encoder)_.*",)  # more of them in an HQ-SAM, after `Sam.fuse`
+FUSING_SAM2 = ("mask_decoder/conv_s[01]/.*",)  # likewise in a SAM 2
 
 
 def encoding(config: SamConfig, tree: params.Params) -> params.Params:
@@ -32,7 +33,7 @@ def encoding(config: SamConfig, tree: params.Params) -> params.Params:
         config: of the model.
         tree: its parameters.
     """
-    chosen, _ = params.split(tree, ENCODING + (FUSING if config.hq else ()))
+    chosen, _ = params.split(tree, ENCODING + (FUSING_HQ if config.hq else FUSING_SAM2 if config.sam2 else ()))
     return chosen
 
 

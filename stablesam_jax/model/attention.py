@@ -1,15 +1,18 @@
-"""Self-attention over a map with decomposed relative positions, one form per kind of device; equal up to rounding.
+"""Self-attention over a map, one form per kind of device; equal up to rounding.
 
-Source: Attention in segment_anything/modeling/image_encoder.py. The logit of query q at cell (r, c) and key k at cell
-(r', c') is q . k / sqrt(D) + q . rel_pos_h[r - r'] + q . rel_pos_w[c - c'].
+With decomposed relative positions: Attention in segment_anything/modeling/image_encoder.py. The logit of query q at
+cell (r, c) and key k at cell (r', c') is q . k / sqrt(D) + q . rel_pos_h[r - r'] + q . rel_pos_w[c - c']. Without:
+MultiScaleAttention in sam2/modeling/backbones/hieradet.py.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stablesam_jax.ops.layers import dense, parameter, softmax
+from stablesam_jax.ops.layers import computes_on_cpu, dense, parameter, softmax
 from stablesam_jax.ops.numerics import einsum, to_float32
 
 QUERIES = 512  # queries of a head that are processed at a time on a CPU
@@ -47,12 +50,13 @@ class QKV(nn.Module):
     )
 
     @nn.compact
-    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """-> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
-        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (channels, 3 * channels))
-        bias = parameter(self, "bias", nn.initializers.zeros, (3 * channels,))
+    def __call__(self, channels: int, width: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """Channels C, and heads * D if that is not C, -> (heads, 3, C, D) kernel, (heads, 3, D) bias."""
+        width = channels if width is None else width
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (channels, 3 * width))
+        bias = parameter(self, "bias", nn.initializers.zeros, (3 * width,))
         order = (self.heads, 3) if self.heads_outermost else (3, self.heads)
-        kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, channels // self.heads) for leaf in (kernel, bias))
+        kernel, bias = (leaf.reshape(*leaf.shape[:-1], *order, width // self.heads) for leaf in (kernel, bias))
         if not self.heads_outermost:
             kernel, bias = (leaf.swapaxes(-3, -2) for leaf in (kernel, bias))
         return jnp.moveaxis(kernel, 0, 2), bias
@@ -150,6 +154,53 @@ def attend_at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array, rows: jax.A
 
     together = max(1, LOGITS // (height * width) ** 2)
     return jax.lax.map(attend, (q, k, v, by_row, by_column), batch_size=min(together, batch))
+
+
+def attend_to_cells(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, pool: Callable[[jax.Array], jax.Array] | None
+) -> jax.Array:
+    """Self-attention without relative positions, on any device, a part of the logits at a time.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (heads, 3, C, D), see `QKV`.
+        bias: (heads, 3, D).
+        pool: of the queries, (B, H, W, D) -> (B, H', W', D).
+
+    Returns:
+        (B, H', W', heads, D).
+    """
+    batch, height, width, _ = x.shape
+
+    def project(head: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
+        q, k, v = (dense(x, head[0][part], head[1][part]) for part in range(3))
+        return [pool(q) if pool else q, k, v]
+
+    if flash_takes(x.dtype, kernel.shape[-1]):
+        q, k, v = jax.vmap(project, out_axes=3)((kernel, bias))  # (B, H, W, heads, D)
+        cells = (part.reshape(batch, -1, *part.shape[3:]) for part in (q, k, v))
+        with jax.numpy_dtype_promotion("standard"):  # dot_product_attention itself mixes dtypes
+            return jax.nn.dot_product_attention(*cells, implementation="cudnn").reshape(q.shape)
+
+    def attend(head: tuple[jax.Array, jax.Array]) -> jax.Array:
+        q, k, v = project(head)
+        shape, channels = q.shape, q.shape[-1]
+        q = q * channels**-0.5
+        k, v = (part.reshape(batch, -1, channels) for part in (k, v))
+        queries = shape[1] * shape[2]
+        most = QUERIES if computes_on_cpu() else LOGITS // (height * width)
+        step = max(n for n in range(1, shape[1] + 1) if shape[1] % n == 0 and (n == 1 or n * shape[2] <= most))
+
+        def attend_rows(q: jax.Array) -> jax.Array:
+            logits = einsum("bqd,bkd->bqk", q, k)
+            weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))  # cancels
+            attended = einsum("bqk,bkd->bqd", weights.astype(v.dtype), v) / weights.sum(axis=-1)[..., None]
+            return attended.astype(v.dtype)
+
+        rows = q.reshape(batch, shape[1] // step, step * shape[2], channels).swapaxes(0, 1)
+        return jax.lax.map(attend_rows, rows).swapaxes(0, 1).reshape(batch, queries, channels).reshape(shape)
+
+    return jnp.moveaxis(jax.lax.map(attend, (kernel, bias)), 0, 3)
 
 
 def flash_takes(dtype: np.dtype, channels: int) -> bool:

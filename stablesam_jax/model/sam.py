@@ -13,6 +13,7 @@ from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.first_pass import better_masks, poor_masks
 from stablesam_jax.model.mask_decoder import MaskChoice, MaskDecoder, Masks, chosen_masks
 from stablesam_jax.model.prompt_encoder import PromptEncoder, Prompts
+from stablesam_jax.model.sam2 import with_padding_point
 from stablesam_jax.model.transformer import Hooks
 
 
@@ -21,12 +22,16 @@ class ImageEmbedding:
     """Features of B pictures that do not depend on prompts, in the compute dtype."""
 
     features: jax.Array  # (B, G, G, C), SAM's image embedding
-    early: jax.Array | None = None  # (B, G, G, any) an early layer of the encoder, for HQ-SAM
-    hq_features: jax.Array | None = None  # (B, 4G, 4G, C / 8), both fused; then `early` is None
+    # What the encoder gives beside them, until `Sam.fuse` projects it: for HQ-SAM (B, G, G, any), an early layer; for
+    # SAM 2 a pair (B, 4G, 4G, C), (B, 2G, 2G, C).
+    early: Any = None
+    hq_features: jax.Array | None = None  # (B, 4G, 4G, C / 8) of HQ-SAM
+    high_res_s0: jax.Array | None = None  # (B, G, G, 2, 2, 2, 2, C / 8) of SAM 2, see `Sam2Branch.picture_features`
+    high_res_s1: jax.Array | None = None  # (B, G, G, 2, 2, C / 4) of SAM 2
 
 
 class Sam(nn.Module):
-    """A promptable segmenter, with HQ-SAM's branch and the plugin of Stable-SAM where its configuration has them.
+    """A promptable segmenter, with HQ-SAM's or SAM 2's branch and the plugin of Stable-SAM as its configuration says.
 
     Parameters are in `image_encoder`, `prompt_encoder`, `mask_decoder` and, with a plugin, `plugin`. `build.assemble`
     makes one from a configuration.
@@ -39,7 +44,7 @@ class Sam(nn.Module):
         config = self.config
         self.image_encoder = encoder_of(config).module(config.encoder, config.embedding_width)
         self.prompt_encoder = PromptEncoder(config.embedding_width, config.grid_size, config.image_size)
-        self.mask_decoder = MaskDecoder(config.embedding_width, config.hq)
+        self.mask_decoder = MaskDecoder(config.embedding_width, config.hq, config.sam2)
 
     def encode(self, pictures: jax.Array) -> ImageEmbedding:
         """Computes what depends on the picture alone and is frozen in training.
@@ -48,7 +53,7 @@ class Sam(nn.Module):
             pictures: (B, S, S, 3) float32, normalised and padded by `preprocess`, S = config.image_size.
 
         Returns:
-            the image embedding, with the early features where HQ-SAM needs them.
+            the image embedding, with the early features where HQ-SAM or SAM 2 needs them.
         """
         return self._embedding(*self.image_encoder(self._cast(pictures)))
 
@@ -61,12 +66,15 @@ class Sam(nn.Module):
         return self._embedding(*self.image_encoder.finish(backbone_features))
 
     def fuse(self, embedding: ImageEmbedding) -> ImageEmbedding:
-        """Replaces the early features by HQ-SAM's features of the picture; without early features returns its input.
+        """Replaces the early features by those that HQ-SAM's or SAM 2's decoder reads; without any returns its input.
 
         `decode` calls it where it has not been called. For a picture with many prompts it is cheaper to call it once.
         """
         if embedding.early is None:
             return embedding
+        if self.config.sam2:
+            s0, s1 = self.mask_decoder.high_resolution(*embedding.early)
+            return ImageEmbedding(embedding.features, high_res_s0=s0, high_res_s1=s1)
         hq_features = self.mask_decoder.picture_features(embedding.features, embedding.early)
         return ImageEmbedding(embedding.features, hq_features=hq_features)
 
@@ -93,11 +101,18 @@ class Sam(nn.Module):
             `Masks` with M = 1, 3 or 4; of HQ-SAM M = 1, or 4 and the HQ masks apart.
 
         Raises:
-            InputError: HQ-SAM is given an embedding of SAM.
+            InputError: HQ-SAM or SAM 2 is given an embedding of SAM.
         """
         embedding = self.fuse(embedding)
         if self.config.hq and embedding.hq_features is None:
             raise InputError("the embedding has no early features, which HQ-SAM needs; encode the picture with HQ-SAM.")
+        if self.config.sam2:
+            if embedding.high_res_s0 is None or embedding.high_res_s1 is None:
+                raise InputError("the embedding has no finer maps, which SAM 2 needs; encode the picture with SAM 2.")
+            high_res = embedding.high_res_s0, embedding.high_res_s1
+            prompts = with_padding_point(prompts)
+        else:
+            high_res = None
         dtype = embedding.features.dtype
         sparse, dense = self.prompt_encoder(prompts)
         run = functools.partial(
@@ -108,6 +123,7 @@ class Sam(nn.Module):
             dense.astype(dtype),
             prompts.valid,
             hq_features=embedding.hq_features,
+            high_res=high_res,
             at_once=at_once,
         )
         plugin = self.config.plugin
@@ -127,8 +143,8 @@ class Sam(nn.Module):
         """`decode(encode(pictures), prompts)`: one pass through every parameter, as initialisation needs."""
         return self.decode(self.encode(pictures), prompts)
 
-    def _embedding(self, features: jax.Array, early: jax.Array) -> ImageEmbedding:
-        return ImageEmbedding(features, early if self.config.hq else None)
+    def _embedding(self, features: jax.Array, early: Any) -> ImageEmbedding:
+        return ImageEmbedding(features, early if self.config.hq or self.config.sam2 else None)
 
     def _cast(self, pictures: jax.Array) -> jax.Array:
         # float64, which only tests use, stays what it is.

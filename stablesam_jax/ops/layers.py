@@ -143,6 +143,15 @@ def pixels(cells: jax.Array) -> jax.Array:
     return split.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(*leading, 4 * height, 4 * width, channels)
 
 
+def cells(maps: jax.Array, steps: int) -> jax.Array:
+    """The inverse of `pixels`, of `steps` upscalings: (B, H, W, C) -> (B, H / 2^steps, W / 2^steps, 2, 2, ..., C)."""
+    batch, height, width, channels = maps.shape
+    squares = [2] * steps
+    split = maps.reshape(batch, height >> steps, *squares, width >> steps, *squares, channels)
+    inner = [axis for step in range(steps) for axis in (2 + step, 3 + steps + step)]
+    return split.transpose(0, 1, 2 + steps, *inner, 3 + 2 * steps)
+
+
 class Conv(nn.Module):
     """A convolution with PyTorch's explicit padding; Flax's SAME differs where the stride does not divide the size."""
 

@@ -86,9 +86,9 @@ def search(
         all boxes that were tried; which was worst or best is for the caller to measure at the picture's size.
     """
     size_hw = targets[0].shape
-    side, mask_side = sam.config.image_size, sam.config.mask_size
-    frame = to_model_frame(np.reshape(boxes, (-1, 2, 2)), size_hw, side).reshape(-1, 4)
-    height, width = (max(1, round(mask_side / side * length)) for length in resized_size(size_hw, side))
+    frame, mask_side = sam.config.frame, sam.config.mask_size
+    start = to_model_frame(np.reshape(boxes, (-1, 2, 2)), size_hw, frame).reshape(-1, 4)
+    height, width = (max(1, round(mask_side / frame.size * length)) for length in resized_size(size_hw, frame))
     shares = np.zeros((len(targets), mask_side, mask_side), np.float32)
     for share, target in zip(shares, targets, strict=True):
         share[:height, :width] = cv2.resize(target.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
@@ -97,12 +97,12 @@ def search(
     sign = np.array(1 if goal == "worst" else -1, np.float32)
     program = compiled.of_decoder(sam, _searching)
     found_boxes, found_masks = [], []
-    for places in SLOTS.turns(len(frame)):
-        tried, logits = jax.device_get(program(params, embedding, _Inputs(frame[places], shares[places], inside, sign)))
+    for places in SLOTS.turns(len(start)):
+        tried, logits = jax.device_get(program(params, embedding, _Inputs(start[places], shares[places], inside, sign)))
         found_boxes.append(tried[:, : len(set(places))])
         found_masks.append(logits[:, : len(set(places))])
     tried = np.concatenate(found_boxes, axis=1).astype(np.float64)
-    scale = np.array(size_hw[::-1]) / np.array(resized_size(size_hw, side)[::-1])
+    scale = np.array(size_hw[::-1]) / np.array(resized_size(size_hw, frame)[::-1])
     return Search(
         boxes=(tried * np.tile(scale, 2)).astype(np.float32), low_res_masks=np.concatenate(found_masks, axis=1)
     )
@@ -114,7 +114,7 @@ def worst_box(
     """The rest of `Predictor.worst_box`, after `read_prompts`."""
     if is_list:
         raise InputError("worst_box takes one box; call it for each of the list.")
-    sides = picture.original_size, sam.config.image_size
+    sides = picture.original_size, sam.config.frame
     if mask is None:
         low_res_masks, _ = decode(sam, params, picture.embedding, [in_model_frame(prompts[0], *sides)], "single")
         mask = upscale_masks(low_res_masks[0, 0], *sides)

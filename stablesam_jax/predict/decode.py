@@ -5,16 +5,23 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
+from stablesam_jax.model.sam2 import LOGIT_LIMIT
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
 from stablesam_jax.predict.slots import SLOTS, Slots
 from stablesam_jax.prompts import Prompt
 
 CHOICES: tuple[MaskChoice, ...] = ("single", "multi")  # by `multimask_output`
+
+
+def as_mask_inputs(low_res_masks: np.ndarray, config: SamConfig) -> np.ndarray:
+    """Logits as the official predictor returns them beside its masks: of SAM 2 limited to -32..32, else unchanged."""
+    return np.clip(low_res_masks, -LOGIT_LIMIT, LOGIT_LIMIT) if config.sam2 else low_res_masks
 
 
 def decode(

@@ -87,7 +87,7 @@ def explain(
     prompts, _ = predictor._prompts(picture, point_coords, point_labels, box, mask_input)
     if prompts:
         look = compiled.of_decoder(sam, _looking)
-        in_frame = [in_model_frame(prompt, picture.original_size, sam.config.image_size) for prompt in prompts]
+        in_frame = [in_model_frame(prompt, picture.original_size, sam.config.frame) for prompt in prompts]
         answers = predictor.slots.answer(lambda batch: look(predictor._params, picture.embedding, batch), in_frame)
         seen = answers[attention]
         seen = seen._replace(positions=seen.positions[:, group])
@@ -96,7 +96,7 @@ def explain(
         seen = _Seen(*(np.zeros((0, *shape), np.float32) for shape in ((*grid, 2), (2,), grid, grid)))
 
     # Maps centres to centres: the pixels of the picture and of the model's input differ in size.
-    input_hw = np.array(resized_size(picture.original_size, sam.config.image_size), np.float32)
+    input_hw = np.array(resized_size(picture.original_size, sam.config.frame), np.float32)
     pixels = sam.config.encoder.patch_size * (picture.original_size / input_hw)[::-1].astype(np.float32)
     rows, columns = np.maximum(np.rint(input_hw / sam.config.encoder.patch_size), 1).astype(int)
     return Explanation(

@@ -160,7 +160,7 @@ class MaskGenerator:
         x0, y0, x1, y1 = box
         size_hw = y1 - y0, x1 - x0
         config = self.sam.config
-        crop = _Crop(box, *upscaling_axes(size_hw, mask_size=config.mask_size, image_size=config.image_size))
+        crop = _Crop(box, *upscaling_axes(size_hw, mask_size=config.mask_size, frame=config.frame))
         embedding = compiled.encoder(self.sam)(self.params, preprocess(image[y0:y1, x0:x1], config)[None])
         decode = compiled.decoder(self.sam, "multi")
         found: list[_Candidate] = []
@@ -171,7 +171,7 @@ class MaskGenerator:
 
     def _batches(self, points: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, Prompts]]:
         """(n, 2) points in pixels of the crop -> points and prompts of each batch, padded by repeating the last."""
-        in_model = to_model_frame(points, size_hw, self.sam.config.image_size)
+        in_model = to_model_frame(points, size_hw, self.sam.config.frame)
         tokens = [sparse_tokens(point[None], np.array([POSITIVE]), None, length=2) for point in in_model]
         size = min(self.points_per_batch, len(points))
         for start in range(0, len(points), size):

@@ -1,7 +1,8 @@
 """Resizes low-resolution logits to masks at the size of the picture, as Sam.postprocess_masks in segment_anything.
 
-The official code resizes bilinearly to S x S, crops the padding, and resizes bilinearly to the picture. All three are
-linear and separable: together they are one matrix per axis, with at most three weights in a row.
+The official code resizes bilinearly to S x S, crops the padding, and resizes bilinearly to the picture; that of SAM 2
+resizes to the picture at once. All this is linear and separable: one matrix per axis, with at most three weights in a
+row.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablesam_jax.config import Frame
 from stablesam_jax.predict.preprocess import resized_size
 
 TAPS = 3  # neighbouring low-resolution logits per axis that determine a logit of the picture
@@ -30,75 +32,73 @@ class Axis:
 
 
 def upscaling_matrices(
-    size_hw: Size, *, mask_size: int, image_size: int, input_size: Size | None = None
+    size_hw: Size, *, mask_size: int, frame: Frame, input_size: Size | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The matrices that resize logits to the size of a picture.
 
     Args:
         size_hw: of the picture.
         mask_size: 4G, side of the logits.
-        image_size: S.
+        frame: of the model.
         input_size: of the picture in the model's input, without padding; by default as `preprocess` makes it.
 
     Returns:
         rows (H, 4G) and columns (W, 4G), float32, such that `rows @ logits @ columns.T` are the picture's logits. Each
         row has at most TAPS non-zero weights, which are neighbours.
     """
-    square = _resize_rows(np.eye(mask_size, dtype=np.float32), image_size)
+    square = np.eye(mask_size, dtype=np.float32)
+    if frame.stretched:
+        rows, columns = (_resize_rows(square, size) for size in size_hw)
+        return rows, columns
+    square = _resize_rows(square, frame.size)
     rows, columns = (
         _resize_rows(square[:cropped], size)
-        for cropped, size in zip(input_size or resized_size(size_hw, image_size), size_hw, strict=True)
+        for cropped, size in zip(input_size or resized_size(size_hw, frame), size_hw, strict=True)
     )
     return rows, columns
 
 
 @functools.lru_cache(maxsize=16)
-def upscaling_axes(
-    size_hw: Size, *, mask_size: int, image_size: int, input_size: Size | None = None
-) -> tuple[Axis, Axis]:
+def upscaling_axes(size_hw: Size, *, mask_size: int, frame: Frame, input_size: Size | None = None) -> tuple[Axis, Axis]:
     """The non-zero weights of `upscaling_matrices` for rows and columns; arguments as there."""
-    matrices = upscaling_matrices(size_hw, mask_size=mask_size, image_size=image_size, input_size=input_size)
+    matrices = upscaling_matrices(size_hw, mask_size=mask_size, frame=frame, input_size=input_size)
     rows, columns = map(_axis, matrices)
     return rows, columns
 
 
 def upscale_logits(
-    low_res_masks: np.ndarray, size_hw: Size, image_size: int, input_size: Size | None = None
+    low_res_masks: np.ndarray, size_hw: Size, frame: Frame, input_size: Size | None = None
 ) -> np.ndarray:
     """Resizes logits to the size of the picture.
 
     Args:
         low_res_masks: (..., 4G, 4G) float32 logits.
         size_hw: of the picture.
-        image_size: S.
+        frame: of the model.
         input_size: see `upscaling_matrices`.
 
     Returns:
         (..., H, W) float32 logits; above 0 is foreground.
     """
-    return _upscale(low_res_masks, size_hw, image_size, input_size, _padded_logits, np.float32)
+    return _upscale(low_res_masks, size_hw, frame, input_size, _padded_logits, np.float32)
 
 
-def upscale_masks(
-    low_res_masks: np.ndarray, size_hw: Size, image_size: int, input_size: Size | None = None
-) -> np.ndarray:
+def upscale_masks(low_res_masks: np.ndarray, size_hw: Size, frame: Frame, input_size: Size | None = None) -> np.ndarray:
     """`upscale_logits(...) > 0` without storing the logits: (..., H, W) bool. On a CPU equal to the bit."""
-    return _upscale(low_res_masks, size_hw, image_size, input_size, padded_mask, bool)
+    return _upscale(low_res_masks, size_hw, frame, input_size, padded_mask, bool)
 
 
 def _upscale(
     low_res_masks: np.ndarray,
     size_hw: Size,
-    image_size: int,
+    frame: Frame,
     input_size: Size | None,
     program: Callable,
     dtype: type,
 ) -> np.ndarray:
     """Runs a program for one mask after the other. It is compiled for the padded size of the picture."""
     height, width = size_hw
-    axes = upscaling_axes(
-        (height, width), mask_size=low_res_masks.shape[-1], image_size=image_size, input_size=input_size
-    )
+    axes = upscaling_axes((height, width), mask_size=low_res_masks.shape[-1], frame=frame, input_size=input_size)
     result = np.empty((*low_res_masks.shape[:-2], height, width), dtype)
     for index in np.ndindex(low_res_masks.shape[:-2]):
         result[index] = np.asarray(program(low_res_masks[index], *axes))[:height, :width]

@@ -26,7 +26,7 @@ from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
 from stablesam_jax.predict.box_search import WorstBox, worst_box
 from stablesam_jax.predict.current import Current
-from stablesam_jax.predict.decode import CHOICES, decode
+from stablesam_jax.predict.decode import CHOICES, as_mask_inputs, decode
 from stablesam_jax.predict.encode import PICTURES, ImageLike, encode, read
 from stablesam_jax.predict.picture import Encoder, Picture, select
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
@@ -110,7 +110,7 @@ class Predictor:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the picture in the model's input, before padding."""
-        return resized_size(self.original_size, self.sam.config.image_size)
+        return resized_size(self.original_size, self.sam.config.frame)
 
     def encode(self, image: ImageLike, image_format: str = "RGB") -> Picture:
         """Encodes a picture, to be passed to any call; does not change the current pictures.
@@ -230,8 +230,8 @@ class Predictor:
             point_coords, point_labels, box, mask_input, multimask_output, hq_token_only, picture=picture
         )
         upscale = upscale_logits if return_logits else upscale_masks
-        masks = upscale(low_res_masks, picture.original_size, self.sam.config.image_size)
-        return masks, iou_predictions, low_res_masks
+        masks = upscale(low_res_masks, picture.original_size, self.sam.config.frame)
+        return masks, iou_predictions, as_mask_inputs(low_res_masks, self.sam.config)
 
     def predict_low_res(
         self,
@@ -247,7 +247,7 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`predict` without resizing masks to the picture's size, where hundreds of such masks would fill the memory.
 
-        `postprocess.upscale_masks` and `upscale_logits` resize any of the logits later.
+        `postprocess.upscale_masks` and `upscale_logits` resize any later; `as_mask_inputs` makes mask inputs of them.
 
         Returns:
             low_res_masks and iou_predictions of `predict`.
@@ -310,9 +310,7 @@ class Predictor:
         rng = np.random.default_rng(seed)
         prompts += [jittered(rng, prompts[0], picture.original_size) for _ in range(jitters)]
         low_res_masks, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)
-        masks = (
-            upscale_masks(logits[0], picture.original_size, self.sam.config.image_size) for logits in low_res_masks
-        )
+        masks = (upscale_masks(logits[0], picture.original_size, self.sam.config.frame) for logits in low_res_masks)
         return stable_mask(masks, low_res_masks[0], iou_predictions[0], threshold)
 
     def warm_up(
@@ -341,7 +339,7 @@ class Predictor:
             for prompts in self.slots.examples(most_prompts, most_tokens):
                 self._decode(picture, [dataclasses.replace(one, mask=mask) for one in prompts], choice, False)
         for size_hw in sizes_hw:
-            upscale_masks(blank, size_hw, self.sam.config.image_size)
+            upscale_masks(blank, size_hw, self.sam.config.frame)
 
     def worst_box(
         self,
@@ -437,12 +435,12 @@ class Predictor:
         self, picture: Picture, prompts: Sequence[Prompt], choice: MaskChoice, hq_token_only: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """(N, M, 4G, 4G) logits and (N, M) predicted IoU of prompts. All have a mask input, or none has."""
-        size_hw, image_size = picture.original_size, self.sam.config.image_size
+        size_hw, frame = picture.original_size, self.sam.config.frame
         return decode(
             self.sam,
             self._params,
             picture.embedding,
-            [in_model_frame(prompt, size_hw, image_size) for prompt in prompts],
+            [in_model_frame(prompt, size_hw, frame) for prompt in prompts],
             choice,
             hq_token_only,
             self.slots,

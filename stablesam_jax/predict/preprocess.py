@@ -1,6 +1,6 @@
 """Converts pictures to the model's input, and coordinates to its frame.
 
-The same arithmetic as segment_anything's ResizeLongestSide and Sam.preprocess.
+The same arithmetic as segment_anything's ResizeLongestSide and Sam.preprocess; for SAM 2 as SAM2Transforms.
 """
 
 import dataclasses
@@ -8,18 +8,20 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from stablesam_jax.config import SamConfig
+from stablesam_jax.config import Frame, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.prompts import Prompt
 
 
-def resized_size(size_hw: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """Height and width after the longer side is resized to `image_size`; halves round up, and no side is below 1.
+def resized_size(size_hw: tuple[int, int], frame: Frame) -> tuple[int, int]:
+    """Height and width of a picture in a frame; halves round up, and no side is below 1.
 
-    >>> resized_size((333, 500), 1024)
-    (682, 1024)
+    >>> resized_size((333, 500), Frame(1024)), resized_size((333, 500), Frame(1024, stretched=True))
+    ((682, 1024), (1024, 1024))
     """
-    scale = image_size / max(size_hw)
+    if frame.stretched:
+        return frame.size, frame.size
+    scale = frame.size / max(size_hw)
     height, width = (max(int(side * scale + 0.5), 1) for side in size_hw)
     return height, width
 
@@ -69,6 +71,7 @@ def preprocess(picture: np.ndarray, config: SamConfig) -> np.ndarray:
     """Resizes, normalises, then pads with zeros at the bottom and on the right.
 
     Pillow resizes, as in the official code: it rounds to 8 bits between its two passes, which other libraries do not.
+    SAM 2 resizes float32 pixels without rounding, see `antialiased`.
 
     Args:
         picture: (H, W, 3) uint8, RGB.
@@ -81,31 +84,67 @@ def preprocess(picture: np.ndarray, config: SamConfig) -> np.ndarray:
         InputError: another shape or dtype, or an empty picture.
     """
     check_picture(picture)
-    height, width = resized_size(picture.shape[:2], config.image_size)
+    height, width = resized_size(picture.shape[:2], config.frame)
+    mean, deviation = np.array([config.pixel_mean, config.pixel_std], np.float64)
+    if config.sam2:
+        resized = antialiased(antialiased(picture.astype(np.float32) / np.float32(255), width, axis=1), height, axis=0)
+        return (resized - (mean / 255).astype(np.float32)) / (deviation / 255).astype(np.float32)
     resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR), np.float32)
     padded = np.zeros((config.image_size, config.image_size, 3), np.float32)
-    mean, deviation = np.array([config.pixel_mean, config.pixel_std], np.float32)
-    padded[:height, :width] = (resized - mean) / deviation
+    padded[:height, :width] = (resized - mean.astype(np.float32)) / deviation.astype(np.float32)
     return padded
 
 
-def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], image_size: int) -> np.ndarray:
+def antialiased(pixels: np.ndarray, size: int, *, axis: int) -> np.ndarray:
+    """Bilinear resize of one axis with antialiasing: a triangle as wide as an output pixel, in PyTorch's arithmetic.
+
+    Positions and weights are rounded to float32 as in aten/src/ATen/native/cpu/UpSampleKernel.cpp. Exact ones would
+    change values by up to 1e-4 where the ratio of sizes is not exact in float32.
+
+    Args:
+        pixels: (H, W, C) float32.
+        size: of the axis after.
+        axis: 0 or 1.
+
+    Returns:
+        the same with `size` at that axis.
+    """
+    before, real = pixels.shape[axis], np.float32
+    scale = real(before / size)
+    support = max(scale, real(1))
+    centre = (np.float64(scale) * (np.arange(size) + 0.5)).astype(real)
+    first = np.maximum(((centre - support).astype(np.float64) + 0.5).astype(np.int64), 0)
+    count = np.minimum(((centre + support).astype(np.float64) + 0.5).astype(np.int64), before) - first
+    taps = np.arange(count.max())
+    distance = ((first[:, None] + taps).astype(real) - centre[:, None]).astype(np.float64) + 0.5
+    weights = 1 - np.abs((distance * np.float64(1 / support)).astype(real))
+    weights = np.where(taps < count[:, None], np.maximum(weights, real(0)), real(0))
+    weights /= np.cumsum(weights, axis=1, dtype=real)[:, -1:]  # summed from left to right
+    shape = [1, 1, 1]
+    shape[axis] = size
+    total = np.zeros((*pixels.shape[:axis], size, *pixels.shape[axis + 1 :]), real)
+    for tap in taps:
+        total += np.take(pixels, np.minimum(first + tap, before - 1), axis=axis) * weights[:, tap].reshape(shape)
+    return total
+
+
+def to_model_frame(coords: np.ndarray, size_hw: tuple[int, int], frame: Frame) -> np.ndarray:
     """Maps pixels of a picture to pixels of the model's input.
 
     Args:
         coords: (..., 2) (x, y); a box is two of them.
         size_hw: of the picture.
-        image_size: S.
+        frame: of the model.
 
     Returns:
         (..., 2) float32. The factors are ratios of rounded sizes, so those of x and y differ slightly.
     """
     height, width = size_hw
-    new_height, new_width = resized_size(size_hw, image_size)
+    new_height, new_width = resized_size(size_hw, frame)
     return (np.asarray(coords, np.float64) * (new_width / width, new_height / height)).astype(np.float32)
 
 
-def in_model_frame(prompt: Prompt, size_hw: tuple[int, int], image_size: int) -> Prompt:
+def in_model_frame(prompt: Prompt, size_hw: tuple[int, int], frame: Frame) -> Prompt:
     """Maps a prompt in pixels of a picture to pixels of the model's input; see `to_model_frame`."""
-    box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, image_size).reshape(4)
-    return dataclasses.replace(prompt, points=to_model_frame(prompt.points, size_hw, image_size), box=box)
+    box = None if prompt.box is None else to_model_frame(prompt.box.reshape(2, 2), size_hw, frame).reshape(4)
+    return dataclasses.replace(prompt, points=to_model_frame(prompt.points, size_hw, frame), box=box)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from convert import flax_to_torch, sam_to_flax
-from convert.rules import to_flax
+from convert.rules import VIDEO_MODULES, to_flax
 from convert.torch_file import read_state
 from eval.parity import torch_sam
 from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import unflatten
@@ -72,6 +73,50 @@ def test_the_round_trip_is_equal_to_the_bit_and_the_official_classes_load_it(kno
         assert again[name].is_contiguous()
         assert torch.equal(again[name], tensor)
     torch_sam.build(MODELS[model]).load_state_dict(again, strict=True)
+
+
+@pytest.fixture
+def sam2_file(tmp_path, known):
+    """A small SAM 2 as official files are, with weights for videos, and the folder of its image model."""
+    torch.save({"model": official.state_dict(official.SAM2)}, tmp_path / "official.pt")
+    sam_to_flax.convert(tmp_path / "official.pt", tmp_path / "folder")
+    return tmp_path / "official.pt"
+
+
+def test_a_sam_2_is_the_official_file_again_with_its_weights_for_videos(sam2_file, tmp_path):
+    flax_to_torch.convert(str(tmp_path / "folder"), tmp_path / "again.pt", sam2_file)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)["model"]
+    state = official.state_dict(official.SAM2)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    torch_sam.build(official.SAM2).load_state_dict(again, strict=True)
+
+
+def test_without_them_it_holds_what_pictures_need_and_the_report_says_so(sam2_file, tmp_path, capsys):
+    run(tmp_path / "folder", tmp_path / "again.pt")
+    assert "remark     without weights for videos: see --video-weights" in capsys.readouterr().out
+    again = torch.load(tmp_path / "again.pt", weights_only=True)["model"]
+    faults = torch_sam.build(official.SAM2).load_state_dict(again, strict=False)
+    assert not faults.unexpected_keys
+    assert {name.partition(".")[0] for name in faults.missing_keys} == set(VIDEO_MODULES)
+
+
+def test_weights_for_videos_of_another_model_are_refused(sam2_file, folder_of_a_vit, tmp_path):
+    other = dataclasses.replace(official.SAM2.encoder, width=16)
+    torch.save({"model": official.state_dict(dataclasses.replace(official.SAM2, encoder=other))}, tmp_path / "other.pt")
+    for file in ("other.pt", "vit.pth"):
+        with pytest.raises(InputError, match=f"{file}: is not of this SAM 2"):
+            flax_to_torch.convert(str(tmp_path / "folder"), tmp_path / "again.pt", tmp_path / file)
+    with pytest.raises(InputError, match="is no SAM 2; leave the option out"):
+        flax_to_torch.convert(str(folder_of_a_vit), tmp_path / "again.pt", sam2_file)
+    assert not (tmp_path / "again.pt").exists()
+
+
+@pytest.fixture
+def folder_of_a_vit(tmp_path, known):
+    torch.save(official.state_dict(official.VIT), tmp_path / "vit.pth")
+    sam_to_flax.convert(tmp_path / "vit.pth", tmp_path / "vit")
+    return tmp_path / "vit"
 
 
 def test_safetensors_hold_the_same(folder, tmp_path):

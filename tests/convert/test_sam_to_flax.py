@@ -86,6 +86,45 @@ def test_a_conversion_keeps_every_bit_and_says_what_it_did(small, capsys, model)
     assert load_tree(output)[1]["source"] == {"file": "small.pth", "sha256": sha, "remarks": []}
 
 
+def test_a_sam_2_converts_without_its_weights_for_videos(small, capsys):
+    file, output, _ = small
+    state = official.state_dict(official.SAM2)
+    torch.save({"model": state}, file)  # as the official files
+    run(file, output)
+    printed = capsys.readouterr().out
+    assert "model      small_sam2\n" in printed
+    assert "remark     taken from the entry 'model'\n" in printed
+    assert "remark     160 tensors dropped: they are SAM 2's memory of videos, and no picture needs them\n" in printed
+    sam, params = load_model(output)
+    assert sam.config == official.SAM2
+    embedding = state["image_encoder.trunk.pos_embed"].numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(params["image_encoder"]["trunk"]["pos_embed"], embedding)
+    np.testing.assert_array_equal(params["image_encoder"]["no_mem_embed"], state["no_mem_embed"].numpy())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("no_mem_embed"), "missing (1): no_mem_embed"),
+        (lambda state: state.pop("sam_mask_decoder.conv_s0.bias"), "missing (1): sam_mask_decoder.conv_s0.bias"),
+        (
+            lambda state: state.update({"image_encoder.trunk.blocks.0.extra": torch.ones(1)}),
+            "unexpected (1): image_encoder.trunk.blocks.0.extra",
+        ),
+        (
+            lambda state: state.pop("image_encoder.trunk.blocks.1.proj.weight"),
+            "3 + 1 + 1 blocks and 64 output channels, as no supported model",
+        ),
+    ],
+)
+def test_a_sam_2_that_does_not_fit_is_one_line(small, capsys, change, message):
+    file, output, _ = small
+    state = official.state_dict(official.SAM2)
+    change(state)
+    torch.save({"model": state}, file)
+    assert message in refusal(capsys, file, output)
+
+
 def test_weights_for_another_input_size_convert_at_that_size(small, capsys):
     file, output, _ = small
     torch.save(official.state_dict(dataclasses.replace(official.VIT, image_size=64)), file)
@@ -230,7 +269,7 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypa
 @pytest.mark.parametrize(
     ("name", "unsupported"),
     [
-        ("image_encoder.trunk.pos_embed", "SAM 2"),
+        ("sam_mask_decoder.hf_token.weight", "HQ-SAM 2"),
         ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", "SAM 3"),
         ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
         ("image_encoder.backbone.stages.0.op_list.0.main.conv.weight", "EfficientViT-SAM"),

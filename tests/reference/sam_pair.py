@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from eval.parity import torch_sam, twins
-from stablesam_jax.config import SamConfig, TinyViTConfig, ViTConfig
+from stablesam_jax.config import HieraConfig, SamConfig, TinyViTConfig, ViTConfig
 
 # 20 cells: windows of 14 need padding. Two windowed and two global blocks.
 CONFIG = SamConfig(
@@ -26,6 +26,8 @@ TINY_CONFIG = SamConfig(
     hq=True,
     image_size=160,
 )
+# Maps of 24, 12, 6 and 3 cells in windows of 8, 4, 14 and 7: those of the last two stages need padding.
+SAM2_CONFIG = SamConfig(encoder=HieraConfig(width=16, heads=2, depths=(1, 1, 3, 2), global_blocks=(4,)), image_size=96)
 TOLERANCE = 1e-12  # relative to the largest number; float64 rounding is 2e-15 here
 SEEN = 1e-6  # the smallest mistake, a wrong eps, moves results by 4e-6
 

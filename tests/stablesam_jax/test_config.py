@@ -5,20 +5,52 @@ import json
 
 import pytest
 
-from stablesam_jax.config import MODELS, LiteConfig, PluginConfig, SamConfig, TinyViTConfig, ViTConfig
+from eval.parity import torch_sam2
+from stablesam_jax.config import MODELS, Frame, LiteConfig, PluginConfig, SamConfig, TinyViTConfig, ViTConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.model.encoders import hiera
 
 VITS = {name: config for name, config in MODELS.items() if isinstance(config.encoder, ViTConfig)}
 
 
-def test_the_family_is_five_models_and_of_each_its_hq_twin_and_of_each_of_these_its_stable_twin():
+def test_the_family_is_nine_models_the_hq_twins_of_five_and_of_each_of_these_its_stable_twin():
     plain = ["sam_vit_b", "sam_vit_l", "sam_vit_h", "mobile_sam", "sam_nano"]
+    sam2 = ["sam2_hiera_t", "sam2_hiera_s", "sam2_hiera_b_plus", "sam2_hiera_l"]
     hq = ["hq_sam_vit_b", "hq_sam_vit_l", "hq_sam_vit_h", "hq_sam_vit_tiny", "hq_sam_nano"]
-    assert list(MODELS) == plain + hq + [f"stable_{name}" for name in plain + hq]
+    every = plain + sam2 + hq
+    assert list(MODELS) == every + [f"stable_{name}" for name in every]
     for base, twin in zip(plain, hq, strict=True):
         assert MODELS[twin] == dataclasses.replace(MODELS[base], hq=True)
-        for name in (base, twin):
-            assert MODELS[f"stable_{name}"] == dataclasses.replace(MODELS[name], plugin=PluginConfig())
+    for name in every:
+        assert MODELS[f"stable_{name}"] == dataclasses.replace(MODELS[name], plugin=PluginConfig())
+
+
+@pytest.mark.parametrize(("name", "configuration"), [("t", "t"), ("s", "s"), ("b_plus", "b+"), ("l", "l")])
+def test_the_encoders_of_sam_2_are_those_of_its_configurations(name, configuration):
+    config = MODELS[f"sam2_hiera_{name}"]
+    official = torch_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{configuration}.yaml").model
+    _, ours = hiera.official(config)
+    defaults = {"stages": (2, 3, 16, 3), "global_att_blocks": (12, 16, 20), "window_spec": (8, 4, 14, 7)}
+    theirs = defaults | {"window_pos_embed_bkg_spatial_size": (14, 14)} | dict(official.image_encoder.trunk)
+    assert ours == {
+        name: value if isinstance(value, int) else tuple(value) for name, value in theirs.items() if name != "_target_"
+    }
+    assert list(config.encoder.widths[::-1]) == official.image_encoder.neck.backbone_channel_list
+    assert config.image_size == official.image_size
+
+
+def test_the_configurations_of_sam_2_differ_in_the_encoder_alone():
+    def rest(name):
+        model = torch_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{name}.yaml").model
+        del model.image_encoder.trunk, model.image_encoder.neck.backbone_channel_list
+        return model
+
+    assert rest("t") == rest("s") == rest("b+") == rest("l")
+
+
+def test_a_sam_2_stretches_pictures_to_its_input():
+    assert MODELS["stable_sam2_hiera_t"].frame == Frame(1024, stretched=True)
+    assert MODELS["sam_vit_b"].frame == Frame(1024)
 
 
 @pytest.mark.parametrize("name", MODELS)

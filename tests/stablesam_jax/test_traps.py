@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval.parity import torch_sam
 from stablesam_jax.build import assemble, with_image_size
-from stablesam_jax.config import MODELS
+from stablesam_jax.config import MODELS, Frame
 from stablesam_jax.ops.layers import Dense, mask_logits, softmax
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
 from stablesam_jax.predict.preprocess import preprocess
@@ -164,7 +164,7 @@ def test_logits_are_resized_twice_without_antialiasing(size_hw):
     low_res = 8 * np.random.default_rng(0).standard_normal((1, 256, 256), np.float32)
     theirs = official_masks(low_res, size_hw)
     bound = 1.5e-4 * theirs.std()
-    assert np.abs(upscale_logits(low_res, size_hw, 1024) - theirs).max() < bound
+    assert np.abs(upscale_logits(low_res, size_hw, Frame(1024)) - theirs).max() < bound
     once = cv2.resize(low_res[0, :, :192], size_hw[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.abs(once - theirs[0]).max() > 100 * bound
     if size_hw[0] < 1024:
@@ -174,4 +174,4 @@ def test_logits_are_resized_twice_without_antialiasing(size_hw):
 
 
 def test_a_logit_of_zero_is_background():
-    assert not upscale_masks(np.zeros((1, 256, 256), np.float32), (20, 30), 1024).any()
+    assert not upscale_masks(np.zeros((1, 256, 256), np.float32), (20, 30), Frame(1024)).any()

@@ -6,8 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from stablesam_jax.config import LiteConfig, SamConfig, TinyViTConfig, ViTConfig
-from stablesam_jax.model.encoders import lite, tiny_vit, vit
+from stablesam_jax.config import HieraConfig, LiteConfig, SamConfig, TinyViTConfig, ViTConfig
+from stablesam_jax.model.encoders import hiera, lite, tiny_vit, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +16,10 @@ class Encoder:
 
     module: Callable[[Any, int], nn.Module]
     """(its configuration, channels of the image embedding) -> module, from (B, S, S, 3) normalised pictures to the
-    image embedding (B, G, G, channels) and the early features (B, G, G, early width), which HQ-SAM reads."""
-    early_width: Callable[[Any], int]
-    """Its configuration -> channels of the early features."""
+    image embedding (B, G, G, channels) and the early features (B, G, G, early width), which HQ-SAM reads; of SAM 2
+    instead its two high-resolution maps, see `ImageEncoderHiera`."""
+    early_width: Callable[[Any], int] | None = None
+    """Its configuration -> channels of the early features; None where HQ-SAM cannot stand on it."""
     official: Callable[[SamConfig], tuple[str, dict[str, Any]]] | None = None
     """Class of the official PyTorch packages and its arguments; None where they have none."""
     recognise: Callable[[Any, tuple[int, ...], int | None], bool] | None = None
@@ -36,6 +37,7 @@ ENCODERS: dict[type, Encoder] = {
     ViTConfig:     Encoder(vit.ImageEncoderViT,          vit.early_width,      vit.official,      vit.recognise),
     TinyViTConfig: Encoder(tiny_vit.ImageEncoderTinyViT, tiny_vit.early_width, tiny_vit.official, tiny_vit.recognise),
     LiteConfig:    Encoder(lite.ImageEncoderLite,        lite.early_width),
+    HieraConfig:   Encoder(hiera.ImageEncoderHiera,      None,                  hiera.official,    hiera.recognise),
 }  # fmt: skip
 
 

@@ -98,15 +98,18 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, one linear map (`patch_embed.proj`)."""
+    """Patches, one linear map (`patch_embed.proj`); SAM 2's overlap, others do not."""
 
     width: int
     patch_size: int
+    kernel_size: int | None = None  # None: that of a patch
+    padding: int = 0
 
     @nn.compact
     def __call__(self, pictures: jax.Array) -> jax.Array:
         """(B, H, W, 3) -> (B, H / patch, W / patch, width)."""
-        return Conv(self.width, self.patch_size, stride=self.patch_size, name="proj")(pictures)
+        kernel = self.kernel_size or self.patch_size
+        return Conv(self.width, kernel, stride=self.patch_size, padding=self.padding, name="proj")(pictures)
 
 
 class Neck(nn.Module):

@@ -23,7 +23,7 @@ from eval.protocols.semantic import (
     score_records,
     to_frame,
 )
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import Frame, PluginConfig
 from stablesam_jax.data import datasets
 from stablesam_jax.data.class_maps import ClassMap
 from stablesam_jax.predict.preprocess import resized_size, to_model_frame
@@ -283,7 +283,7 @@ def test_without_a_region_class_0_is_prompted_in_the_corner():
 
 def test_a_network_of_the_frames_size_sees_prompts_where_they_were_drawn():
     size_hw = (333, 500)
-    frame_hw = resized_size(size_hw, 1024)
+    frame_hw = resized_size(size_hw, Frame(1024))
     label = np.zeros(size_hw, np.uint8)
     label[100:200, 150:321] = 1
     framed = to_frame(label, frame_hw)
@@ -295,7 +295,7 @@ def test_a_network_of_the_frames_size_sees_prompts_where_they_were_drawn():
         arguments = in_picture([prompt], frame_hw, size_hw)
         drawn = prompt.points if prompt.box is None else prompt.box.reshape(2, 2)
         given = next(iter(arguments.values())).reshape(-1, 2)
-        assert to_model_frame(given, size_hw, 1024) == pytest.approx(drawn, abs=1e-4)
+        assert to_model_frame(given, size_hw, Frame(1024)) == pytest.approx(drawn, abs=1e-4)
     assert in_picture([draw_region_prompt("oracle-box", region.mask, **key)], frame_hw, size_hw)["box"][0, 0] == (
         pytest.approx([150, 100, 321, 200], abs=0.5)
     )

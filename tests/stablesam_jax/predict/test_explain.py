@@ -10,7 +10,7 @@ import pytest
 
 import stablesam_jax.predict.explain as module
 from stablesam_jax import Predictor, build
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import Frame, PluginConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model import transformer
 from stablesam_jax.predict.explain import explain
@@ -55,7 +55,7 @@ def decoder(monkeypatch, sam, params, predictor, token=1):
     tokens = len(BOXES[0]) // 2 + (6 if sam.config.hq else 5)
     picture = predictor._chosen(None, None)
     prompts, _ = predictor._prompts(picture, None, None, BOXES, None)
-    prompts = [in_model_frame(prompt, picture.original_size, small.SIZE) for prompt in prompts]
+    prompts = [in_model_frame(prompt, picture.original_size, Frame(small.SIZE)) for prompt in prompts]
     found = jax.device_get(run(params, picture.embedding, stack(prompts, 2)))
     monkeypatch.undo()
     return found

@@ -20,7 +20,7 @@ from PIL import Image
 
 from eval.parity import stand_ins, torch_sam, twins  # the official packages import what stands in for torchvision
 from stablesam_jax.build import assemble
-from stablesam_jax.config import SamConfig, ViTConfig
+from stablesam_jax.config import Frame, SamConfig, ViTConfig
 from stablesam_jax.data import collage, rle
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.mask_decoder import Masks
@@ -301,7 +301,7 @@ def test_pictures_of_similar_sizes_share_their_programs(monkeypatch):
 def test_192_masks_of_12_megapixels_are_measured_in_the_memory_of_half_a_mask():
     # segment_anything holds all their logits at once: 9 GB.
     low_res_masks, wanted = jax.ShapeDtypeStruct((64, 3, 256, 256), np.float32), np.ones((64, 3), bool)
-    rows, columns = upscaling_axes((3000, 4000), mask_size=256, image_size=1024)
+    rows, columns = upscaling_axes((3000, 4000), mask_size=256, frame=Frame(1024))
     program = mask_generator._measure.lower(low_res_masks, wanted, rows, columns, 1.0).compile()
     assert program.memory_analysis().temp_size_in_bytes < 4 * 3000 * 4000 / 2
 

@@ -182,7 +182,7 @@ def test_low_resolution_answers_are_those_of_predict(ours):
         logits, iou = ours.predict_low_res(box=box)
         assert np.array_equal(logits, low_res_masks)
         assert np.array_equal(iou, iou_predictions)
-        assert np.array_equal(upscale_masks(logits, ours.original_size, ours.sam.config.image_size), masks)
+        assert np.array_equal(upscale_masks(logits, ours.original_size, ours.sam.config.frame), masks)
 
 
 @pytest.mark.slow

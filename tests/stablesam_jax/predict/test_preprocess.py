@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from eval.parity import torch_sam
-from stablesam_jax.config import MODELS
+from stablesam_jax.config import MODELS, Frame
 from stablesam_jax.errors import InputError
 from stablesam_jax.predict.preprocess import check_picture, preprocess, resized_size, to_model_frame
 
@@ -30,12 +30,12 @@ def picture(size_hw):
     ],
 )
 def test_longer_side_becomes_the_model_size_and_halves_go_up(size_hw, expected):
-    assert resized_size(size_hw, 1024) == expected
+    assert resized_size(size_hw, Frame(1024)) == expected
 
 
 @pytest.mark.parametrize("size_hw", SIZES)
 def test_pixels_are_resized_by_pillow_then_normalised_then_padded_with_zeros(size_hw):
-    height, width = resized_size(size_hw, 1024)
+    height, width = resized_size(size_hw, Frame(1024))
     resized = torch.from_numpy(np.array(Image.fromarray(picture(size_hw)).resize((width, height), Image.BILINEAR)))
     normalised = (resized - torch.tensor(SAM.pixel_mean)) / torch.tensor(SAM.pixel_std)
 
@@ -64,13 +64,13 @@ def test_another_shape_or_dtype_is_refused_by_name(wrong):
 
 def test_coordinates_scale_by_the_rounded_sizes():
     # 333 x 500 becomes 682 x 1024, though 333 * 1024 / 500 is 681.98.
-    corner = to_model_frame(np.array([[500, 333], [0, 0]]), (333, 500), 1024)
+    corner = to_model_frame(np.array([[500, 333], [0, 0]]), (333, 500), Frame(1024))
     np.testing.assert_array_equal(corner, np.float32([[1024, 682], [0, 0]]))
 
 
 def test_coordinates_are_rounded_to_float32_only_after_scaling():
     x = 1234.567
-    moved = to_model_frame(np.array([x, x]), (1501, 2003), 1024)
+    moved = to_model_frame(np.array([x, x]), (1501, 2003), Frame(1024))
     np.testing.assert_array_equal(moved, np.array([x * (1024 / 2003), x * (767 / 1501)], np.float32))
     assert moved.dtype == np.float32
 
@@ -79,7 +79,7 @@ def test_the_resized_size_is_the_references_for_every_picture():
     theirs = torch_sam.ResizeLongestSide.get_preprocess_shape
     sizes = [(height, width) for height in range(900, 1101) for width in range(900, 1101)]
     sizes += [(1960, 2130), (2130, 1960), (1960, 2145), (2145, 1960), (2800, 4400), (4400, 2800)]
-    ours = {size: resized_size(size, 1024) for size in sizes}
+    ours = {size: resized_size(size, Frame(1024)) for size in sizes}
     assert ours == {size: theirs(*size, 1024) for size in sizes}
     cut = {size: int(size[0] * (1024 / max(size))) for size in sizes}  # a side that is cut instead of rounded
     assert np.mean([cut[size] != ours[size][0] for size in sizes]) > 0.2

@@ -1,0 +1,72 @@
+"""The official SAM 2 (sam2), of any size, and its predictor, which is of 1,024 pixels there."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from eval.parity import stand_ins
+from stablesam_jax.config import HieraConfig, SamConfig
+from stablesam_jax.model.encoders import hiera
+from stablesam_jax.model.sam2 import STABILITY_DELTA, STABLE
+
+stand_ins.provide()
+
+import sam2  # noqa: E402, F401  (its configurations become known to hydra)
+from hydra import compose  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from sam2.modeling.backbones.image_encoder import FpnNeck  # noqa: E402
+from sam2.modeling.sam2_base import SAM2Base  # noqa: E402
+from sam2.sam2_image_predictor import SAM2ImagePredictor  # noqa: E402
+
+__all__ = ["FpnNeck", "SAM2Base", "SAM2ImagePredictor", "build", "float64_neck", "predictor"]
+
+# One of the four. They differ in the sizes of the encoder alone, which `build` sets.
+CONFIGURATION = "configs/sam2.1/sam2.1_hiera_b+.yaml"
+
+
+def build(config: SamConfig) -> SAM2Base:
+    """Builds the official model of a configuration without its plugin, with the parts for videos, in eval mode.
+
+    It is configured as `build_sam2` does, but for the sizes.
+    """
+    assert isinstance(config.encoder, HieraConfig)
+    name, sizes = hiera.official(config)
+    extra = "++model.sam_mask_decoder_extra_args.dynamic_multimask"
+    model = compose(
+        CONFIGURATION,
+        overrides=[
+            f"{extra}_via_stability=true",
+            f"{extra}_stability_delta={STABILITY_DELTA}",
+            f"{extra}_stability_thresh={STABLE}",
+            f"model.image_size={config.image_size}",
+        ],
+    ).model
+    model.image_encoder.trunk = {"_target_": f"sam2.modeling.backbones.hieradet.{name}", **sizes}
+    model.image_encoder.neck.backbone_channel_list = list(config.encoder.widths[::-1])
+    return instantiate(model, _recursive_=True).eval()
+
+
+def predictor(model: SAM2Base) -> SAM2ImagePredictor:
+    """SAM2ImagePredictor of a model of any size and dtype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
+        found = SAM2ImagePredictor(model)
+    grid = model.sam_image_embedding_size
+    found._bb_feat_sizes = [(factor * grid, factor * grid) for factor in (4, 2, 1)]  # those of 1,024 pixels there
+    return found
+
+
+def float64_neck(neck: FpnNeck) -> FpnNeck:
+    """The neck without its cast of the coarsest map to float32, which it enlarges by repeating: in place."""
+    neck.__class__ = _Float64Neck
+    return neck
+
+
+class _Float64Neck(FpnNeck):
+    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """As in FpnNeck, for the levels of sam2.1's configurations."""
+        assert self.fpn_top_down_levels == [2, 3]
+        lateral = [convolve(x) for convolve, x in zip(self.convs, reversed(maps), strict=True)][::-1]
+        lateral[2] = lateral[2] + lateral[3].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        return lateral, [self.position_encoding(x).to(x) for x in lateral]
