@@ -12,18 +12,41 @@ import numpy as np
 from PIL import Image
 
 from stablesam_jax import build
-from stablesam_jax.config import MODELS, PluginConfig
+from stablesam_jax.config import MODELS, HieraConfig, PluginConfig, SamConfig
 from stablesam_jax.files import checkpoint
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, flatten, unflatten
 
 SIZE = 64  # pixels; 4 x 4 cells, low-resolution masks of 16 x 16
 CONFIG = dataclasses.replace(MODELS["sam_nano"], image_size=SIZE)
+SAM2_CONFIG = SamConfig(
+    encoder=HieraConfig(width=16, heads=2, depths=(1, 1, 2, 1), global_blocks=(3,)), image_size=SIZE
+)
 
 
 def nano() -> tuple[Sam, Params]:
     """The model and its parameters, without a plugin."""
     return _base(hq=False)
+
+
+def sam2() -> tuple[Sam, Params]:
+    """A small SAM 2 and its parameters."""
+    return _sam2(None)
+
+
+def stable_sam2() -> tuple[Sam, Params]:
+    """The same with a fresh plugin."""
+    return _sam2(PluginConfig())
+
+
+@functools.cache
+def _sam2(plugin: PluginConfig | None) -> tuple[Sam, Params]:
+    rng = np.random.default_rng(0)
+    sam = build.assemble(SAM2_CONFIG)
+    params = unflatten({path: _draw(rng, path, leaf.shape) for path, leaf in flatten(build.shapes(sam)).items()})
+    if plugin is not None:
+        sam, params = build.with_plugin(sam, params, plugin, jax.random.key(0))
+    return sam, jax.device_get(params)
 
 
 def stable_nano() -> tuple[Sam, Params]:

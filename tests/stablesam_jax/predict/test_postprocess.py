@@ -35,6 +35,17 @@ def test_logits_return_to_the_picture_as_postprocess_masks_brings_them(size_hw, 
     assert np.sqrt(np.mean(difference**2)) <= 1.5e-5
 
 
+@pytest.mark.parametrize("size_hw", [(333, 500), (683, 1501), (100, 37), (256, 256)])
+def test_sam_2_resizes_logits_to_the_picture_at_once(size_hw):
+    low_res = 8 * np.random.default_rng(0).standard_normal((2, 256, 256), np.float32)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(low_res)[None], size_hw, mode="bilinear", align_corners=False
+    )[0]
+    ours = upscale_logits(low_res, size_hw, Frame(1024, stretched=True))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(upscale_masks(low_res, size_hw, Frame(1024, stretched=True)), ours > 0)
+
+
 def test_constant_logits_stay_constant():
     np.testing.assert_allclose(
         upscale_logits(np.full((1, 128, 128), 3.0, np.float32), (77, 50), Frame(512)), 3.0, rtol=1e-6

@@ -8,9 +8,10 @@ from PIL import Image
 from eval.parity import torch_sam
 from stablesam_jax.config import MODELS, Frame
 from stablesam_jax.errors import InputError
-from stablesam_jax.predict.preprocess import check_picture, preprocess, resized_size, to_model_frame
+from stablesam_jax.predict.preprocess import antialiased, check_picture, preprocess, resized_size, to_model_frame
 
 SAM = MODELS["sam_vit_b"]
+SAM2 = MODELS["sam2_hiera_t"]
 SIZES = [(333, 500), (1501, 2003), (3, 2000), (683, 1501), (1024, 1024), (37, 50)]
 
 
@@ -46,6 +47,33 @@ def test_pixels_are_resized_by_pillow_then_normalised_then_padded_with_zeros(siz
     np.testing.assert_array_equal(ours[:height, :width], normalised.numpy())
     assert not ours[height:].any()
     assert not ours[:, width:].any()
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_sam_2_stretches_pictures_in_float32_as_torchvision_does(size_hw):
+    pixels = torch.from_numpy(picture(size_hw)).permute(2, 0, 1).float().div(255)
+    resized = torch.nn.functional.interpolate(
+        pixels[None], size=(1024, 1024), mode="bilinear", align_corners=False, antialias=True
+    )[0]
+    mean, std = (torch.tensor(three)[:, None, None] for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+    ours = preprocess(picture(size_hw), SAM2)
+
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, ((resized - mean) / std).permute(1, 2, 0), rtol=0, atol=2e-6)
+
+
+def test_positions_rounded_to_float32_matter():
+    noise = np.random.default_rng(0).random((1, 1501, 1), np.float32)
+    exact = np.array([resized_exactly(noise[0, :, 0].astype(np.float64), 683)])[..., None]
+    assert np.abs(antialiased(noise, 683, axis=1) - exact).max() > 1e-5
+
+
+def resized_exactly(line, size):
+    scale = len(line) / size
+    distance = np.abs((np.arange(len(line)) + 0.5) - scale * (np.arange(size) + 0.5)[:, None]) / scale
+    weights = np.maximum(1 - distance, 0)
+    return weights / weights.sum(axis=1, keepdims=True) @ line
 
 
 @pytest.mark.parametrize(
