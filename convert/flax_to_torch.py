@@ -38,8 +38,8 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes a state dict: of a model, one that segment_anything or segment_anything_hq loads with strict=True, `NanoSam`
-    of stablesam_torch, or, with --video-weights, sam2; of a plugin, one for `stabilise` of stablesam_torch."""
+    """Writes a state dict: of a model, one that segment_anything, segment_anything_hq, `NanoSam` of stablesam_torch or,
+    with --video-weights, sam2 loads with strict=True; of a plugin, one for `stabilise` of stablesam_torch."""
 
     checkpoint: str
     """Checkpoint folder, the name of a shipped model, or a plugin file."""

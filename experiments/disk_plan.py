@@ -106,5 +106,6 @@ def features_bytes(model: str, *, hq: bool, image_size: int | None) -> int:
     """Bytes of the cached features of one view, float16."""
     config = MODELS[model]
     cells = config.grid_size if image_size is None else image_size // config.encoder.patch_size
-    early = encoder_of(config).early_width(config.encoder) if hq else 0
+    width = encoder_of(config).early_width
+    early = width(config.encoder) if hq and width is not None else 0
     return 2 * cells**2 * (config.embedding_width + early)

@@ -12,6 +12,7 @@ from serve.endpoint import Endpoint
 from serve.json_api import DIGEST, MOST_JITTERS, prompt_fields, prompt_of
 from serve.schemas import BOX, SHARE, array, integer, nullable, number, record, text
 from serve.service import Prompt, Service
+from stablesam_jax.config import Frame
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
@@ -115,10 +116,10 @@ def _measured(predictor: Predictor, picture: Picture, prompts: list[Prompt]) -> 
     }
     low, ious = predictor.predict_low_res(**stacked, multimask_output=False, picture=picture)
     size, fine = _shrunk(picture, HEAT_SIDE), _shrunk(picture, OUTLINE_SIDE)
-    side = predictor.sam.config.image_size
-    framed = resized_size(picture.original_size, side)
-    masks = upscale_masks(low[:, 0], size, side, framed)
-    mask = upscale_masks(low[0, 0], fine, side, framed)
+    frame = predictor.sam.config.frame
+    framed = resized_size(picture.original_size, frame)
+    masks = upscale_masks(low[:, 0], size, frame, framed)
+    mask = upscale_masks(low[0, 0], fine, frame, framed)
     scale = np.array(picture.original_size[::-1]) / np.array(fine[::-1])
     lines = [np.round((np.array(line) + 0.5) * scale - 0.5, 1) for line in forms.outlines(mask, holes=True)]
     return {
@@ -131,7 +132,7 @@ def _measured(predictor: Predictor, picture: Picture, prompts: list[Prompt]) -> 
 
 def _shrunk(picture: Picture, longest: int) -> tuple[int, int]:
     """Height and width of the picture with its longer side at most `longest`."""
-    return min(picture.original_size, resized_size(picture.original_size, longest), key=max)
+    return min(picture.original_size, resized_size(picture.original_size, Frame(longest)), key=max)
 
 
 def _worst_box(service: Service, given: dict[str, Any]) -> dict[str, Any]:
