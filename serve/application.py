@@ -27,6 +27,11 @@ from stablesam_jax.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/", "/health", "/docs", "/openapi.json")  # need no token: they hold nothing of a user
+# The page is one file, and asks this server alone.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 OPEN_BELOW = "/examples/"  # pictures of the package
 
 log = logging.getLogger("stablesam.serve")
@@ -46,7 +51,7 @@ def application(service: Service, origins: Origins | None = None, *, token: str 
     page = importlib.resources.files("serve").joinpath("page/index.html").read_text("utf-8")
     routes: list[Route | Mount] = [route(endpoint, workers, service.limits) for endpoint in endpoints]
     routes += [
-        Route("/", lambda _: HTMLResponse(page)),
+        Route("/", lambda _: HTMLResponse(page, headers={"Content-Security-Policy": POLICY})),
         Route("/docs", lambda _: HTMLResponse(openapi.page(document))),
         Route("/openapi.json", lambda _: JSONResponse(document)),
         Mount("/examples", StaticFiles(directory=ASSETS / "im")),

@@ -10,7 +10,7 @@ import numpy as np
 from serve import forms
 from serve.endpoint import Endpoint
 from serve.json_api import DIGEST, MOST_JITTERS, prompt_fields, prompt_of
-from serve.schemas import BOX, SHARE, array, integer, nullable, number, record, text
+from serve.schemas import BOX, POINT, SHARE, array, integer, nullable, number, record, text
 from serve.service import Prompt, Service
 from stablesam_jax.config import Frame
 from stablesam_jax.data.collage import ASSETS
@@ -44,7 +44,13 @@ def endpoints(service: Service) -> list[Endpoint]:
         "outlines": array(array({"type": "number"}, 6)),
         "heat": text("base64 of heat_height rows of heat_width bytes: the number of masks that hold a pixel"),
     }
-    heat = {"heat_width": integer(1, HEAT_SIDE), "heat_height": integer(1, HEAT_SIDE), "masks": integer(1, 1000)}
+    heat = {
+        "heat_width": integer(1, HEAT_SIDE),
+        "heat_height": integer(1, HEAT_SIDE),
+        "masks": integer(1, MOST_JITTERS + 1),
+        "boxes": array(BOX) | {"description": "of the jittered prompts"},
+        "points": array(POINT) | {"description": "of the jittered prompts, one after the other"},
+    }
     return [
         Endpoint(
             path="/v1/examples",
@@ -94,7 +100,15 @@ def _compare(service: Service, given: dict[str, Any]) -> dict[str, Any]:
         for name, predictor in _systems(service, given.get("strength")).items()
     ]
     height, width = _shrunk(picture, HEAT_SIDE)
-    return {"systems": systems, "heat_width": width, "heat_height": height, "masks": len(prompts)}
+    copies = prompts[1:]
+    return {
+        "systems": systems,
+        "heat_width": width,
+        "heat_height": height,
+        "masks": len(prompts),
+        "boxes": [np.asarray(one.box).tolist() for one in copies if one.box is not None],
+        "points": [point for one in copies for point in np.asarray(one.points).tolist()],
+    }
 
 
 def jitters(rng: np.random.Generator, prompt: Prompt, size_hw: tuple[int, int], noise: float) -> Callable[[], Prompt]:
