@@ -23,7 +23,7 @@ from convert.rules import VIDEO_MODULES, to_torch
 from convert.torch_file import read_state, sha256
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import PluginConfig, SamConfig
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import new_path, whole_file
 from stablesam_jax.files.plugin_file import load_plugin
@@ -71,12 +71,7 @@ def convert(checkpoint: str, output: pathlib.Path, video_weights: pathlib.Path |
         if not sam2:
             raise InputError(f"--video-weights {video_weights}: {checkpoint} is no SAM 2; leave the option out.")
         state |= _video_weights(video_weights, state)
-    with whole_file(output) as temporary:
-        if output.suffix == ".safetensors":
-            safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
-        else:
-            with temporary.open("wb") as file:
-                torch.save({"model": state} if sam2 else state, file)  # as the official files of sam2
+    write_state(state, output)
     missing = sam2 and video_weights is None
     return [
         item,
@@ -86,6 +81,48 @@ def convert(checkpoint: str, output: pathlib.Path, video_weights: pathlib.Path |
         ("output", f"{output}, SHA-256 {sha256(output)}"),
         ("seconds", f"{time.monotonic() - began:.1f}"),
     ]
+
+
+def write_state(state: Mapping[str, Any], output: pathlib.Path) -> None:
+    """Writes a state dict atomically to a new file, whose suffix is one of `SUFFIXES`.
+
+    Raises:
+        InputError: the file exists, or cannot be written.
+    """
+    with whole_file(output) as temporary:
+        if output.suffix == ".safetensors":
+            safetensors.torch.save_file(dict(state), temporary, metadata={"format": "pt"})
+        else:
+            with temporary.open("wb") as file:
+                # Official files of sam2 have the state dict in an entry.
+                torch.save({"model": dict(state)} if NO_MEMORY in state else dict(state), file)
+
+
+def model_state(params: Params) -> dict[str, Any]:
+    """The state dict of a model that passes `check_twin`."""
+    return {name: _tensor(array) for name, array in to_torch(params).items()}
+
+
+def check_twin(name: str, config: SamConfig) -> None:
+    """Checks that PyTorch has a class for a model.
+
+    Args:
+        name: of the model, for the message.
+        config: of the model.
+
+    Raises:
+        InputError: it has a plugin, or an encoder that no class has.
+    """
+    if config.plugin is not None:
+        raise InputError(
+            f"{name}: has a plugin, which no official package supports. Convert its base and the plugin file "
+            "separately, or fold the plugin into the base by the command fold."
+        )
+    if encoder_of(config).official is None and config.name != NANO:
+        raise InputError(
+            f"{name}: {config.name} has an encoder that neither the official packages nor stablesam_torch have. Give a "
+            "SAM with ViT or TinyViT, sam_nano, or a SAM 2."
+        )
 
 
 def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,17 +144,8 @@ def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, An
 def _model(checkpoint: str) -> tuple[tuple[str, str], Params, dict[str, Any]]:
     """The first item of the report, the parameters, and the state dict."""
     sam, params = load_model(checkpoint)
-    if sam.config.plugin is not None:
-        raise InputError(
-            f"{checkpoint}: has a plugin, which no official package supports. Convert its base and the plugin file "
-            "separately."
-        )
-    if encoder_of(sam.config).official is None and sam.config.name != NANO:
-        raise InputError(
-            f"{checkpoint}: {sam.config.name} has an encoder that neither the official packages nor stablesam_torch "
-            "have. Give a SAM with ViT or TinyViT, sam_nano, or a SAM 2."
-        )
-    return ("model", sam.config.name), params, {name: _tensor(array) for name, array in to_torch(params).items()}
+    check_twin(checkpoint, sam.config)
+    return ("model", sam.config.name), params, model_state(params)
 
 
 def _video_weights(file: pathlib.Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
         "convert.sam_to_flax", "convert", "official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder"
     ),
     "export": Command("convert.flax_to_torch", "convert", "a checkpoint folder or a plugin to PyTorch"),
+    "fold": Command("convert.fold", "convert", "a plugin into the weights of its base: a plain SAM for any program"),
     "check": Command("convert.check_data", "train", "names every fault of folders of pictures and masks"),
     "build": Command("convert.build_dataset", "train", "a data set to ArrayRecord files"),
     "train": Command("train.main", "train", "trains the plugin, or another part of a model"),

@@ -153,9 +153,12 @@ class PluginConfig:
     the final one. Figure 3 draws layer 2, that is 1; the text does not say. Measured, the first and the final one do as
     much as all three and more than any one of them (results/plugin.md). Layer 0's features are the same for all
     prompts of a picture, so that it resamples them once."""
-    resample: Literal["deform", "cbam", "coordinate"] = "deform"
+    resample: Literal["deform", "cbam", "coordinate", "linear"] = "deform"
     """What happens to the features: deformable sampling, or in its place the spatial attention of table 11, which only
-    re-weights them. The paper does not say which attention; there are CBAM's map and coordinate attention."""
+    re-weights them. The paper does not say which attention; there are CBAM's map and coordinate attention. Linear, not
+    in the paper: maps of low rank, which can be folded into SAM's weights (docs/fold.md)."""
+    rank: int = 40
+    """Of the linear maps; 40 before two attentions makes 82,432 parameters, about as many as the paper's plugin."""
     amplitude: Literal["project", "gate", "none"] = "project"
     """x* of deformable sampling: W x + b, as figure 3b draws it (the first convolution's output); x (1 + W x + b), as
     the words "feature amplitudes" may be read; or x itself, offsets only."""
@@ -214,6 +217,10 @@ class PluginConfig:
             raise InputError(f"strength is a share, from 0 to 1; got {self.strength}.")
         if self.resample != "deform" and self.positions == "resampled":
             raise InputError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
+        if self.resample == "linear" and self.router:
+            raise InputError("resample 'linear' is the same map for every prompt: router must be False.")
+        if self.rank < 1:
+            raise InputError(f"rank must be at least 1; got {self.rank}.")
         for field in dataclasses.fields(self):
             known = get_args(field.type) if get_origin(field.type) is Literal else ()
             if known and (value := getattr(self, field.name)) not in known:

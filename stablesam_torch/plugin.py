@@ -46,6 +46,7 @@ class Config:
     router_width: int
     start: str  # initialisation; unused here, where weights are loaded
     embedding_width: int
+    rank: int = 40  # older files lack it
     strength: float = 1.0  # older files lack it
     first_pass: tuple[float, float, float, float] | None = None  # older files lack it
 
@@ -132,6 +133,8 @@ class Plugin(nn.Module):
             self.dsp = OffsetNetwork(self.config)
         elif self.config.resample == "cbam":
             self.spatial = ChannelPooledAttention()
+        elif self.config.resample == "linear":
+            self.linear = LinearMaps(self.config)
         else:
             self.spatial = CoordinateAttention(self.config.embedding_width)
         if self.config.router:
@@ -143,7 +146,7 @@ class Plugin(nn.Module):
         self._forget()
 
     def forward(
-        self, keys: torch.Tensor, key_pe: torch.Tensor, tokens: torch.Tensor
+        self, keys: torch.Tensor, key_pe: torch.Tensor, tokens: torch.Tensor, attention: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p (eq. 6).
 
@@ -153,9 +156,10 @@ class Plugin(nn.Module):
             keys: (N, H, W, C), image features of N prompts, without their positional encoding.
             key_pe: (N, H, W, C), their positional encoding.
             tokens: (N, T, C), after the layer's self-attention.
+            attention: which of `config.attentions` it is, for the linear form; None: the first.
 
         Returns:
-            keys and key_pe for the attention, (N, H, W, C) each.
+            keys and key_pe for the attention, (N, H, W, C) each. The keys are also its values.
         """
         # s (alpha_1 x* + alpha_2 x) + (1 - s) x has the weights (s alpha_1, s alpha_2 + 1 - s).
         alpha = self._alpha(tokens)
@@ -165,6 +169,10 @@ class Plugin(nn.Module):
         def mix(resampled: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
             return weights[..., 0, :] * resampled + weights[..., 1, :] * original
 
+        if self.config.resample == "linear":
+            of_keys, of_values = self.linear(keys, key_pe, attention)
+            by = weights[..., 0, :]
+            return keys + by * of_values, key_pe + by * (of_keys - of_values)
         if self.config.resample != "deform":
             return mix((keys * self.spatial(keys)).to(keys.dtype), keys), key_pe
         amplitudes, offsets = self.dsp(keys)
@@ -193,7 +201,7 @@ class Plugin(nn.Module):
         transformer.register_forward_pre_hook(self._keep_positions)
         for index in self.config.attentions:
             token_sources[index].register_forward_hook(self._keep_tokens)
-            attentions[index].register_forward_pre_hook(self._resample, with_kwargs=True)
+            attentions[index].register_forward_pre_hook(functools.partial(self._resample, index), with_kwargs=True)
         transformer.register_forward_hook(self._forget)
 
     def hook_first_pass(self, prompt_encoder: nn.Module, decoder: nn.Module) -> None:
@@ -231,12 +239,12 @@ class Plugin(nn.Module):
         self._tokens = output[0] if isinstance(output, tuple) else output
 
     def _resample(
-        self, attention: nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]
+        self, index: int, attention: nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]
     ) -> tuple[tuple[()], dict[str, torch.Tensor]]:
         if self._alone:
             return args, kwargs
         # Values are the image features alone; keys already have the positional encoding added.
-        keys, key_pe = self(kwargs["v"].view_as(self._key_pe), self._key_pe, self._tokens)
+        keys, key_pe = self(kwargs["v"].view_as(self._key_pe), self._key_pe, self._tokens, index)
         return args, kwargs | {"k": (keys + key_pe).flatten(1, 2), "v": keys.flatten(1, 2)}
 
     def _forget(self, *_: Any) -> None:
@@ -391,6 +399,26 @@ class CoordinateAttention(nn.Module):
 
         rows, columns = factors(self.rows, features.mean(dim=2)), factors(self.columns, features.mean(dim=1))
         return rows[:, :, None] * columns[:, None]
+
+
+class LinearMaps(nn.Module):
+    """Maps of low rank for the keys and the values of each attention, another alternative: not in the paper."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attentions = config.attentions
+        count, width, rank = len(config.attentions), config.embedding_width, config.rank
+        self.keys_down, self.values_down = (nn.Parameter(torch.zeros(count, width, rank)) for _ in range(2))
+        self.keys_up, self.values_up = (nn.Parameter(torch.zeros(count, rank, width)) for _ in range(2))
+        self.values_bias = nn.Parameter(torch.zeros(count, width))
+
+    def forward(
+        self, keys: torch.Tensor, key_pe: torch.Tensor, attention: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, H, W, C) twice -> what is added to keys + key_pe for the keys, and to keys for the values."""
+        place = 0 if attention is None else self.attentions.index(attention)
+        of_keys = (keys + key_pe) @ self.keys_down[place] @ self.keys_up[place]
+        return of_keys, keys @ self.values_down[place] @ self.values_up[place] + self.values_bias[place]
 
 
 class Router(nn.Module):

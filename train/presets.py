@@ -207,6 +207,10 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "the same with coordinate attention; the paper does not say which attention it tried",
         _system("spatial-coordinate", plugin=PluginConfig(resample="coordinate", **_IN_PAPER)),
     ),
+    "linear": (
+        "not in the paper: linear maps in the place of deformable sampling, which can be folded into SAM's weights",
+        _system("linear", plugin=PluginConfig(resample="linear", router=False)),
+    ),
     "dsp": (
         "an ablation (Table 5): deformable sampling without the router, HQ-SAM's good prompts only",
         _system("dsp", plugin=PluginConfig(router=False, **_IN_PAPER), prompts=HQ_SAM_PROMPTS, occlusion=0.0),

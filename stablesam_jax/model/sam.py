@@ -152,5 +152,8 @@ class Sam(nn.Module):
 
     def _hooks(self) -> Hooks:
         attentions = self.config.plugin.attentions if self.config.plugin is not None else ()
-        first, second, final = (self.plugin if index in attentions else None for index in range(3))
+        first, second, final = (
+            functools.partial(self.plugin, attention=index) if self.plugin is not None and index in attentions else None
+            for index in range(3)
+        )
         return first, second, final

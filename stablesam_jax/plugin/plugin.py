@@ -8,6 +8,7 @@ from stablesam_jax.config import MASK_TOKENS, PluginConfig
 from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 from stablesam_jax.plugin.drp import Router
 from stablesam_jax.plugin.dsp import OffsetNetwork, deformable_features, sampling_positions
+from stablesam_jax.plugin.linear import LinearMaps
 from stablesam_jax.plugin.spatial import ChannelPooledAttention, CoordinateAttention
 
 SETTINGS = "settings"  # collection of what may change from call to call without another program
@@ -17,9 +18,9 @@ class Plugin(nn.Module):
     """Replaces the image side of a token-to-image attention; 81,829 parameters in all by default.
 
     Its parameters are the top-level subtree `plugin`. Called before several attentions, it is one plugin with one set
-    of parameters. With `start="identity"` it is the identity at the start, to the bit wherever a matmul with
-    the identity is exact: on the CPU in every dtype, on accelerators in bfloat16, or in float32 at the highest matmul
-    precision.
+    of parameters; of the linear form, with maps of its own for each. With `start="identity"` it is the identity at the
+    start, to the bit wherever a matmul with the identity is exact: on the CPU in every dtype, on accelerators in
+    bfloat16, or in float32 at the highest matmul precision.
 
     By name on demand (`mutable="intermediates"`), N = 1 where keys have it:
         alpha: (B, N, 2), one entry per call.
@@ -42,11 +43,19 @@ class Plugin(nn.Module):
                 self.spatial = ChannelPooledAttention(self.config)
             case "coordinate":
                 self.spatial = CoordinateAttention(self.config)
+            case "linear":
+                self.linear = LinearMaps(self.config)
         if self.config.router:
             self.drp = Router(self.config)
 
     def __call__(
-        self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array, *, share: jax.Array | None = None
+        self,
+        keys: jax.Array,
+        key_pe: jax.Array,
+        tokens: jax.Array,
+        *,
+        share: jax.Array | None = None,
+        attention: int | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Mixes deformable and original features: alpha_1 * x*_{p + delta p} + alpha_2 * x_p.
 
@@ -58,10 +67,12 @@ class Plugin(nn.Module):
             key_pe: (1, 1, H, W, C), positional encoding of the keys, in their dtype.
             tokens: (B, N, T, C) after the layer's self-attention, in the dtype of keys.
             share: (B, N) float32, multiplies the strength for each prompt: 0 leaves x_p, to the bit.
+            attention: which of `config.attentions` it is; None: the first. Only the linear form depends on it.
 
         Returns:
             keys (B, N, H, W, C), in their dtype, N that of tokens or, without router and share, that of keys; and
-            key_pe as it was or, with `positions="resampled"`, mixed as the keys are.
+            key_pe as it was or, with `positions="resampled"`, mixed as the keys are. Of the linear form, keys are those
+            of the values, and key_pe is what must be added to them for the keys.
 
         Raises:
             ValueError: keys and tokens do not fit each other or the configuration.
@@ -85,6 +96,12 @@ class Plugin(nn.Module):
             if not self.config.router and always_full:
                 return resampled
             return weights[..., 0] * resampled + weights[..., 1] * original
+
+        if self.config.resample == "linear":
+            of_keys, of_values = self.linear(keys, key_pe, attention)
+            by = to_float32(weights[..., 0])
+            mapped = keys + (by * of_values).astype(keys.dtype)
+            return mapped, key_pe + (by * (of_keys - of_values)).astype(keys.dtype)
 
         if self.config.resample != "deform":
             factors = self.spatial(keys)

@@ -68,6 +68,7 @@ COUNTS = {
     "dsp-rts": DSP,
     "spatial-cbam": CBAM + DRP,
     "spatial-coordinate": COORDINATE + DRP,
+    "linear": 2 * (4 * 256 * 40 + 256),  # attentions: two maps of rank 40, and a bias
     "pt-sam": MASK_TOKENS + MASK_MLP,
     "stable-pt-sam": DSP + DRP + MASK_TOKENS + MASK_MLP,
     "dt-sam": DECODER,

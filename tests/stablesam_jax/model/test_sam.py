@@ -154,7 +154,7 @@ class Shift(nn.Module):
     """A plugin that adds one number to the keys."""
 
     @nn.compact
-    def __call__(self, keys, key_pe, tokens):
+    def __call__(self, keys, key_pe, tokens, attention):
         return keys + self.param("shift", nn.initializers.zeros, ()), key_pe
 
 

@@ -48,8 +48,10 @@ VARIANTS = {
     "no router, half strength": {"router": False, "strength": 0.5},
     "cbam": {"resample": "cbam"},
     "coordinate": {"resample": "coordinate"},
+    "linear": {"resample": "linear", "router": False, "rank": 3},
+    "linear, half strength": {"resample": "linear", "router": False, "strength": 0.5},
 }
-DIFFERENT = ("default", "positions resampled", "no router", "cbam", "coordinate")  # in more than a detail
+DIFFERENT = ("default", "positions resampled", "no router", "cbam", "coordinate", "linear")  # in more than a detail
 
 
 def small(variant: str, **fields) -> PluginConfig:
@@ -82,7 +84,7 @@ def trained(config: PluginConfig):
 @functools.cache
 def run(config: PluginConfig):
     """(variables, keys, key_pe, tokens) -> keys, key_pe."""
-    return jit(Plugin(config).apply)
+    return jit(Plugin(config).apply, static_argnames="attention")
 
 
 apply = run(SMALL)
@@ -116,7 +118,8 @@ def test_equals_its_torch_twin_in_values_and_in_every_gradient(variant):
     key_pe = leaves["key_pe"][0].expand(6, -1, -1, -1)
     twin_keys, twin_pe = module(leaves["keys"].flatten(0, 1), key_pe, leaves["tokens"].flatten(0, 1))
     twin_keys, twin_pe = twin_keys.unflatten(0, (2, 3)), twin_pe.unflatten(0, (2, 3))
-    twin_pe = twin_pe if config.positions == "resampled" else leaves["key_pe"]
+    pe_changes = config.positions == "resampled" or config.resample == "linear"
+    twin_pe = twin_pe if pe_changes else leaves["key_pe"]
     leaves |= {name.replace(".", "/"): leaf for name, leaf in module.named_parameters()}
     torch.autograd.backward((twin_keys, twin_pe), [torch.tensor(np.asarray(c)) for c in cotangents])
 
@@ -172,6 +175,8 @@ DRP = 8_224 + 64 + 66 + 1  # hidden, norm, logits, scale
         ({"resample": "cbam"}, 7 * 7 * 2 + 1 + DRP),
         ({"resample": "coordinate"}, 256 * 8 + 8 + 16 + 2 * (8 * 256 + 256) + DRP),
         ({"resample": "cbam", "router": False}, 99),
+        ({"resample": "linear", "router": False}, 2 * (4 * 256 * 40 + 256)),
+        ({"resample": "linear", "router": False, "rank": 8, "attentions": (1,)}, 4 * 256 * 8 + 256),
         ({"attentions": (0, 1, 2)}, DSP + DRP),
         ({"padding": "zeros", "positions": "resampled", "router_token": "mean", "start": "perturbed"}, DSP + DRP),
     ],
@@ -196,7 +201,7 @@ def test_starts_as_the_identity_to_the_bit(variant, dtype):
     np.testing.assert_array_equal(mixed_pe, jnp.broadcast_to(key_pe, mixed_pe.shape))
 
 
-@pytest.mark.parametrize("variant", ["no router", *slow("positions resampled", "cbam")])
+@pytest.mark.parametrize("variant", ["no router", "linear", *slow("positions resampled", "cbam")])
 def test_strength_goes_straight_from_the_features_as_they_were_to_the_plugins(variant):
     def mixed(strength):
         config = small(variant, strength=strength)
@@ -307,6 +312,14 @@ class TwoAttentions(nn.Module):
         return plugin(*plugin(keys, key_pe, tokens), tokens)
 
 
+def test_each_attention_has_linear_maps_of_its_own():
+    config = small("linear")
+    given = inputs(config)
+    first, again, final = (run(config)(trained(config), *given, attention=place)[0] for place in (None, 0, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(final - first).max() > 0.1
+
+
 def test_two_attentions_share_one_plugin():
     params = trained(SMALL)["params"]
     keys, key_pe, tokens = inputs(SMALL)
@@ -331,6 +344,7 @@ def test_two_attentions_share_one_plugin():
         ("no router", {"offsets": 2 * ((2, 1, 6, 9, 2),), "positions": 2 * ((2, 1, 6, 9, 2),)}),
         ("cbam", {"factors": ((2, 1, 6, 9, 1), (2, 3, 6, 9, 1))}),
         ("coordinate", {"factors": ((2, 1, 6, 9, 16), (2, 3, 6, 9, 16))}),
+        ("linear", {}),
     ],
 )
 def test_what_it_did_is_available_by_name_one_entry_per_call_and_group(variant, expected):
