@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -26,7 +27,8 @@ from stablesam_jax.prompts import Prompt
 WIDTH = 8.3  # inches
 TEXT = 9  # points
 TITLE = 0.24  # inches above a picture
-HEAT = "magma"  # for the share of masks that contain a pixel, 0 to 1
+HEAT = "magma"  # for weights in [0, 1] on a black ground
+SHARES = "YlGnBu"  # for the share of masks that contain a pixel, 0 to 1, over the picture
 TARGET_COLOUR, PROMPT_COLOUR, MASK_COLOUR, PLUGIN_COLOUR = "#27e0a3", "#e5007d", "#1e88e5", "#f07800"
 UNION_COLOUR = "#202020"
 # Several masks on one picture: Okabe and Ito's palette, neighbours differing in lightness.
@@ -49,9 +51,10 @@ class Wobble:
 
 
 def wobble_figure(rows: Sequence[Wobble]) -> Figure:
-    """Draws how masks vary with the prompt: a row for each object, a heat map for each system.
+    """Draws how masks vary with the prompt: a row for each object, a column for each system, all on one scale.
 
-    The map of a stable system is white inside the object and black outside; between prompts that disagree it is grey.
+    Over the grey picture each pixel has the colour of the share of the masks that contain it. A stable system has one
+    dark colour on the object and none beside it.
 
     Args:
         rows: at least one; all with the same systems.
@@ -59,18 +62,27 @@ def wobble_figure(rows: Sequence[Wobble]) -> Figure:
     systems = list(rows[0].masks)
     columns = 1 + len(systems)
     heights = [_ratio(row.picture) for row in rows]
-    figure = Figure(figsize=(3.2 * columns, 3.2 * sum(heights) + 0.35 * len(rows) + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns + 0.8, 3.2 * sum(heights) + 0.35 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    colours = ScalarMappable(Normalize(0, 1), SHARES)
     for row, line in zip(rows, axes, strict=True):
         show(line[0], row.picture, f"{len(row.prompts)} prompts: {row.kind}")
         for prompt in row.prompts:
             _draw_prompt(line[0], prompt, size=0.5)
         for axis, system in zip(line[1:], systems, strict=True):
-            show(axis, row.masks[system].mean(axis=0), f"{system}: {row.captions[system]}")
+            share = row.masks[system].mean(axis=0)
+            opacity = (0.8 * (share > 0))[..., None]
+            coloured = (1 - opacity) * _muted(row.picture) + opacity * colours.to_rgba(share)[..., :3]
+            show(axis, coloured, f"{system}\n{row.captions[system]}")
         for axis in line:
             outline(axis, row.target, TARGET_COLOUR)
-    legend = "Magenta: prompts. Green: the object. Heat: share of their masks that contain the pixel, black 0, light 1."
-    figure.suptitle(legend, fontsize=TEXT)
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.01, aspect=30)
+    bar.set_label("share of the masks that contain the pixel", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT - 1)
+    figure.suptitle(
+        "Masks of several prompts (magenta) for one object (green). Stable: one dark colour on it, none beside it.",
+        fontsize=TEXT + 1,
+    )
     return figure
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.colors import to_rgba
 
 from stablesam_jax.metrics import stability
@@ -41,7 +42,7 @@ def wobble(target=OBJECT, prompts=(BOX, POINTS), systems=("before", "after"), ma
 
 
 def panels(figure, rows):
-    return np.array(figure.axes).reshape(rows, -1)
+    return np.array([axis for axis in figure.axes if axis.get_label() != "<colorbar>"]).reshape(rows, -1)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -52,14 +53,20 @@ def test_a_row_for_each_object_and_a_column_for_each_system_beside_the_prompts(c
     for line in axes:
         assert [axis.get_title() for axis in line] == [
             "2 prompts: noisy-box",
-            *[f"{name}: {name}'s figures" for name in systems],
+            *[f"{name}\n{name}'s figures" for name in systems],
         ]
 
 
-def test_the_heat_is_the_share_of_the_masks_that_hold_a_pixel():
-    _, heat, _ = panels(wobble_figure([wobble()]), 1)[0]
-    assert np.array_equal(heat.images[0].get_array(), OBJECT / 2)
-    assert heat.images[0].get_clim() == (0, 1)
+def test_colours_are_shares_of_the_masks_on_one_scale_over_the_picture():
+    figure = wobble_figure([wobble()])
+    _, shares, _ = panels(figure, 1)[0]
+    shown = shares.images[0].get_array()
+    grey = 0.4 + 0.55 * 90 / 255
+    assert np.allclose(shown[~OBJECT], grey)
+    half = np.array(colormaps["YlGnBu"](0.5)[:3])
+    assert np.allclose(shown[OBJECT], 0.2 * grey + 0.8 * half)
+    (bar,) = (axis for axis in figure.axes if axis.get_label() == "<colorbar>")
+    assert bar.get_ylim() == (0, 1)
 
 
 def test_boxes_and_points_lie_on_the_picture():
