@@ -1,6 +1,7 @@
 """Tables and values of the pages are what the files in results/measured/ say."""
 
 import importlib.util
+import itertools
 import pathlib
 
 import pytest
@@ -21,6 +22,13 @@ def test_a_page_is_what_the_files_say(path):
 
 def test_the_readme_and_the_results_have_such_places():
     assert {"README.md", "results/README.md", "docs/speed.md"} <= {path.relative_to(ROOT).as_posix() for path in FILLED}
+
+
+@pytest.mark.parametrize("path", FILLED, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_line_within_a_paragraph_begins_with_a_comment(path):
+    """It would end the paragraph."""
+    lines = path.read_text().splitlines()
+    assert [one for above, one in itertools.pairwise(lines) if one.startswith("<!-- ") and above.strip()] == []
 
 
 def test_a_changed_value_is_noticed():
