@@ -114,7 +114,7 @@ class Guard:
         if path in OPEN or path.startswith(OPEN_BELOW) or _has_token(headers.get("authorization", ""), self._token):
             return None
         refusal = _error(401, "the token is missing or wrong; send Authorization: Bearer TOKEN.")
-        refusal.headers["WWW-Authenticate"] = 'Basic realm="stablesam"'
+        refusal.headers["WWW-Authenticate"] = "Bearer"  # at Basic, a browser would open a window of its own
         return refusal
 
 
