@@ -22,7 +22,7 @@ from tests.serve.conftest import png
 pytestmark = pytest.mark.slow  # starts a browser
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-SECONDS = 90
+SECONDS = 300
 REST = "20 of 20 copies"
 NOTHING = "\N{EN DASH}"
 
