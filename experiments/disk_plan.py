@@ -7,6 +7,7 @@ encoder calls that a byte saves, as far as they fit; everything else is encoded 
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 
 from experiments.full_size import SYSTEMS_AT_FULL_SIZE, Model
@@ -16,6 +17,7 @@ from stablesam_jax.config import MODELS
 from stablesam_jax.model.encoders import encoder_of
 from train.presets import PRESETS
 
+FEATURES = "features"  # folder of the cached features, in --output
 MARGIN = 1.1  # of the limit over the entries: `files.feature_cache` keeps some of it free
 
 
@@ -52,6 +54,15 @@ def passes(config: PaperConfig, model: Model, pictures: int) -> tuple[int, int]:
     """Pictures that a run uses of those that there are, and epochs."""
     run = config.run_of(model)
     return min(pictures, run.limit or pictures), math.ceil(run.epochs)
+
+
+def room_for_features(config: PaperConfig) -> float:
+    """GiB: --disk, or half of what is free or has features already."""
+    if config.disk is not None:
+        return config.disk
+    place = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
+    taken = sum(path.stat().st_size for path in (config.output / FEATURES).rglob("*.safetensors"))
+    return (shutil.disk_usage(place).free + taken) / 2**31
 
 
 def plan_disk(config: PaperConfig, models: Sequence[Model], pictures: int, room: float) -> Mapping[Group, Kept]:

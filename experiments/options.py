@@ -66,6 +66,9 @@ class PaperConfig:
     Its tables show that all is there, not how good anything is."""
     seed: int = 0
     """Of all runs and evaluations."""
+    tflops: float | None = None
+    """For a plan of another machine: what one of its devices reaches in large matrix products, in TFLOP/s. Default:
+    measured on the devices at hand."""
     dtype: Dtype | None = None
     """Compute dtype of training and evaluation. Default: bfloat16 on accelerators, float32 on CPUs."""
     devices: int | None = None
@@ -102,7 +105,7 @@ class PaperConfig:
     @property
     def compute(self) -> Dtype:
         """The dtype of all models."""
-        return self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return self.dtype or ("float32" if jax.default_backend() == "cpu" and self.tflops is None else "bfloat16")
 
     def check(self) -> None:
         """Raises an InputError that names an option that cannot be used."""
@@ -110,6 +113,8 @@ class PaperConfig:
             check_choice(name, TABLES, "table")
         if self.disk is not None and self.disk < 0:
             raise InputError(f"--disk {self.disk:g}: must be at least 0.")
+        if self.tflops is not None and not (self.dry_run and self.tflops > 0):
+            raise InputError(f"--tflops {self.tflops:g}: above 0, and for a --dry-run alone.")
         if not self.miniature:
             for option in ("weights", "data"):
                 folder = getattr(self, option)

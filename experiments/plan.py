@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 
 import jax
 
 from experiments import rates
-from experiments.disk_plan import Group, Kept, group_of, passes, plan_disk
+from experiments.disk_plan import Group, Kept, group_of, passes, plan_disk, room_for_features
 from experiments.full_size import BACKBONES, DETECTORS, TRAINING, Model, evaluations, kinds_of, trained
 from experiments.inputs import (
     SETS_OF_PROTOCOL,
@@ -83,10 +82,13 @@ def make_plan(config: PaperConfig) -> Plan:
     wanted = evaluations(config.tables)
     to_train = trained(list(wanted))
     pictures = pictures_of(data, TRAINING) if not config.miniature else TRAINING_PICTURES
-    place = next(folder for folder in (config.output, *config.output.absolute().parents) if folder.exists())
-    room = config.disk if config.disk is not None else shutil.disk_usage(place).free / 2**31
+    room = room_for_features(config)
     kept = plan_disk(config, to_train, pictures, room)
-    rate = rates.measure(config.devices or jax.local_device_count(), config.compute)
+    devices = config.devices or jax.local_device_count()
+    if config.tflops is None:
+        rate = rates.measure(devices, config.compute)
+    else:
+        rate = rates.assumed(devices, config.compute, config.tflops)
     left: dict[Group, int] = {group: one.saved for group, one in kept.items()}
     runs: list[RunPlan] = []
     for model in to_train:

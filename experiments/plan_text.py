@@ -14,6 +14,7 @@ from stablesam_jax.data.datasets import GROUPS
 from stablesam_jax.params import count
 
 PLUGIN_BYTES = 2**20  # a run of the plugin: the file, two checkpoints, metrics
+SIZES = (1, 8, 64)  # numbers of devices to plan for
 RESULT_BYTES = 30 * 2**20  # of an evaluation, mostly run lengths of masks
 
 
@@ -112,12 +113,27 @@ def _disk(plan: Plan) -> Iterator[str]:
 
 
 def _hours(plan: Plan) -> Iterator[str]:
-    feeding = sum(run.epochs * run.pictures for run in plan.runs) * rates.FEEDING / 3600
+    """What the encoder, the cores and the disk allow, on the devices at hand and on others of their kind."""
+    views = sum(run.epochs * run.pictures for run in plan.runs)
     evaluation = sum(plan.rate.hours(one.flops) for one in plan.evaluations)
-    yield from ("## Hours", "")
+    yield from (
+        "## Hours",
+        "",
+        "| devices | training | evaluation | cores that keep them fed | MB/s read |",
+        "|---" * 5 + "|",
+    )
+    for devices in sorted({plan.rate.devices, *SIZES}):
+        share = plan.rate.devices / devices
+        hours = max(plan.training_hours * share, 1e-9)
+        yield (
+            f"| {devices} | {plan.training_hours * share:.3g} | {evaluation * share:.3g} | "
+            f"{views * rates.FEEDING / 3600 / hours:.3g} | {views * rates.BYTES / 1e6 / 3600 / hours:.3g} |"
+        )
+    yield ""
     yield (
-        f"Training {plan.training_hours:.3g}, evaluation {evaluation:.3g}. An estimate: the rate of large matrix "
-        "products, measured now, times the share of it that an encoder reached elsewhere (results/performance.md). "
-        f"Scoring masks on the host is not in it. Preparing the training views takes {feeding:.3g} hours of one core: "
-        f"{feeding / max(plan.training_hours, 1e-9):.2g} core(s) keep the devices fed."
+        "An estimate. Hours: arithmetic over the rate of large matrix products, "
+        f"{'given' if plan.config.tflops else 'measured now'}, times the share of it that an encoder reached elsewhere "
+        "(results/performance.md). Cores: 18 ms a view (results/data_pipeline.md). Read: 0.35 MB a picture, assumed. A "
+        f"batch of {plan.config.scale.batch_size} is split among at most as many devices; more make several tables at "
+        "a time (--only). Scoring masks on the host, starting and compiling are not in it."
     )

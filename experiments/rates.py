@@ -30,6 +30,7 @@ STEP, PROMPT = 51e9, 3.5e9
 # Seconds of a core for a picture of HQSeg-44K: 0.014 for small ones, 0.033 for 3 megapixels (results/data_pipeline.md),
 # as a sixth of them are.
 FEEDING = 0.018
+BYTES = 0.35e6  # of a picture and its mask on the disk, assumed
 SMALL_ENCODER = 2e10  # sam_nano and MobileSAM, roughly; they are for trying things out
 
 
@@ -64,6 +65,12 @@ def encoder_flops(model: str) -> float:
     patches = 2 * cells * 3 * vit.patch_size**2 * vit.width
     neck = 2 * cells * config.embedding_width * (vit.width + 9 * config.embedding_width)
     return float(blocks + patches + neck)
+
+
+def assumed(devices: int, dtype: Dtype, tflops: float) -> Rate:
+    """Of accelerators that reach this in large matrix products."""
+    share = SHARES["gpu", dtype]
+    return Rate(f"{tflops:g} TFLOP/s each, as assumed", devices, tflops * 1e12 * share * devices, dtype)
 
 
 def measure(devices: int, dtype: Dtype) -> Rate:

@@ -4,7 +4,9 @@ A step whose result is there is not done again, so the same command continues wh
 refuse is reported at the end; the others go on.
 """
 
+import dataclasses
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -18,6 +20,7 @@ from eval.protocols.hq import HqConfig, hq
 from eval.protocols.instances import InstancesConfig, coco, sginw
 from eval.protocols.semantic import MessConfig, mess
 from experiments import filled, miniature, model_facts
+from experiments.disk_plan import FEATURES, group_of
 from experiments.full_size import TRAINING, Model, evaluations, kinds_of, trained
 from experiments.inputs import SETS_OF_PROTOCOL, boxes_of, is_there, weights_of
 from experiments.options import PaperConfig
@@ -28,8 +31,10 @@ from stablesam_jax.commands import called
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
 from train.main import RunError, train
+from train.presets import TrainConfig
 
 CHECKED = "data_check.json"
+SMALLEST_CACHE = 1.0  # GiB
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -119,9 +124,23 @@ def train_model(config: PaperConfig, plan: Plan, model: Model) -> None:
         return
     if not (config.output / "built" / "hqseg_44k").exists():
         raise InputError(f"{TRAINING} is not there.")
-    train(run)
+    train(dataclasses.replace(run, **cache_of(plan, model, run)))
     if trained_system(run) is None:
         raise Stopped
+
+
+def cache_of(plan: Plan, model: Model, run: TrainConfig) -> dict[str, Any]:
+    """The options of a run's cache, or none. A run that was begun with a cache, or without, goes on so."""
+    group = group_of(plan.config, model)
+    kept = plan.kept.get(group)
+    worth = kept is not None and (run.limit is None or kept.views >= run.epochs)
+    settings = run.output / "config.json"
+    if settings.exists():
+        worth = bool(json.loads(settings.read_text()).get("cached"))
+    if not worth:
+        return {}
+    limit = SMALLEST_CACHE if kept is None else max(kept.limit, SMALLEST_CACHE)
+    return {"cache": plan.config.output / FEATURES / group.name, "cache_limit": limit}
 
 
 def evaluate(config: PaperConfig, model: Model, protocol: str) -> None:

@@ -230,8 +230,13 @@ class PmapEngine(Engine):
         return jax.tree.map(lambda leaf: leaf[0, ...], _first_shards(tree))
 
     def shard(self, tree: Any) -> Any:
-        count = len(of_this_host(self.devices))
-        return jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), tree)
+        devices = of_this_host(self.devices)
+        count, sharding = len(devices), NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+        def place(leaf: np.ndarray) -> jax.Array:
+            return jax.device_put(leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), sharding)
+
+        return jax.tree.map(place, tree)
 
     def run_on_all(
         self, function: Callable[..., Any], *, sharded: tuple[int, ...], donate: tuple[int, ...] = ()

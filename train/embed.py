@@ -23,14 +23,14 @@ from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import Sam
-from train.presets import PRESETS, TrainConfig, parse
+from train.options import parse_run
+from train.presets import PRESETS, TrainConfig
 from train.progress import clock
 from train.setup import prepare
 from train.step import encoder_halves
 from train.stopping import stop_signals
 
 COMPARED_VIEWS = 16  # views on which masks from cached features are compared with masks from float32 features
-BATCH = 8  # views per call of the cache
 LINE_SECONDS = 10.0  # between two lines of progress
 
 
@@ -57,7 +57,8 @@ def embed(config: TrainConfig) -> None:
 
 def fill(cache: FeatureCache, views: Views) -> Iterator[int]:
     """Encodes missing views; yields the number of views done so far and prints progress."""
-    frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(BATCH)
+    together = parallel.ROWS * jax.local_device_count()  # all devices are busy with such a batch
+    frames = grain.MapDataset.range(len(views)).map(lambda index: views[int(index)][0]).batch(together)
     options = grain.ReadOptions(num_threads=Feeding().threads, prefetch_buffer_size=4)
     done = printed = 0
     printed_at = time.monotonic()
@@ -122,7 +123,7 @@ def rounding(
 def main() -> None:
     """Parses the preset and the options, and encodes."""
     with exit_on_input_error():
-        config = parse(called("embed"), PRESETS)
+        config = parse_run(called("embed"), PRESETS)
         parallel.split_cpu(config.batch_size)
         keep_compiled_programs()
         embed(config)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -21,8 +22,11 @@ from stablesam_jax.files.disk import write_text
 from stablesam_jax.files.locks import owned
 from train.comparison import Comparison, RememberingSegmenter
 from train.console import Console
-from train.optimizer import make_optimizer
-from train.presets import PRESETS, TrainConfig, parse
+from train.feeding import ahead, feed
+from train.optimizer import learning_rate, make_optimizer
+from train.options import parse_run
+from train.presets import PRESETS, TrainConfig
+from train.profiling import profiled
 from train.progress import Progress
 from train.results import overview, report, save_result, tell_use
 from train.run import PICTURES, NotFiniteError, Run, remembered_pictures
@@ -30,6 +34,7 @@ from train.setup import Parts, describe_cache, facts, prepare
 from train.step import State, make_update
 from train.stopping import stop_signals
 
+STOP_EVERY = 16  # steps after which several hosts agree whether to stop
 SHORT_LOOK_PROMPTS = 4  # of each kind, in an evaluation during training
 
 
@@ -172,22 +177,28 @@ def run_steps(
     frozen = engine.replicate(parts.frozen)
     seed = engine.replicate(np.uint32(config.seed))
     share = {"host": jax.process_index(), "hosts": jax.process_count()}
-    stream = batches(parts.views, parts.batches, Feeding(start_step=step, workers=config.workers, **share))
+    stream = batches(parts.views, parts.batches, Feeding.on_all_cores(config.workers, start_step=step, **share))
+    stream = itertools.islice(stream, steps - step)
     with (
         stop_signals() as stop,
+        contextlib.closing(ahead(feed(stream, parts.views, cache, engine.shard))) as fed,
         Progress(
-            run, console, engine.unreplicate, start=step, steps=steps, pictures_per_step=config.batch_size
+            run,
+            console,
+            engine.unreplicate,
+            start=step,
+            steps=steps,
+            pictures_per_step=config.batch_size,
+            learning_rate=rate_at(config, steps),
         ) as progress,
     ):
         try:
-            while step < steps:
-                batch = next(stream)
-                del batch["view"]
-                if cache is not None:
-                    batch["features"] = cache(batch.pop("picture"))
-                state, measured = update(state, frozen, engine.shard(batch), seed)
+            for batch in profiled(fed, run.folder / "profile", config.profile, parallel.of_this_host(engine.devices)):
+                state, measured = update(state, frozen, batch, seed)
                 step += 1
-                stopping = parallel.on_any_host(stop.requested)
+                # All hosts stop after the same step. They ask each other seldom, since each waits for all.
+                asking = jax.process_count() == 1 or step % STOP_EVERY == 0
+                stopping = asking and parallel.on_any_host(stop.requested)
                 saving = step % config.save_every == 0 or step == steps or stopping
                 looking = config.eval_every and step % config.eval_every == 0 and step < steps and len(parts.held_out)
                 progress.add(step, measured, now=saving or bool(looking))
@@ -218,6 +229,17 @@ def run_steps(
         held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
         console.say("features", f"features: {cache.found:,} read, {cache.encoded:,} encoded; {held}")
     return outcome(engine.unreplicate(state))
+
+
+def rate_at(config: TrainConfig, steps: int) -> Callable[[int], float]:
+    """Steps done -> the learning rate of the next one."""
+    schedule = learning_rate(config.schedule, config.learning_rate, max(steps // config.accumulate, 1))
+
+    def rate(done: int) -> float:
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+            return float(schedule(done // config.accumulate))
+
+    return rate
 
 
 def check_frozen(console: Console, before: params.Params, after: params.Params) -> None:
@@ -264,7 +286,7 @@ def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path
 def main() -> None:
     """Parses the preset and the options, and trains."""
     with exit_on_input_error():
-        config = parse(called("train"), PRESETS)
+        config = parse_run(called("train"), PRESETS)
         try:
             if config.coordinator is None:
                 parallel.split_cpu(config.batch_size)

@@ -2,12 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import tyro
-
-from stablesam_jax.commands import check_choice, command_line
 from stablesam_jax.config import Dtype, PluginConfig
 from stablesam_jax.parallel import EngineName
 from train.optimizer import Schedule
@@ -101,10 +97,13 @@ class TrainConfig:
     """Largest size of this folder in GiB; the least recently used features are removed."""
     views: int = 1
     """Most augmented versions of each picture; every epoch has the next one, and the first follows the last."""
-    workers: int = 0
-    """Further processes that prepare batches, for machines with many cores; this process uses threads."""
+    workers: int | None = None
+    """Further processes that prepare batches. Default: one for every 8 cores beyond the first 8, each with 8 threads;
+    with 0 this process prepares them in threads."""
     devices: int | None = None
     """Devices of every host to use; all by default."""
+    profile: int = 0
+    """Steps, after the first two, that are traced into profile/ of the run, for Perfetto or TensorBoard."""
     engine: EngineName = "pmap"
     """How a step runs on them: jax.pmap, or jax.jit with jax.shard_map. Results are equal to the bit; what one has
     begun, the other continues."""
@@ -263,27 +262,3 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
 }
-
-
-Config = TypeVar("Config")
-
-
-def parse(program: str, presets: Mapping[str, tuple[str, Config]], arguments: Sequence[str] | None = None) -> Config:
-    """Parses the command line: a preset, by default the first, and options.
-
-    Args:
-        program: name in the usage text.
-        presets: name -> purpose and configuration.
-        arguments: in place of the command line's.
-
-    Raises:
-        InputError: no such preset, or an option that is given twice.
-    """
-    given = command_line(arguments)
-    if given[:1] in (["-h"], ["--help"]):
-        print("presets, each with its own defaults (PRESET --help); without one, the first:")
-        print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in presets.items()) + "\n")
-    if not given or given[0].startswith("-"):
-        given = [next(iter(presets)), *given]
-    check_choice(given[0], presets, "preset")
-    return tyro.extras.overridable_config_cli(dict(presets), args=given, prog=program)

@@ -18,8 +18,9 @@ from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
+from train.options import parse
 from train.pictures import split
-from train.presets import PRESETS, TrainConfig, parse
+from train.presets import PRESETS, TrainConfig
 from train.setup import check_numbers, describe_batches, describe_views, load_base
 
 BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -21,9 +21,26 @@ class Progress:
     """Reports loss, IoU, speed, time left and memory every few seconds and before every checkpoint; logs every step."""
 
     def __init__(
-        self, run: Run, console: Console, fetch: Callable[[Any], Any], *, start: int, steps: int, pictures_per_step: int
+        self,
+        run: Run,
+        console: Console,
+        fetch: Callable[[Any], Any],
+        *,
+        start: int,
+        steps: int,
+        pictures_per_step: int,
+        learning_rate: Callable[[int], float] | None = None,
     ):
-        """Starts at step `start` of `steps`; `fetch` copies what a step returned to numpy."""
+        """Starts at step `start` of `steps`.
+
+        Args:
+            run, console: get the reports.
+            fetch: copies what a step returned to numpy.
+            start, steps: of the run.
+            pictures_per_step: over all devices.
+            learning_rate: number of steps before a step -> its learning rate.
+        """
+        self.learning_rate = learning_rate
         self.run, self.console, self.fetch = run, console, fetch
         self.steps, self.pictures_per_step = steps, pictures_per_step
         self.seconds = LIVE_SECONDS if console.terminal else LINE_SECONDS
@@ -76,17 +93,32 @@ class Progress:
         """
         if not self.pending:
             return
-        pairs = [(float(value.loss), float(value.iou)) for value in self.fetch(self.pending)]
+        fetched = self.fetch(self.pending)
+        pairs = [(float(value.loss), float(value.iou)) for value in fetched]
         losses, ious = np.array(pairs).T
         finite = int(np.argmin(np.append(np.isfinite(losses), False)))  # number of steps before the first non-finite
+        more = self._more(fetched)
         for index, (loss, iou) in enumerate(pairs[:finite], self.looked_step + 1):
-            self.run.log({"step": index, "loss": loss, "iou": iou})
+            of_step = {name: values[index - self.looked_step - 1] for name, values in more.items()}
+            self.run.log({"step": index, "loss": loss, "iou": iou, **of_step})
         if finite < len(pairs):
             bad = self.looked_step + 1 + finite
             raise NotFiniteError(f"the loss is {losses[finite]} at step {bad}", bad)
-        self._say(self.looked_step + len(pairs), loss=float(losses.mean()), iou=float(ious.mean()))
+        curves = {f"train/{name}": float(np.mean(values)) for name, values in more.items()}
+        self._say(self.looked_step + len(pairs), curves, loss=float(losses.mean()), iou=float(ious.mean()))
 
-    def _say(self, step: int, *, loss: float, iou: float) -> None:
+    def _more(self, fetched: Sequence[Measured]) -> dict[str, list[float]]:
+        """What else is measured in each of these steps, by name."""
+        more = {
+            name: [float(getattr(value, name)) for value in fetched]
+            for name in ("gradient_norm", "alpha", "offset")
+            if fetched and getattr(fetched[0], name) is not None
+        }
+        if self.learning_rate is not None:
+            more["learning_rate"] = [self.learning_rate(self.looked_step + number) for number in range(len(fetched))]
+        return more
+
+    def _say(self, step: int, curves: Mapping[str, float], *, loss: float, iou: float) -> None:
         moment = time.monotonic()
         speed = self.pictures_per_step * (step - self.looked_step) / (moment - self.looked_at)
         assert self.first is not None
@@ -102,7 +134,7 @@ class Progress:
             values = {"step": step, "loss": loss, "iou": iou, "pictures_per_second": speed, "memory_bytes": memory}
             message = f"step {step}/{self.steps}  {text}"
             self.console.say("progress", message, **values, seconds_left=left)
-        self.run.board(step, {"train/loss": loss, "train/iou": iou, "train/pictures_per_second": speed})
+        self.run.board(step, {"train/loss": loss, "train/iou": iou, "train/pictures_per_second": speed, **curves})
         self.pending, self.looked_step, self.looked_at = [], step, moment
 
 

@@ -6,7 +6,7 @@ import math
 
 import jax
 
-from stablesam_jax import build, params
+from stablesam_jax import build, parallel, params
 from stablesam_jax.config import SamConfig
 from stablesam_jax.data.pipeline import TRAINING_KINDS, BatchConfig, ViewConfig, Views
 from stablesam_jax.data.readers import Pictures
@@ -109,7 +109,8 @@ def check_numbers(config: TrainConfig) -> None:
         ("--ema", config.ema, config.ema is None or 0 < config.ema < 1, "between 0 and 1"),
         ("--accumulate", config.accumulate, config.accumulate >= 1, "at least 1"),
         ("--save-every", config.save_every, config.save_every >= 1, "at least 1"),
-        ("--workers", config.workers, config.workers >= 0, "at least 0"),
+        ("--workers", config.workers, config.workers is None or config.workers >= 0, "at least 0"),
+        ("--profile", config.profile, config.profile >= 0, "at least 0"),
         ("--cache-limit", config.cache_limit, 0 < config.cache_limit < math.inf, "above 0"),
         ("--limit", config.limit, config.limit is None or config.limit >= 1, "at least 1"),
         ("--clicks", config.clicks, 0 <= config.clicks <= MOST_CLICKS, f"from 0 to {MOST_CLICKS}"),
@@ -223,9 +224,10 @@ def facts(base: Base, chosen: Chosen) -> dict[str, str]:
 
 
 def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_trains: bool) -> FeatureCache | None:
-    """The cache of the frozen encoder's features, or None without --cache."""
+    """The cache of the frozen encoder's features, which all devices of this host encode; None without --cache."""
     if config.cache is None:
         return None
+    devices = parallel.of_this_host(parallel.choose_devices(config.devices))
     freeze, _ = encoder_halves(sam, neck_trains=neck_trains)
     encoder = {"image_encoder": frozen["image_encoder"]}
     identity = {
@@ -238,6 +240,7 @@ def open_cache(config: TrainConfig, sam: Sam, frozen: params.Params, *, neck_tra
         config.cache,
         identity=identity,
         encode=functools.partial(jax.jit(freeze), jax.device_put(encoder)),
+        encode_all=parallel.spread(freeze, encoder, devices),
         size=sam.config.image_size,
         limit=int(config.cache_limit * 2**30),
     )
@@ -247,5 +250,5 @@ def describe_cache(cache: FeatureCache, views: int) -> str:
     """One line about the cache of a run that reads up to `views` views."""
     size = f"up to {views * cache.entry_size / 2**30:.2g} GiB"
     if views > cache.capacity:
-        size += ", more than --cache-limit allows, so that some are encoded again"
+        size += f", more than --cache-limit allows, so that all but {cache.capacity:,} are encoded again"
     return f"features of {views:,} views are encoded when first needed and kept in {cache.entries.folder}: {size}"

@@ -35,6 +35,9 @@ class Measured:
 
     loss: jax.Array  # ()
     iou: jax.Array  # (), IoU of the target with the low-resolution mask: the single one, or the HQ token's if it trains
+    gradient_norm: jax.Array | None = None  # (), of the mean gradient, before it is clipped
+    alpha: jax.Array | None = None  # (), the plugin's alpha_1, where there is a plugin
+    offset: jax.Array | None = None  # (), length of its offsets in cells, where it has some
 
 
 def normalise(pictures: jax.Array, config: SamConfig) -> jax.Array:
@@ -116,7 +119,7 @@ def make_update(
         low_res_targets = average_pool(batch["targets"].astype(jnp.float32), sam.config.mask_size)
         rounds = []
         for click in range(clicks + 1):
-            masks = sam.apply(
+            masks, state = sam.apply(
                 {"params": params},
                 embedding,
                 prompts,
@@ -124,6 +127,7 @@ def make_update(
                 hq_token_only=sam.config.hq,
                 at_once=True,
                 method="decode",
+                mutable=["intermediates"],
             )
             logits = masks.low_res_masks.astype(jnp.float32)
             if objective == "pretrain":
@@ -138,11 +142,12 @@ def make_update(
         single = (logits[:, :, 0], low_res_targets)
         iou = mask_iou(*(maps.reshape(*maps.shape[:2], -1) for maps in single))
         loss = jnp.stack(rounds).mean()
-        return loss, Measured(loss=loss, iou=iou.mean())
+        return loss, Measured(loss=loss, iou=iou.mean(), **plugin_means(state))
 
     def update(state: State, frozen: Params, batch: dict[str, Any], seed: jax.Array) -> tuple[State, Measured]:
         gradient, measured = jax.grad(loss_of, has_aux=True)(state.trained, frozen, batch, seed)
         gradient, measured = parallel.mean((gradient, measured))
+        measured = measured.replace(gradient_norm=optax.tree.norm(gradient))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
             changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, changes)
@@ -151,6 +156,18 @@ def make_update(
         return State(step=step, trained=trained, optimizer=optimizer_state, averaged=averaged), measured
 
     return update
+
+
+def plugin_means(state: Any) -> dict[str, jax.Array]:
+    """The means of the plugin's alpha_1 and of the length of its offsets, of what a decoder has sown."""
+    sown = state.get("intermediates", {}).get("plugin", {})
+    means = {}
+    if "alpha" in sown:
+        means["alpha"] = jnp.stack([alpha[..., 0].mean() for alpha in sown["alpha"]]).mean()
+    if "offsets" in sown:
+        lengths = [jnp.sqrt(jnp.square(offsets.astype(jnp.float32)).sum(axis=-1)).mean() for offsets in sown["offsets"]]
+        means["offset"] = jnp.stack(lengths).mean()
+    return {name: jax.lax.stop_gradient(mean) for name, mean in means.items()}
 
 
 def moving_average(averaged: Params, trained: Params, step: jax.Array, *, decay: float) -> Params:

@@ -22,6 +22,7 @@ from stablesam_jax.data.readers import Pictures
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
 
+THREADS_OF_WORKER = 8  # decoding and resizing release the interpreter lock, the rest of a sample does not
 TOKENS = 11  # K: ten points and the token "not a point"
 COARSE_MASK_LOGIT = 255.0  # HQ-SAM passes its coarse masks as 0 and 255 in place of logits
 REFINED_MASK_LOGIT = 10.0  # order of magnitude of SAM's own logits
@@ -202,6 +203,19 @@ class Feeding:
     hosts: int = 1
     workers: int = 0  # further processes; on a few cores threads are enough, and start at once
     threads: int = min(16, os.cpu_count() or 1)  # of each process
+
+    @classmethod
+    def on_all_cores(cls, workers: int | None, **share: int) -> "Feeding":
+        """Threads, and processes where there are more cores than one interpreter keeps busy.
+
+        Args:
+            workers: processes; None: one for every `THREADS_OF_WORKER` cores beyond as many of this process.
+            share: other fields.
+        """
+        cores = os.cpu_count() or 1
+        if workers is None:
+            workers = max(cores // THREADS_OF_WORKER - 1, 0)
+        return cls(workers=workers, **share | ({"threads": THREADS_OF_WORKER} if workers else {}))
 
 
 def batches(views: Views, config: BatchConfig, feeding: Feeding = Feeding()) -> Iterator[Batch]:

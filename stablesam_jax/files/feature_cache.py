@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,7 +29,7 @@ from stablesam_jax.files import sealed_file
 from stablesam_jax.files.checkpoint import check_arrays, describe
 from stablesam_jax.files.disk import PathLike
 
-Encode = Callable[[np.ndarray], Any]  # (1, S, S, 3) uint8 -> tree of (1, ...) arrays
+Encode = Callable[[np.ndarray], Any]  # (N, S, S, 3) uint8 -> tree of (N, ...) arrays
 Entry = dict[str, np.ndarray]  # float16 arrays of one picture by name
 
 LOCK = ".lock"  # file of a folder, locked by the process that removes entries
@@ -152,20 +152,31 @@ class EntryFolder:
 class FeatureCache:
     """Maps pictures to features, from the cache where possible."""
 
-    def __init__(self, folder: PathLike, *, identity: dict[str, Any], encode: Encode, size: int, limit: int):
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        identity: dict[str, Any],
+        encode: Encode,
+        size: int,
+        limit: int,
+        encode_all: Encode | None = None,
+    ):
         """Opens the cache; nothing is encoded yet.
 
         Args:
             folder: of entries; may be shared with other encoders.
             identity: values that JSON can hold and that identify the encoder, e.g. a SHA-256 of its parameters.
-            encode: picture -> features, jitted.
+            encode: picture -> features, jitted; only called with N = 1.
             size: S, side of a picture in pixels.
             limit: bytes that the folder may hold.
+            encode_all: the same for any N, such as `parallel.spread`: the features of a picture must not depend on the
+                others. Without it pictures are encoded one by one.
 
         Raises:
             InputError: the folder cannot be created, or the limit is below `FEWEST_ENTRIES` entries.
         """
-        self.encode = encode
+        self.encode, self._encode_all = encode, encode_all
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
         kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], np.float16), shapes)
@@ -184,11 +195,12 @@ class FeatureCache:
         self._readers = ThreadPoolExecutor(THREADS)
         self._writer = ThreadPoolExecutor(1)  # a single thread, so that no own write is in flight during a count
 
-    def __call__(self, pictures: np.ndarray) -> Any:
+    def __call__(self, pictures: np.ndarray, keep: np.ndarray | None = None) -> Any:
         """Features of pictures, with the same bits whether they were cached or not.
 
         Args:
             pictures: (B, S, S, 3) uint8, any B.
+            keep: (B,) bool, which of them are written if they are encoded; all by default.
 
         Returns:
             tree of (B, ...) float16 arrays: 16 MiB for 8 pictures at 1024 pixels, 64 to 96 MiB with early features.
@@ -212,10 +224,10 @@ class FeatureCache:
             if not found:
                 missing.setdefault(key, []).append(row)
         writing = []
-        # One picture at a time: only one shape is compiled, and bits do not depend on the other pictures of a batch.
-        for key, rows in missing.items():
-            entry = self._encode(pictures[rows[0]])
-            writing.append(self._writer.submit(self._keep, key, entry))
+        encoded = self._encode([pictures[rows[0]] for rows in missing.values()])
+        for (key, rows), entry in zip(missing.items(), encoded, strict=True):
+            if keep is None or keep[rows].any():
+                writing.append(self._writer.submit(self._keep, key, entry))
             for name, leaf in entry.items():
                 features[name][rows] = leaf
         for future in writing:
@@ -229,12 +241,19 @@ class FeatureCache:
         sha.update(np.ascontiguousarray(picture).reshape(-1).data)
         return sha.hexdigest()
 
-    def _encode(self, picture: np.ndarray) -> Entry:
-        leaves = jax.tree.leaves(self.encode(picture[None]))
+    def _encode(self, pictures: Sequence[np.ndarray]) -> Iterator[Entry]:
+        """An entry for each picture."""
+        if self._encode_all is not None and pictures:
+            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._encode_all(np.stack(pictures)))]
+            for row in range(len(pictures)):
+                yield self._entry([leaf[row] for leaf in leaves])
+        else:
+            for picture in pictures:
+                yield self._entry([np.asarray(leaf)[0] for leaf in jax.tree.leaves(self.encode(picture[None]))])
+
+    def _entry(self, leaves: Sequence[np.ndarray]) -> Entry:
         with np.errstate(over="ignore"):
-            entry = {
-                name: np.asarray(leaf)[0].astype(np.float16) for name, leaf in zip(self._shapes, leaves, strict=True)
-            }
+            entry = {name: leaf.astype(np.float16) for name, leaf in zip(self._shapes, leaves, strict=True)}
         if not all(np.isfinite(leaf).all() for leaf in entry.values()):
             raise InputError(f"{self.entries.folder}: the encoder gives values beyond float16; leave out the cache.")
         return entry

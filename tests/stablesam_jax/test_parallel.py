@@ -237,3 +237,21 @@ def test_the_users_own_number_of_devices_is_kept(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("the setting was changed"))
     parallel.split_cpu(8)
+
+
+def test_rows_that_are_spread_over_devices_have_the_bits_of_one_by_one():
+    rng = np.random.default_rng(0)
+    weights, rows = rng.standard_normal((12, 7), np.float32), rng.standard_normal((5, 12), np.float32)
+
+    def function(shared, inputs):
+        return {"twice": [jnp.tanh(inputs @ shared["w"])], "sum": inputs.sum(axis=1)}
+
+    alone = [jax.jit(function)({"w": weights}, row[None]) for row in rows]
+    for count in (1, 2):
+        run = parallel.spread(function, {"w": weights}, jax.devices()[:count])
+        for number in (1, 2, 5):
+            found = run(rows[:number])
+            assert found["twice"][0].shape == (number, 7)
+            for row in range(number):
+                assert found["twice"][0][row].tobytes() == np.asarray(alone[row]["twice"][0])[0].tobytes()
+                assert found["sum"][row].tobytes() == np.asarray(alone[row]["sum"])[0].tobytes()
