@@ -284,7 +284,8 @@ class Plugin(nn.Module):
         earlier, fits = (
             box_iou(mask_boxes(self._single(masks), self._image_size), boxes.to(masks)) for masks in (before, after)
         )
-        poor = torch.where(has_box, earlier < fit_limit, predicted_iou[:, 0] < iou_limit)
+        # By "and" and "or": onnxruntime has no `where` of booleans.
+        poor = (has_box & (earlier < fit_limit)) | (~has_box & (predicted_iou[:, 0] < iou_limit))
         return poor & (~has_box | (fits >= least) & (fits >= earlier - lost))
 
     def _single(self, masks: torch.Tensor) -> torch.Tensor:
@@ -475,9 +476,10 @@ class LayerNorm(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        self.width = width
         self.scale = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> (..., width)."""
-        return F.layer_norm(x, x.shape[-1:], self.scale, self.bias, eps=1e-6)
+        return F.layer_norm(x, (self.width,), self.scale, self.bias, eps=1e-6)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eval.parity import stand_ins
+from convert import stand_ins
 from stablesam_jax.config import HieraConfig, SamConfig
 from stablesam_jax.model.encoders import hiera
 from stablesam_jax.model.sam2 import STABILITY_DELTA, STABLE

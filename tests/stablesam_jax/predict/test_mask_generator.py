@@ -18,7 +18,8 @@ import torch
 from faster_coco_eval import mask as coco
 from PIL import Image
 
-from eval.parity import stand_ins, torch_sam, twins  # the official packages import what stands in for torchvision
+from convert import stand_ins
+from eval.parity import torch_sam, twins  # the official packages import what stands in for torchvision
 from stablesam_jax.build import assemble
 from stablesam_jax.config import Frame, SamConfig, ViTConfig
 from stablesam_jax.data import collage, rle

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.parity import stand_ins
+from convert import stand_ins
 
 REAL = {"torchvision": stand_ins.TORCHVISION, "timm": stand_ins.TIMM}
 
