@@ -123,7 +123,8 @@ def make_update(
                 {"params": params},
                 embedding,
                 prompts,
-                masks="all" if objective == "pretrain" else "single",
+                # SAM 2's "single" may be another mask; in training it is the first one, as in the official code.
+                masks="all" if objective == "pretrain" or sam.config.sam2 else "single",
                 hq_token_only=sam.config.hq,
                 at_once=True,
                 method="decode",

@@ -23,7 +23,17 @@ from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.params import flatten, unflatten
 from stablesam_torch import plugin as torch_plugin
 from tests.reference.pictures import ramp
-from tests.reference.sam_pair import CONFIG, HQ_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.sam_pair import (
+    CONFIG,
+    HQ_CONFIG,
+    SAM2_CONFIG,
+    SEEN,
+    TOLERANCE,
+    difference,
+    float64_pair,
+    normal,
+    quick_jit,
+)
 from tests.reference.tiers import slow
 from tests.stablesam_jax.model.test_sam import draw, official_logits
 
@@ -36,6 +46,8 @@ WHOLE = {
     "hq-sam, all attentions, positions resampled": dataclasses.replace(
         HQ_CONFIG, plugin=PluginConfig(embedding_width=WIDTH, attentions=(0, 1, 2), positions="resampled")
     ),
+    "sam 2": dataclasses.replace(SAM2_CONFIG, plugin=PluginConfig()),
+    "sam 2, mean of its mask tokens": dataclasses.replace(SAM2_CONFIG, plugin=PluginConfig(router_token="mean")),
 }
 
 

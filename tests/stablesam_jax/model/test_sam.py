@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.parity import torch_sam
+from eval.parity import torch_sam, torch_sam2
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import MODELS, PluginConfig
 from stablesam_jax.errors import InputError
@@ -20,6 +20,7 @@ from stablesam_jax.params import count
 from tests.reference.sam_pair import (
     CONFIG,
     HQ_CONFIG,
+    SAM2_CONFIG,
     TINY_CONFIG,
     TOLERANCE,
     difference,
@@ -65,6 +66,8 @@ def decode(pair, embeddings, prompts):
 
 def official_logits(sam, picture, prompts, index):
     """All masks of one prompt, those of the HQ token last, and their predicted IoU."""
+    if isinstance(sam, torch_sam2.SAM2Base):
+        return official_sam2_logits(sam, picture, prompts, index)
     encoded = sam.image_encoder(torch.from_numpy(picture).permute(2, 0, 1)[None])
     coords, labels, valid = (torch.tensor(tokens[index]) for tokens in (prompts.coords, LABELS, VALID))
     mask = torch.from_numpy(prompts.masks[index])[None, None] if MASKS_VALID[index] else None
@@ -82,7 +85,29 @@ def official_logits(sam, picture, prompts, index):
     )
 
 
-@pytest.mark.parametrize("config", [CONFIG, *slow(HQ_CONFIG, TINY_CONFIG)], ids=["vit", "hq-vit", "hq-tiny-vit"])
+def official_sam2_logits(sam, picture, prompts, index):
+    """The same of a SAM 2, which takes a box for two points of labels 2 and 3."""
+    *high_res, features = sam.forward_image(torch.from_numpy(picture).permute(2, 0, 1)[None])["backbone_fpn"]
+    coords, labels, valid = (torch.tensor(tokens[index])[None] for tokens in (prompts.coords, LABELS, VALID))
+    points = 2 if labels[0, 0] == 2 else valid.sum() - 1
+    mask = torch.from_numpy(prompts.masks[index])[None, None] if MASKS_VALID[index] else None
+    sparse, dense = sam.sam_prompt_encoder((coords[:, :points], labels[:, :points]), None, mask)
+    masks, iou, _, _ = sam.sam_mask_decoder.predict_masks(
+        image_embeddings=features + sam.no_mem_embed.reshape(1, -1, 1, 1),
+        image_pe=sam.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=high_res,
+    )
+    return masks, iou
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, *slow(HQ_CONFIG, TINY_CONFIG, SAM2_CONFIG)],
+    ids=["vit", "hq-vit", "hq-tiny-vit", "sam2"],
+)
 def test_two_pictures_with_three_prompts_equal_the_official_model_one_by_one(config):
     pictures, prompts = draw(config)
     run = quick_jit(functools.partial(assemble(config).apply, method=answer_all))
