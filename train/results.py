@@ -92,9 +92,25 @@ def report(run: Run, console: Console, comparison: Comparison, after: Segmenter)
     console.show("report", table(rows, title=title, first=""), title=title, systems=rows)
     figure_path.parent.mkdir(exist_ok=True)
     save_figure(figure, figure_path)
-    text = f"# {title}\n\n{markdown(rows, first='')}\nmIoU / mBIoU / mSF in percent.\n"
+    text = f"# {title}\n\n{markdown(rows, first='')}\n{_about(run)}"
     write_text(path, text)  # last: if it exists, the figure does too
     console.say("written", f"written: {path}, {figure_path}", path=str(path), figure=str(figure_path))
+
+
+def _about(run: Run) -> str:
+    """What the report is of: columns, figure, data and run."""
+    settings = run.settings
+    names = ", ".join(map(source_name, settings["data_dir"])) or "the embedded scenes"
+    size = settings["image_size"]
+    return (
+        "mIoU / mBIoU / mSF in percent: overlap with the true mask, the same along the boundary, and how far the masks "
+        "of several prompts for one object agree. gt-box is the exact box, noisy-box a sloppy one, 1-point a click.\n\n"
+        f"- Base model: {settings['model']}, input {'of its own size' if size is None else f'{size} pixels'}\n"
+        f"- Data: {names}; the pictures of the table were not trained on\n"
+        f"- Prompts in training: {' '.join(settings['prompts'])}\n"
+        f"- Seed: {settings['seed']}\n\n"
+        "![masks before and after, of the objects that were least stable before](figures/wobble.png)\n"
+    )
 
 
 def tell_use(run: Run, console: Console, system: str) -> None:

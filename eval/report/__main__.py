@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from eval.report.bootstrap import Interval
-from eval.report.tables import TITLES, cell, difference_cell, legend, show, table
+from eval.report.tables import NOISE, TITLES, cell, described, difference_cell, legend, show, table
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.disk import check_writable, write_text
@@ -24,18 +24,24 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
 table { border-collapse: collapse; margin: 0.7rem 0; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid #ccc; padding: 0.25rem 0.8rem; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8rem }
 caption { caption-side: bottom; text-align: left; color: #555; font-size: 0.85rem }
 .wide { overflow-x: auto }
 figure { margin: 1rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: 0.85rem }
 pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; font-size: 0.8rem }
-.noise { color: #888 }
+.noise { color: #767676 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; font-size: 0.9rem }
+dt { color: #555 } dd { margin: 0; overflow-wrap: anywhere }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 1rem }
 """
 CAPTIONS = {
     "curves": "Accuracy and stability; prompts get worse from left to right.",
     "stability": "Pictures by mSF, the agreement of the masks of their prompts.",
     "alpha": "The router's share of resampled features, by kind of prompt.",
+    "wobble": "Accuracy and stability; below, the mean error of the masks that a signal ranks highest.",
 }
+MASKS = "Green: the object. Blue: the masks of its prompts, deeper where more of them overlap."  # of best_K and worst_K
+MOST_COLUMNS = 6  # kinds of prompts beside each other; with more, a kind is a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ class Run:
     name: str
     results: Mapping[str, Any]  # results.json
     figures: Sequence[pathlib.Path]
+    words: str = ""  # what the protocol says of the results, Markdown
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -81,7 +88,13 @@ def read_run(folder: pathlib.Path) -> Run:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is no results.json of an evaluation ({error!r}); evaluate again.") from None
-    return Run(name=folder.resolve().name, results=results, figures=sorted(folder.rglob("*.png")))
+    words = folder / "wobble.md"
+    return Run(
+        name=folder.resolve().name,
+        results=results,
+        figures=sorted(folder.rglob("*.png")),
+        words=words.read_text() if words.is_file() else "",
+    )
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -95,18 +108,20 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def section(run: Run) -> Iterator[str]:
-    """The section of a run: a table for each data set, differences between systems, figures, metadata."""
+    """The section of a run: what it is of, a table for each data set, differences, words, figures, metadata."""
     systems, meta = run.results["systems"], run.results["meta"]
     data_sets = list(next(iter(systems.values())))
     metrics = shown_metrics(run)
     yield f"<section><h2>{html.escape(run.name)}: {html.escape(meta['protocol'])}</h2>"
+    about = [f"<dt>{html.escape(title)}</dt><dd>{html.escape(text)}</dd>" for title, text in described(meta).items()]
+    yield f"<dl>{''.join(about)}</dl>"
     for data_set in data_sets:
         yield f"<h3>{html.escape(data_set)}</h3>"
         rows = {
             name: [cell(without_null(values), metrics) for values in sets[data_set].values()]
             for name, sets in systems.items()
         }
-        yield html_table(["system", *systems[next(iter(systems))][data_set]], rows, f"{legend(metrics)}.")
+        yield html_table("system", list(systems[next(iter(systems))][data_set]), rows, f"{legend(metrics)}.")
     for first, differences in run.results.get("differences", {}).items():
         yield f"<h3>Differences from {html.escape(first)}</h3>"
         for data_set in data_sets:
@@ -119,19 +134,33 @@ def section(run: Run) -> Iterator[str]:
                 for metric in metrics
             }
             kinds = list(next(iter(differences.values()))[data_set])
-            yield html_table(
-                [data_set, *kinds],
-                rows,
-                "In points of a percent, with 95 % intervals over groups of pictures. ≈: may be noise.",
-            )
-    for path in run.figures:
-        data = base64.b64encode(path.read_bytes()).decode()
-        name = html.escape(path.stem)
-        caption = CAPTIONS.get(path.stem, "")  # other figures have a title in the picture
-        image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
-        yield f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+            caption = "In points of a percent, with 95 % intervals over groups of pictures. ≈ and grey: may be noise."
+            yield html_table(data_set, kinds, rows, caption)
+    yield from paragraphs(run.words)
+    sheets = [path for path in run.figures if path.stem.startswith(("best_", "worst_"))]
+    yield from (figure(path, CAPTIONS.get(path.stem, "")) for path in run.figures if path not in sheets)
+    if sheets:
+        # By number of the system, so that systems are below each other and best and worst beside each other.
+        ordered = sorted(sheets, key=lambda path: (int(path.stem.rpartition("_")[2]), path.stem))
+        yield f'<div class="pair">{"".join(figure(path, MASKS) for path in ordered)}</div>'
     made_by = html.escape(json.dumps(meta, indent=1))
-    yield f"<details><summary>What made these figures</summary><pre>{made_by}</pre></details></section>"
+    yield f"<details><summary>What made these results</summary><pre>{made_by}</pre></details></section>"
+
+
+def figure(path: pathlib.Path, caption: str) -> str:
+    """A figure, embedded; without a caption it has a title in the picture."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def paragraphs(words: str) -> Iterator[str]:
+    """Headings and paragraphs of Markdown as HTML; its title, tables and figures are left out."""
+    for block in words.split("\n\n"):
+        if block.startswith("\n## ") or block.startswith("## "):
+            yield f"<h3>{html.escape(block.strip().removeprefix('## '))}</h3>"
+        elif block.strip() and not block.lstrip().startswith(("#", "|", "!")):
+            yield f"<p>{html.escape(block.strip())}</p>"
 
 
 def shown_metrics(run: Run) -> list[str]:
@@ -145,13 +174,23 @@ def without_null(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def html_table(head: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str) -> str:
-    """A table as HTML; cells that begin with `NOISE` are grey."""
-    lines = [f"<tr>{''.join(f'<th>{html.escape(entry)}</th>' for entry in head)}</tr>"]
-    for name, cells in rows.items():
+def html_table(corner: str, kinds: Sequence[str], rows: Mapping[str, Sequence[str]], caption: str) -> str:
+    """A table as HTML; cells that begin with `NOISE` are grey.
+
+    Args:
+        corner: above the names of the rows.
+        kinds: of prompts, a column each; a row each if there are more than `MOST_COLUMNS` and fewer rows.
+        rows: name -> a cell for each kind.
+        caption: below.
+    """
+    head, body = list(kinds), {name: list(cells) for name, cells in rows.items()}
+    if len(kinds) > max(MOST_COLUMNS, len(rows)):
+        head, body = list(rows), {kind: [cells[place] for cells in rows.values()] for place, kind in enumerate(kinds)}
+    lines = [f"<tr>{''.join(f'<th>{html.escape(entry)}</th>' for entry in [corner, *head])}</tr>"]
+    for name, cells in body.items():
         columns = [
             f'<td class="noise">{html.escape(entry)}</td>'
-            if entry.startswith("≈")
+            if entry.startswith(NOISE)
             else f"<td>{html.escape(entry)}</td>"
             for entry in cells
         ]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,6 +87,24 @@ def markdown(rows: Mapping[str, Summary], *, first: str, metrics: Sequence[str] 
     return "\n".join(lines) + "\n"
 
 
+def described(meta: Mapping[str, Any]) -> dict[str, str]:
+    """What results are of, in words: title -> text. What `meta` does not have is left out."""
+    data = meta.get("data", {})
+    of_each = [f"{name}: {one['pictures']:,} pictures in {one['groups']:,} groups" for name, one in data.items()]
+    size = meta.get("image_size")
+    lines = {
+        "Data": "; ".join(of_each),
+        "Prompts": ", ".join(meta.get("prompts", ())),
+        "Of each random kind": f"{meta['count']} for each object, seed {meta.get('seed')}" if "count" in meta else "",
+        "Input": f"{size} pixels" if size else "the size of each system's model" if data else "",
+        "Version": meta.get("version", ""),
+        "Command": " ".join(map(shlex.quote, meta.get("run", {}).get("command", ())[1:])),
+    }
+    if lines["Command"]:
+        lines["Command"] = f"{meta['run']['command'][0]} {lines['Command']}"
+    return {title: text for title, text in lines.items() if text}
+
+
 def differences_markdown(rows: Mapping[str, Mapping[str, Mapping[str, Interval]]], metrics: Sequence[str]) -> str:
     """Differences from a system, in points of a percent or clicks; those whose interval contains 0 have `NOISE`."""
     kinds = list(next(iter(rows.values())))
@@ -146,7 +165,10 @@ def write_results(
             for dataset in next(iter(rows.values()))
         ]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.md", f"{legend(metrics)}.\n\n" + "\n".join(sections))
+    about = "".join(
+        f"- {title}: {f'`{text}`' if title == 'Command' else text}\n" for title, text in described(meta).items()
+    )
+    write_text(folder / "results.md", f"{legend(metrics)}.\n\n{about}\n" + "\n".join(sections))
     write_text(folder / "results.json", text)
 
 

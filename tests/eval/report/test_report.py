@@ -86,6 +86,34 @@ def test_figures_are_those_of_the_results_and_names_are_no_markup(run, tmp_path)
     assert '"seed": 3' in report.html.unescape((tmp_path / "report.html").read_text())
 
 
+def test_the_page_says_what_it_is_of_and_what_the_protocol_found(tmp_path):
+    kinds = {f"noise-{number}": {"miou": 0.5, "mbiou": 0.25, "msf": 0.75} for number in range(8)}
+    meta = {
+        "protocol": "wobble", "count": 6, "seed": 3, "prompts": ("gt-box",), "image_size": 64, "version": "1.2.3",
+        "data": {"horses": {"pictures": 1200, "groups": 7}},
+        "run": {"command": ["stablesam eval wobble", "--limit", "a b"]},
+    }  # fmt: skip
+    tables.write_results(tmp_path / "run", {"one": {"horses": kinds}, "two": {"horses": kinds}}, meta)
+    (tmp_path / "run" / "wobble.md").write_text("# Title\n\n## one\n\nA <verdict>.\n\n| signal |\n|---|\n")
+    for name in ("worst_1", "best_1", "worst_0", "best_0"):
+        save(tmp_path / "run" / "figures" / f"{name}.png", ramp())
+    report.main([str(tmp_path / "run"), "--output", str(tmp_path / "report.html")])
+    text = (tmp_path / "report.html").read_text()
+    assert "horses: 1,200 pictures in 7 groups" in text
+    assert "6 for each object, seed 3" in text
+    assert "64 pixels" in text
+    assert "stablesam eval wobble --limit &#x27;a b&#x27;" in text
+    assert "<h3>one</h3><p>A &lt;verdict&gt;.</p>" in text
+    assert "signal" not in text
+    cells = read(tmp_path / "report.html").cells
+    assert cells[:4] == ["system", "one", "two", "noise-0"]  # a row for each of many kinds
+    order = [text.index(f'alt="{name}"') for name in ("best_0", "worst_0", "best_1", "worst_1")]
+    assert order == sorted(order)
+    summary = (tmp_path / "run" / "results.md").read_text()
+    assert "- Data: horses: 1,200 pictures in 7 groups\n" in summary
+    assert "- Command: `stablesam eval wobble --limit 'a b'`\n" in summary
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "cannot be read"), ("{", "is no results.json"), ('{"systems": {}}', "is no results.json"),
