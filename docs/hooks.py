@@ -26,7 +26,7 @@ AREAS = {  # beginning of a module's path -> heading; the first that fits
     "": "Other commands",
 }
 PACKAGES = ("stablesam_jax", "convert", "train", "eval", "experiments", "bench", "serve")
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def outside():
