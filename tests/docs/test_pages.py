@@ -25,7 +25,8 @@ PAGES = sorted(
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s\"]*)(?:#([^)\s]+))?\)")
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 PYTHON = re.compile(
-    r"^(?P<mark><!-- not run: [^\n]+ -->\n\n?)?```python\n(?P<code>.*?)^```\n(?:\n(?P<output>(?:    [^\n]*\n)+))?", re.M | re.S
+    r"^(?P<mark><!-- not run: [^\n]+ -->\n\n?)?```python\n(?P<code>.*?)^```\n(?:\n(?P<output>(?:    [^\n]*\n)+))?",
+    re.M | re.S,
 )
 # As `$ stablesam train ...` in a block, `stablesam eval hq` in a line of text, continued by a backslash.
 COMMAND = re.compile(r"(?:stablesam|python -m) (?P<name>[\w.-]+)(?P<arguments>(?:[^\n`#|]|\\\n)*)")
