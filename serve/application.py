@@ -72,7 +72,6 @@ def all_endpoints(service: Service, origins: Origins) -> list[Endpoint]:
         about="Whether the server is up.",
         answer=lambda _: {"status": "UP", "model": service.name},
         response=record({"status": text(), "model": text()}),
-        open=True,
     )
     return [
         health,

@@ -31,7 +31,6 @@ class Endpoint:
     request: Schema | None = None  # of a JSON body
     takes_file: bool = False  # the body is the file of a picture
     is_text: bool = False  # the answer is plain text
-    open: bool = False  # needs no token
     status: int = 200
 
 
