@@ -133,7 +133,7 @@ def _hours(plan: Plan) -> Iterator[str]:
     yield (
         "An estimate. Hours: arithmetic over the rate of large matrix products, "
         f"{'given' if plan.config.tflops else 'measured now'}, times the share of it that an encoder reached elsewhere "
-        "(results/performance.md). Cores: 18 ms a view (results/data_pipeline.md). Read: 0.35 MB a picture, assumed. A "
-        f"batch of {plan.config.scale.batch_size} is split among at most as many devices; more make several tables at "
-        "a time (--only). Scoring masks on the host, starting and compiling are not in it."
+        "(docs/speed.md). Cores: 18 ms a view (results/full_size.md). Read: 0.35 MB a picture, assumed. A batch of "
+        f"{plan.config.scale.batch_size} is split among at most as many devices; more make several tables at a time "
+        "(--only). Scoring masks on the host, starting and compiling are not in it."
     )

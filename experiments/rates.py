@@ -1,7 +1,7 @@
 """How long the devices at hand take: arithmetic of an encoder, rate of the devices, shares reached elsewhere.
 
 An estimate for planning. A device's rate in large matrix products is measured here in a second; the share of it that an
-encoder reaches is taken from results/performance.md, where both were measured.
+encoder reaches is taken from docs/speed.md, where both were measured.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from stablesam_jax.config import MODELS, Dtype, SamConfig, ViTConfig
 
 SIDE = {"cpu": 2048}  # of the matrices that are multiplied; on accelerators 8192
 TURNS = 3
-# Share of that rate that the image encoder reaches (results/performance.md): ViT-B, 8 pictures on an H200; ViT-L on two
+# Share of that rate that the image encoder reaches (docs/speed.md): ViT-B, 8 pictures on an H200; ViT-L on two
 # cores; bfloat16 on these ViT-B.
 SHARES: dict[tuple[str, Dtype], float] = {
     ("cpu", "float32"): 0.61,
@@ -27,7 +27,7 @@ SHARES: dict[tuple[str, Dtype], float] = {
 # What a picture of a step and a decoded prompt take beside the encoder, as arithmetic at its rate: on two cores
 # a cached step takes 0.29 s a picture and a prompt 17 ms, where ViT-B's encoder takes 5.6 and 4.8 s.
 STEP, PROMPT = 51e9, 3.5e9
-# Seconds of a core for a picture of HQSeg-44K: 0.014 for small ones, 0.033 for 3 megapixels (results/data_pipeline.md),
+# Seconds of a core for a view of HQSeg-44K: 0.014 of a small picture, 0.033 of 3 megapixels (results/full_size.md),
 # as a sixth of them are.
 FEEDING = 0.018
 BYTES = 0.35e6  # of a picture and its mask on the disk, assumed

@@ -24,7 +24,7 @@ from stablesam_jax.errors import InputError
 EngineName = Literal["pmap", "jit"]
 AXIS = "devices"
 MOST_CPU_DEVICES = 4  # each has a copy of all parameters in memory
-ROWS = 8  # pictures that an accelerator encodes at a time (results/performance.md)
+ROWS = 8  # pictures that an accelerator encodes at a time (docs/speed.md)
 
 
 def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:

@@ -351,3 +351,11 @@ def test_every_protocol_is_a_command_that_names_what_it_cannot_read(monkeypatch,
     assert "nowhere" in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_figures_of_one(results, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    hq(dataclasses.replace(config, output=tmp_path / "two", devices=2, figures=False))
+    assert without_times(tmp_path / "two") == without_times(results)
+    assert not (tmp_path / "two" / "figures").exists()

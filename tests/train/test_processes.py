@@ -18,6 +18,7 @@ import pytest
 from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
+from train.main import STOP_EVERY
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +88,7 @@ def test_one_device_two_devices_and_two_processes_give_the_same_losses(work):
     first, second = finish(*hosts)
     assert digest(first) == digest(second)  # replicas are equal to the bit
     assert '"hosts": 2' in first
+    assert f"asked {STEPS // STOP_EVERY} times" in first  # no other step waits for a host, but for the sum of gradients
     assert not [line for line in second.splitlines() if line.startswith("{")]  # the other host says nothing
     losses = [[record["loss"] for record in measurements(output)] for output in outputs]
     assert len(losses[0]) == STEPS
