@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from stablesam_jax import names
 from stablesam_jax.config import Dtype, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.files import checkpoint
+from stablesam_jax.files import checkpoint, hub_folder
 from stablesam_jax.files.checkpoint import check_arrays, describe
 from stablesam_jax.files.plugin_file import check_base, load_plugin
 from stablesam_jax.model.prompt_encoder import Prompts
@@ -30,7 +30,8 @@ def load_model(
     """Reads a model, with its plugin if the name has one.
 
     Args:
-        system: a shipped model of MODELS, a checkpoint folder, or `BASE+PLUGIN_FILE`; see `names.find`.
+        system: a shipped model of MODELS, a checkpoint folder, OWNER/NAME on the Hugging Face hub, or
+            `BASE+PLUGIN_FILE`; see `names.find`.
         image_size: side S of the model's input in pixels, instead of the one that it was made for.
         dtype: compute dtype of the layers, instead of float32.
         strength: of the plugin, 0 to 1, instead of its file's, see `PluginConfig`.
@@ -43,7 +44,8 @@ def load_model(
             base, or the model cannot have that size or strength.
     """
     base, plugin_file = names.find(os.fspath(system))
-    config, params, _ = checkpoint.load_model(base)
+    read = hub_folder.load_model if hub_folder.is_hub_folder(base) else checkpoint.load_model
+    config, params, _ = read(base)
     sam = assemble(config)
     check_arrays(base, describe(params), describe(shapes(sam)))
     if plugin_file is not None:

@@ -2,18 +2,22 @@
 
 import os
 import pathlib
+import re
 from typing import Literal, NamedTuple
 
 from stablesam_jax.commands import called
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import MANIFEST
+from stablesam_jax.files.hub_folder import download
 from stablesam_jax.files.plugin_file import load_plugin
 
 # A checkpoint folder for each shipped model, and a plugin file under the name of the model that has it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 # What a training run leaves in its folder.
 RUN_PLUGIN, RUN_MODEL = "plugin.safetensors", "model"
+ON_HUB = re.compile(r"(\w[\w.-]*)/\w[\w.-]*")  # OWNER/NAME, unless there is a folder OWNER
+PYTORCH = (".pth", ".pt", ".bin", ".ckpt")
 
 
 class Places(NamedTuple):
@@ -32,8 +36,9 @@ def find(name: str) -> Places:
     """Finds the files of a model.
 
     Args:
-        name: a shipped model, a checkpoint folder, a plugin file, the folder of a training run, which holds one of
-            both, or two of these joined by `+`, in any order. Of several `+` the last counts that has something on
+        name: a shipped model, a checkpoint folder or one of `convert.to_hub`, OWNER/NAME on the Hugging Face hub, a
+            plugin file, the folder of a training run, which holds one of both, or two of these joined by `+`, in any
+            order. Of several `+` the last counts that has something on
             both sides. A plugin alone gets the base that it was trained on, if that is shipped. A shipped name takes
             precedence over a folder of the same name.
 
@@ -80,6 +85,13 @@ def _part(name: str) -> _Part | None:
         if (path / RUN_PLUGIN).is_file():
             return _Part("plugin", path / RUN_PLUGIN)
         return _Part("model", path / RUN_MODEL if (path / RUN_MODEL).is_dir() else path)
+    if (on_hub := ON_HUB.fullmatch(name)) and not os.path.exists(on_hub[1]) and path.suffix != ".safetensors":
+        return _Part("model", download(name))
+    if path.suffix in PYTORCH and os.path.isfile(name):
+        raise InputError(
+            f"{name}: is a file of PyTorch, which is read by the converter alone. Convert it once: {called('convert')} "
+            f"--checkpoint {name} --output DIR; give DIR."
+        )
     return _Part("plugin", path) if os.path.isfile(name) and path.suffix == ".safetensors" else None
 
 

@@ -10,6 +10,7 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and most of that LLVM's optimisation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder is looked up in the hub's cache alone
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test leans on what another run has left
 
 import pytest

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from stablesam_jax.config import MODELS, OWN, PluginConfig, SamConfig
 from stablesam_jax.errors import InputError
-from stablesam_jax.files.disk import PathLike, beside, new_path, sync, writing
+from stablesam_jax.files.disk import PathLike, whole_folder
 from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.version import __version__
 
@@ -46,29 +46,19 @@ def save_tree(folder: PathLike, tree: Any, metadata: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder exists, or cannot be written, as on a full disk.
     """
-    folder = new_path(folder)
     leaves = {path: np.asarray(leaf) for path, leaf in _leaves(tree).items()}
     text = json.dumps({"metadata": metadata, "arrays": describe(leaves)}, indent=1)
-    temporary = beside(folder)
-    try:
-        with writing(folder):
-            temporary.mkdir(parents=True)
-            if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would fail only at the end
-            with _checkpointer() as checkpointer:
-                checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
-                checkpointer.wait_until_finished()
-            # Orbax's success marker contains paths of this machine. The manifest and the rename replace it.
-            (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
-            (temporary / METADATA).write_text(text)
-            manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for path in (*temporary.rglob("*"), temporary):
-                sync(path)  # before the rename, else a power failure may leave a complete name with empty files
-            temporary.rename(folder)
-            sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder) as temporary:
+        if shutil.disk_usage(temporary).free < sum(leaf.nbytes for leaf in leaves.values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # Orbax would fail only at the end
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary.absolute() / TREE, unflatten(leaves))
+            checkpointer.wait_until_finished()
+        # Orbax's success marker contains paths of this machine. The manifest and the rename replace it.
+        (temporary / TREE / "commit_success.txt").unlink(missing_ok=True)
+        (temporary / METADATA).write_text(text)
+        manifest = {name: _fingerprint(path) for name, path in _files(temporary).items()}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def load_tree(folder: PathLike, target: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -119,9 +109,7 @@ def save_model(
             params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise InputError(f"{folder}: the parameters have values too large for {np.dtype(dtype)}. Store float32.")
-    kind = type(config.encoder).__name__
-    metadata = {"model": config.name, "encoder": kind, "config": _plain(config)}
-    save_tree(folder, params, {**metadata, "version": __version__, "source": dict(source)})
+    save_tree(folder, params, metadata_of(config, source))
 
 
 def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
@@ -138,6 +126,31 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
             that MODELS has under its name.
     """
     params, metadata = load_tree(folder)
+    config = config_of(folder, metadata)
+    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
+
+
+def metadata_of(config: SamConfig, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What files of a model hold beside its arrays, in the form that JSON reads back.
+
+    Args:
+        config: of the model.
+        source: origin of its parameters.
+    """
+    named = {"model": config.name, "encoder": type(config.encoder).__name__, "config": _plain(config)}
+    return {**named, "version": __version__, "source": json.loads(json.dumps(dict(source)))}
+
+
+def config_of(folder: PathLike, metadata: Mapping[str, Any]) -> SamConfig:
+    """The configuration in the metadata of a model's files.
+
+    Args:
+        folder: for messages.
+        metadata: of `metadata_of`, by this or an earlier version.
+
+    Raises:
+        InputError: it is of an unknown model, or of one with other sizes than MODELS has under its name.
+    """
     name = metadata.get("model")
     if name not in (*MODELS, OWN):
         raise InputError(
@@ -145,12 +158,10 @@ def load_model(folder: PathLike) -> tuple[SamConfig, Params, dict[str, Any]]:
         )
     try:
         if name == OWN:
-            config = SamConfig.from_json(metadata["config"], metadata["encoder"])
-        else:
-            config = _known(name, metadata["config"])
+            return SamConfig.from_json(metadata["config"], metadata["encoder"])
+        return _known(name, metadata["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder}: made for another {name} ({error}). Convert or train it again.") from None
-    return config, jax.tree.map(lambda leaf: leaf.astype(np.float32, copy=False), params), metadata
 
 
 def describe(tree: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 
@@ -61,6 +62,30 @@ def whole_file(path: PathLike, *, replace: bool = False) -> Iterator[pathlib.Pat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path: PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder to write into; renames it to `path` once everything in it is complete and synced.
+
+    Args:
+        path: of a folder that does not exist yet; missing parents are created.
+
+    Raises:
+        InputError: it exists, or cannot be written.
+    """
+    path = new_path(path)
+    temporary = beside(path)
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)  # before the rename, else a power failure may leave a complete name with empty files
+            temporary.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -17,7 +17,8 @@ from stablesam_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "predict", "serve", "bench", "experiments")
-BY_OPTION = {"keras_hub"}  # of --keras-hub, whose help says that it must be installed
+# Of --keras-hub, whose help says that it must be installed, and of names on the hub, whose message says so.
+BY_OPTION = {"keras_hub", "huggingface_hub"}
 
 
 def parsed(name):
