@@ -38,7 +38,7 @@ class Client:
         (given,) = self.encoder.get_inputs()
         pixels = picture.astype(np.float32)
         if len(given.shape) == 4:
-            normalised = (pixels - np.float32(SAM_MEAN)) / np.float32(SAM_STD)
+            normalised = (pixels - np.array(SAM_MEAN, np.float32)) / np.array(SAM_STD, np.float32)
             pixels = np.zeros((1, 3, FRAME, FRAME), np.float32)
             pixels[0, :, : picture.shape[0], : picture.shape[1]] = normalised.transpose(2, 0, 1)
         return self.encoder.run(None, {given.name: pixels})[0]
