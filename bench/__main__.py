@@ -23,6 +23,7 @@ from bench.device import set_up, share_gpu, torch_device
 from bench.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
 from bench.limits import measure_limits
 from bench.memory import peak
+from bench.onnx_peer import onnx_cases
 from bench.output import entries, figure, markdown, memory_table, table
 from bench.plugin import plugin_cases
 from bench.sampler import sampler_cases
@@ -48,6 +49,7 @@ ROWS: Mapping[Family, Rows] = {
     "stability": stability_cases,
     "startup": startup_cases,
     "box_search": box_search_cases,
+    "onnx": onnx_cases,
 }
 IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "point", "decode", "predict", "stability")
 # SAM 2 has a twin, too, but by other calls than the rows make.

@@ -31,6 +31,7 @@ Family = Literal[
     "stability",
     "startup",
     "box_search",
+    "onnx",
 ]
 
 
@@ -44,7 +45,8 @@ class Options:
     files. train: a training step, against HQ-SAM's loop. encoder: pictures to embeddings. point: pictures with one
     point each to low-resolution masks. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against
     plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from starting
-    Python to the first mask. box_search: the worst box of objects by gradient, as BREPS."""
+    Python to the first mask. box_search: the worst box of objects by gradient, as BREPS. onnx: the shipped model with
+    its plugin in onnxruntime, on the CPU."""
     models: tuple[str, ...] = ("sam_vit_b",)
     """For train, encoder, point, decode, predict, stability and startup: models of segment_anything, or mobile_sam,
     which takes the least time."""
