@@ -47,7 +47,7 @@ class TablesConfig:
     """Pictures, base and budget of the tables."""
 
     data_dir: tuple[pathlib.Path, ...]
-    """Pictures to train on; see README.md, "Data"."""
+    """Pictures to train on; see docs/data.md."""
     test_dir: tuple[pathlib.Path, ...]
     """Pictures to test on; tables have the mean of all folders. None of them may be among those to train on."""
     output: pathlib.Path = pathlib.Path("runs/tables")
@@ -77,7 +77,7 @@ class TablesConfig:
     limit: int | None = 20
     """Only so many pictures of each test folder, drawn evenly with seed 0."""
     splits: pathlib.Path | None = None
-    """A json with the parts and groups of the test folders, see README.md, "Evaluate"; needs --part."""
+    """A json with the parts and groups of the test folders, see docs/evaluate.md; needs --part."""
     part: str | None = None
     """Only the pictures of this part: validation for choices, test for results."""
     only: tuple[str, ...] = ()

@@ -19,10 +19,30 @@ PACKAGE = pathlib.Path(__file__).parent
 TOOLS = PACKAGE / "_tools"
 
 
+GROUPS: dict[str, tuple[str, ...]] = {  # what a user wants -> commands
+    "masks": ("predict", "serve"),
+    "a plugin for your pictures": ("check", "build", "train", "preview", "embed", "average"),
+    "comparing models": ("eval", "report", "tables", "paper"),
+    "files of other programs": (),  # all that no other group names
+    "this package itself": ("parity", "bench", "nano-start"),
+}
+EXAMPLES = (
+    "stablesam train quickstart",
+    "stablesam train own-pictures --data-dir my_pictures --output runs/mine",
+    "stablesam eval hq --system sam_nano sam_nano+runs/mine --data-dir my_test_pictures --output runs/results",
+    "stablesam serve --system sam_nano+runs/mine",
+)
+
+
 def usage() -> str:
-    """The commands, a line for each."""
-    lines = [f"  {name:<12}{command.purpose}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: stablesam COMMAND [OPTIONS]", "", *lines, "", "stablesam COMMAND --help: its options"])
+    """The commands by group, a line for each, and examples."""
+    rest = [name for name in COMMANDS if not any(name in names for names in GROUPS.values())]
+    lines = ["usage: stablesam COMMAND [OPTIONS]"]
+    for heading, names in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:<12}{COMMANDS[name].purpose}" for name in names or rest)]
+    return "\n".join(
+        [*lines, "", "examples:", *(f"  {one}" for one in EXAMPLES), "", "stablesam COMMAND --help: its options"]
+    )
 
 
 def missing_packages(extra: str) -> list[str]:

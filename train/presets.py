@@ -72,7 +72,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS
-    """KIND=WEIGHT of training prompts."""
+    """KIND=WEIGHT of training prompts. Kinds: gt-box, jittered-box (as in SAM's training), noisy-box, points (1, 3, 5
+    or 10), 10-points, coarse-mask, refine (a point and a coarse mask)."""
     scale_range: tuple[float, float] = (0.1, 2.0)
     """Large-scale jitter: longest side as a share of the model's input."""
     occlusion: float = OCCLUSION

@@ -76,7 +76,7 @@ class Options:
     system: tuple[str, ...]
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
     data_dir: tuple[pathlib.Path, ...]
-    """The data sets, one or more; see README.md, "Data"."""
+    """The data sets, one or more; see docs/data.md."""
     output: pathlib.Path
     """Folder for results.json, results.md and a csv with single results. A killed evaluation resumes there when the
     same command is run again."""
@@ -93,7 +93,7 @@ class Options:
     limit: int | None = None
     """Only so many pictures of each data set, drawn evenly by the seed."""
     splits: pathlib.Path | None = None
-    """A json with the parts and groups of the data sets, see README.md, "Evaluate"; needs --part."""
+    """A json with the parts and groups of the data sets, see docs/evaluate.md; needs --part."""
     part: str | None = None
     """Only the pictures of this part: validation for choices, test for results."""
     trained_on: tuple[pathlib.Path, ...] = ()
