@@ -31,6 +31,7 @@ class Endpoint:
     request: Schema | None = None  # of a JSON body
     takes_file: bool = False  # the body is the file of a picture
     is_text: bool = False  # the answer is plain text
+    at_once: bool = False  # answered without waiting for a thread
     status: int = 200
 
 
@@ -72,7 +73,7 @@ def route(endpoint: Endpoint, workers: Workers, limits: Limits) -> Route:
 
     async def handle(request: Request) -> Response:
         body = await _read(request, limits.max_bytes)
-        content = await workers.run(functools.partial(work, body))
+        content = work(body) if endpoint.at_once else await workers.run(functools.partial(work, body))
         kind = "text/plain; charset=utf-8" if endpoint.is_text else "application/json"
         return Response(content, endpoint.status, media_type=kind)
 

@@ -81,13 +81,14 @@ def test_a_full_queue_is_refused_with_503(predictor):
     statuses = []
 
     def ask_meanwhile(*_):
-        statuses.append(client.get("/v1/model"))
+        statuses.extend([client.get("/v1/model"), client.get("/health")])
         raise InputError("not this one.")
 
     service.pictures.add = ask_meanwhile
     client.post("/v1/pictures", content=b"")
     assert statuses[0].status_code == 503
     assert statuses[0].headers["retry-after"] == "1"
+    assert statuses[1].status_code == 200
 
 
 def test_a_fault_of_the_server_is_one_line(service, caplog):

@@ -294,3 +294,13 @@ def test_nothing_is_asked_of_another_host(browser, address):
     asked = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
     assert len(asked) > 5
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
+
+
+def test_the_worst_box_is_found_and_told(page):
+    page.settled()
+    before = shares(page)
+    page.browser.find_elements("css selector", ".head button")[1].click()
+    page.wait("Worst box of SAM with the plugin: the IoU with the mask of your box falls to")
+    assert shares(page) != pytest.approx(before, abs=1e-3)
+    assert all(0 <= share <= 1 for share in shares(page))
+    page.settled()
