@@ -11,6 +11,7 @@ from eval.protocols.breps import breps
 from eval.protocols.clicks import clicks
 from eval.protocols.hq import hq
 from eval.protocols.instances import coco, sginw
+from eval.protocols.review import review
 from eval.protocols.semantic import mess
 from eval.protocols.wobble import wobble
 from stablesam_jax.commands import called, check_choice, command_line
@@ -19,7 +20,7 @@ from stablesam_jax.files.compilation_cache import keep_compiled_programs
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "hq": hq, "coco": coco, "sginw": sginw, "mess": mess, "wobble": wobble, "breps": breps,
-    "clicks": clicks,
+    "clicks": clicks, "review": review,
     "alpha": alpha,
 }  # fmt: skip
 

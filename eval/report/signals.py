@@ -49,11 +49,28 @@ def gain(confidence: np.ndarray, iou: np.ndarray) -> float:
     return (chance - area(confidence, iou)) / (chance - least) if chance > least else float("nan")
 
 
-def bad_found(confidence: np.ndarray, iou: np.ndarray, share: float) -> float:
-    """Share of the masks below BAD_IOU that is among the least confident `share` of all; nan if there are none."""
-    bad = iou < BAD_IOU
+def bad_found(confidence: np.ndarray, iou: np.ndarray, share: float, limit: float = BAD_IOU) -> float:
+    """Share of the masks below `limit` that is among the least confident `share` of all; nan if there are none."""
+    bad = iou < limit
     least = np.argsort(confidence, kind="stable")[: round(share * len(iou))]
     return float(bad[least].sum() / bad.sum()) if bad.any() else float("nan")
+
+
+def auc(confidence: np.ndarray, bad: np.ndarray) -> float:
+    """Area under the ROC curve: the chance that a bad mask has less confidence than another; equal values count half.
+
+    Args:
+        confidence: (N,).
+        bad: (N,) bool.
+
+    Returns:
+        In [0, 1], 0.5 for chance; nan where all masks are bad, or none.
+    """
+    count = int(bad.sum())
+    if not 0 < count < len(bad):
+        return float("nan")
+    least = count * (count + 1) / 2  # sum of the ranks of the bad masks if all came first
+    return float(1 - (_ranks(confidence)[bad].sum() - least) / (count * (len(bad) - count)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -27,6 +27,9 @@ TITLES = {
     "tight": "tight IoU", "worst": "worst IoU", "best": "best IoU", "delta": "best - worst",
     "auc": "AUC", "true": "mean of true boxes", "sloppy": "of sloppy boxes",
     "user": "users' boxes", "user_worst": "worst user's box",
+    "single": "single mask", "three": "best of three by predicted IoU", "three_scored": "by it x stability score",
+    "four": "best of four by predicted IoU", "four_scored": "by it x stability score",
+    "best_of_three": "truly best of three", "best_of_four": "truly best of four",
     "first": "IoU after one click", "noc80": "NoC80", "noc85": "NoC85", "noc90": "NoC90",
 }  # fmt: skip
 COUNTS = ("noc80", "noc85", "noc90")  # metrics that are numbers of clicks; all others are fractions

@@ -50,3 +50,12 @@ def test_bad_masks_are_found_among_the_least_confident():
     assert signals.bad_found(np.array([1, 3, 4, 2]), iou, 0.5) == 0.5
     assert signals.bad_found(iou, iou, 0.5) == 1
     assert math.isnan(signals.bad_found(iou, np.ones(4), 0.5))
+
+
+def test_auc_is_the_share_of_pairs_in_order_with_half_for_equal_ones():
+    rng = np.random.default_rng(0)
+    confidence, bad = rng.integers(0, 5, 40), rng.random(40) < 0.3
+    pairs = [(confidence[i], confidence[j]) for i in np.flatnonzero(bad) for j in np.flatnonzero(~bad)]
+    expected = np.mean([1.0 if low < high else 0.5 if low == high else 0.0 for low, high in pairs])
+    assert signals.auc(confidence, bad) == pytest.approx(expected)
+    assert math.isnan(signals.auc(confidence, np.ones(40, bool)))
