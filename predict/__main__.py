@@ -33,7 +33,7 @@ from stablesam_jax.files.locks import owned
 from stablesam_jax.files.picture_file import read_picture
 from stablesam_jax.params import digest
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.stable import JITTERS, STABLE, StableMask
+from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, StableMask
 
 Faults = dict[str, str]  # name of a picture in the file of prompts -> what is wrong with it
 
@@ -56,8 +56,8 @@ class Options:
     """Shipped model, checkpoint folder, or BASE+PLUGIN_FILE."""
     jitters: int = JITTERS
     """Slightly different prompts of each object, which show its stability."""
-    threshold: float = STABLE
-    """A mask of lower stability needs review."""
+    threshold: float | None = None
+    """A mask of lower stability needs review. Default: 0.92, with --points 0.98, see results/review.md."""
     seed: int = 0
     """Of the jitters."""
 
@@ -85,6 +85,8 @@ def predict(options: Options) -> int:
     """
     kind, path, requests = _read(options)
     _check(options)
+    if options.threshold is None:
+        options = dataclasses.replace(options, threshold=STABLE_POINTS if kind == "points" else STABLE)
     folder = options.pictures.resolve()
     files, faults = _find(folder, kind, requests.pictures)
     with owned(options.output):
@@ -145,7 +147,7 @@ def _read(options: Options) -> tuple[str, pathlib.Path, Requests]:
 
 def _check(options: Options) -> None:
     """Raises InputError for options that no work can be done with."""
-    if not 0 <= options.threshold <= 1 or options.jitters < 1:
+    if not 0 <= (options.threshold or 0) <= 1 or options.jitters < 1:
         raise InputError("--threshold is a share from 0 to 1, and --jitters at least 1.")
     if not options.pictures.is_dir():
         raise InputError(f"{options.pictures}: is no folder; give the folder of the pictures.")
@@ -215,7 +217,8 @@ def _picture(file: pathlib.Path, request: Request) -> tuple[np.ndarray, str]:
 
 
 def _segment(predictor: Predictor, picture: np.ndarray, request: Request, options: Options) -> list[StableMask]:
-    encoded = predictor.encode(picture)
+    encoded, threshold = predictor.encode(picture), options.threshold
+    assert threshold is not None  # chosen by `predict`
     found = []
     for target in request.targets:
         prompt = target.prompt
@@ -226,7 +229,7 @@ def _segment(predictor: Predictor, picture: np.ndarray, request: Request, option
                 labels,
                 prompt.box,
                 jitters=options.jitters,
-                threshold=options.threshold,
+                threshold=threshold,
                 seed=options.seed,
                 picture=encoded,
             )

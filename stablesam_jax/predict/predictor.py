@@ -295,7 +295,8 @@ class Predictor:
             point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
                 `predict`; with points or a box.
             jitters: number of slightly different prompts.
-            threshold: a mask of lower stability needs review.
+            threshold: a mask of lower stability needs review; for points without a box `stable.STABLE_POINTS` finds
+                more of the bad masks.
             seed: of the noise.
 
         Raises:

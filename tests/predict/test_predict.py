@@ -16,6 +16,7 @@ from predict import __main__ as program
 from predict.results import surroundings
 from stablesam_jax.data import rle
 from stablesam_jax.predict.predictor import Predictor
+from stablesam_jax.predict.stable import STABLE_POINTS
 from stablesam_jax.prompts import Prompt
 from tests.reference import pictures, small
 
@@ -111,6 +112,8 @@ def test_points_and_coco_ask_for_objects_too(place):
     picture = predictor.encode(place / "photos/a.png")
     expected = predictor.predict_stable([[20, 20], [2, 2]], [1, 0], jitters=2, picture=picture)
     np.testing.assert_array_equal(mask(place, "a.png/1.png"), 255 * expected.mask)
+    (line,) = objects(place)
+    assert line["needs_review"] == ("yes" if expected.stability < STABLE_POINTS else "no")
 
 
 def test_coco_comes_out_under_the_ids_that_it_came_with(place):
