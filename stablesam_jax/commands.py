@@ -24,6 +24,7 @@ COMMANDS = {
     "fold": Command("convert.fold", "convert", "a plugin into the weights of its base: a plain SAM for any program"),
     "onnx": Command("convert.to_onnx", "onnx", "a model to ONNX files for labelme, CVAT, X-AnyLabeling and others"),
     "hub": Command("convert.to_hub", "convert", "a model as a folder for the Hugging Face hub, or for transformers"),
+    "stablehlo": Command("convert.to_stablehlo", "eval", "a model as programs that JAX alone, or StableHLO, can run"),
     "check": Command("convert.check_data", "train", "names every fault of folders of pictures and masks"),
     "build": Command("convert.build_dataset", "train", "a data set to ArrayRecord files"),
     "train": Command("train.main", "train", "trains the plugin, or another part of a model"),

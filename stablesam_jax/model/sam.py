@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.export
 
 from stablesam_jax.config import SamConfig
 from stablesam_jax.errors import InputError
@@ -157,3 +158,13 @@ class Sam(nn.Module):
             for index in range(3)
         )
         return first, second, final
+
+
+# So that programs of these structures can be serialised by jax.export. They have no static fields.
+for _structure in (Prompts, ImageEmbedding, Masks):
+    jax.export.register_pytree_node_serialization(
+        _structure,
+        serialized_name=f"stablesam_jax.{_structure.__name__}",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: (),
+    )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from stablesam_jax.ops.layers import DECODER_EPS, MLP, Dense, LayerNorm, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
@@ -123,7 +124,10 @@ class Attention(nn.Module):
         return (self.inner_width // HEADS) ** -0.5
 
     def _many(self, tokens: jax.Array) -> bool:
-        return self.is_initializing() or HEADS * tokens.shape[2] >= self.inner_width
+        if self.is_initializing():
+            return True
+        # Of a symbolic number of tokens (jax.export) nothing is known; prompts usually have few.
+        return not is_symbolic_dim(tokens.shape[2]) and HEADS * tokens.shape[2] >= self.inner_width
 
 
 def _heads(x: jax.Array) -> jax.Array:

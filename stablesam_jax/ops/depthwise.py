@@ -1,10 +1,9 @@
 """Depthwise convolution as a sum of shifted products, with its gradient written out. Sums are float32 at least."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from stablesam_jax.ops.forward_mode import written_gradient
 from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 
 
@@ -13,7 +12,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding:
 
     XLA on the CPU runs a grouped convolution 20 to 50 times slower than these k * k multiply-adds, which it fuses
     into one pass over the map. The gradient that JAX derives is the same sum, but XLA fuses its k * k reductions into
-    a loop that takes three to five times as long on the CPU. Forward-mode differentiation (jvp) is not defined.
+    a loop that takes three to five times as long on the CPU. Forward-mode differentiation (jvp) needs
+    `forward_mode`.
 
     Args:
         x: (..., H, W, C) features.
@@ -33,7 +33,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding:
     return _convolve(jnp.pad(x, [(0, 0)] * (x.ndim - 3) + zeros + [(0, 0)]), kernel, stride)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@written_gradient(nondiff_argnums=(2,))
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The convolution without padding: (..., H, W, C) -> (..., (H - k) // stride + 1, ..., C)."""
     k = kernel.shape[0]

@@ -1,6 +1,6 @@
 """Operations with hand-written gradients, where those that JAX derives are slow on the CPU; equal up to rounding.
 
-Forward-mode differentiation (jvp) of them is not defined.
+Forward-mode differentiation (jvp) of them needs `forward_mode`.
 """
 
 import functools
@@ -9,12 +9,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from stablesam_jax.ops.forward_mode import written_gradient
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 PATCHES = 512  # cells whose patches are in memory at a time: 0.6 MB at 288 values each, which fit the L2 cache
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@written_gradient(nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Normalises the last axis, then applies a scale and a bias per channel.
 
@@ -61,7 +62,7 @@ def _layer_norm_backward(eps, saved, gradient):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@written_gradient(nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Convolves with zeros around the map, as PyTorch has it.
 
@@ -128,7 +129,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array, paddi
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-@jax.custom_vjp
+@written_gradient()
 def sum_of_taps(maps: jax.Array) -> jax.Array:
     """Sums nine maps, one per tap of a 3 x 3 convolution, each shifted by its tap: (..., H, W, 3, 3) -> (..., H, W).
 

@@ -204,10 +204,10 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def mapped(*arrays: jax.Array) -> Any:
-        prompts = max(array.shape[1] for array in arrays)
+        prompts = next((array.shape[1] for array in arrays if array.shape[1] != 1), 1)
 
         def picture(arrays: Sequence[jax.Array]) -> Any:
-            own = {index: array for index, array in enumerate(arrays) if len(array) == prompts}
+            own = {index: array for index, array in enumerate(arrays) if array.shape[0] == prompts}
 
             def prompt(own: dict[int, jax.Array]) -> Any:
                 each = [own[index] if index in own else array[0] for index, array in enumerate(arrays)]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
+from stablesam_jax.ops.forward_mode import written_gradient
+
 Padding = Literal["border", "zeros"]
 LANES = 16  # partial sums over channels, so that the compiler may use SIMD: it must not reorder one running sum
 
@@ -21,7 +23,7 @@ def bilinear_sample(features: jax.Array, positions: jax.Array, *, padding: Paddi
 
     Equal to torch's `grid_sample(mode="bilinear", align_corners=True)` in values and in both gradients. On a cell,
     where the value has a kink, the gradient along an axis is that towards the next cell; with padding "border" it is
-    zero on and beyond the border. Forward-mode differentiation (jvp) is not defined.
+    zero on and beyond the border. Forward-mode differentiation (jvp) needs `forward_mode`.
 
     Args:
         features: (..., H, W, C).
@@ -76,11 +78,29 @@ def _outer(y: jax.Array, x: jax.Array) -> jax.Array:
     return y[:, :, None] * x[:, None, :]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@written_gradient(nondiff_argnums=(3,))
 def _sample(features: jax.Array, picture: jax.Array, positions: jax.Array, padding: Padding) -> jax.Array:
     """(R, H, W, C) features, (M,) index of each position's map, (M, 2) positions -> (M, C)."""
     _, height, width, _ = features.shape
     x, y = _neighbours(positions[:, 0], width, padding), _neighbours(positions[:, 1], height, padding)
+    return _interpolated(features, picture, x, y)
+
+
+@_sample.derive_from
+def _sample_derived(features: jax.Array, picture: jax.Array, positions: jax.Array, padding: Padding) -> jax.Array:
+    """The same with derivatives that are those of the written gradient, on a cell too."""
+
+    def neighbours(position: jax.Array, size: int) -> _Axis:
+        axis = _neighbours(jax.lax.stop_gradient(position), size, padding)
+        move = (position - jax.lax.stop_gradient(position))[:, None]  # 0 with the derivative 1
+        return axis._replace(weights=axis.weights + axis.slopes * move)
+
+    _, height, width, _ = features.shape
+    return _interpolated(features, picture, neighbours(positions[:, 0], width), neighbours(positions[:, 1], height))
+
+
+def _interpolated(features: jax.Array, picture: jax.Array, x: _Axis, y: _Axis) -> jax.Array:
+    """(R, H, W, C), (M,) -> (M, C)."""
     weights = _outer(y.weights, x.weights)
     samples = None
     for row, column in _corners(weights):
