@@ -185,6 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.platforms:
             raise InputError("--platforms: give at least one of cpu, cuda, rocm, tpu.")
         sam, params = load_model(options.system)
+        if sam.config.sam2:
+            raise InputError(
+                f"{options.system}: is a SAM 2, whose frame differs; export your own program, docs/jax.md."
+            )
         programs = exported(sam, params, options.platforms)
         write(options.output, options.system, sam.config, programs)
         sizes = ", ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in sorted(options.output.iterdir()))

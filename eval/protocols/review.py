@@ -95,8 +95,11 @@ def review(config: Annotated[ReviewConfig, tyro.conf.arg(name="")]) -> None:
     sources = open_sources(config.data_dir)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
-        predictor = Predictor(sam, params)
-        return found(list(each_picture(lambda index: begin(predictor, source[index], config))))
+        def make(params: Params) -> systems.Begin:
+            predictor = Predictor(sam, params)
+            return lambda index: begin(predictor, source[index], config)
+
+        return found(list(each_picture(make)))
 
     def compare(_: object, results: systems.Results) -> Mapping[str, object]:
         return {
@@ -146,7 +149,7 @@ def examine(
     points, labels = (prompt.points, prompt.labels) if len(prompt.points) else (None, None)
     single = predictor.predict_stable(points, labels, prompt.box, picture=picture, seed=seed)
     logits, predicted = predictor.predict_low_res(points, labels, prompt.box, picture=picture)
-    sides = picture.original_size, predictor.sam.config.image_size
+    sides = picture.original_size, predictor.sam.config.frame
     masks = [single.mask, *(upscale_masks(one, *sides) for one in logits)]
     fit = None
     if prompt.box is not None:
