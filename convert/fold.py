@@ -1,6 +1,6 @@
 """Folds a plugin into the weights of its base: a plain SAM, which every program that loads one can use.
 
-python -m convert.fold --system sam_vit_b+plugin.safetensors --output stable_sam_vit_b.pth
+python -m convert.fold --system sam_vit_b+plugin.safetensors --output runs/stable_sam_vit_b.pth
 python -m convert.fold --system stable_sam_nano_one_object --output runs/folded
 """
 

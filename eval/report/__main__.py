@@ -160,7 +160,7 @@ def paragraphs(words: str) -> Iterator[str]:
         if block.startswith("\n## ") or block.startswith("## "):
             yield f"<h3>{html.escape(block.strip().removeprefix('## '))}</h3>"
         elif block.strip() and not block.lstrip().startswith(("#", "|", "!")):
-            yield f"<p>{html.escape(block.strip())}</p>"
+            yield f"<p>{html.escape(block.strip().replace('`', ''))}</p>"
 
 
 def shown_metrics(run: Run) -> list[str]:
@@ -185,6 +185,7 @@ def html_table(corner: str, kinds: Sequence[str], rows: Mapping[str, Sequence[st
     """
     head, body = list(kinds), {name: list(cells) for name, cells in rows.items()}
     if len(kinds) > max(MOST_COLUMNS, len(rows)):
+        corner = "prompts" if corner == "system" else corner
         head, body = list(rows), {kind: [cells[place] for cells in rows.values()] for place, kind in enumerate(kinds)}
     lines = [f"<tr>{''.join(f'<th>{html.escape(entry)}</th>' for entry in [corner, *head])}</tr>"]
     for name, cells in body.items():

@@ -147,7 +147,7 @@ def sheet_figure(title: str, shown: Sequence[Shown]) -> Figure:
     rows = math.ceil(len(shown) / columns)
     side = WIDTH / SHEET_COLUMNS
     figure = Figure(figsize=(columns * side, rows * (0.85 * side + 0.25) + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=TEXT)
+    figure.suptitle(title, fontsize=TEXT, wrap=True)  # wider than one or two pictures
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, one in zip(axes, shown, strict=False):
         show(axis, tinted(one.picture / np.float32(255), 0.7 * one.share, MASK_COLOUR))

@@ -31,7 +31,7 @@ PYTHON = re.compile(
 # As `$ stablesam train ...` in a block, `stablesam eval hq` in a line of text, continued by a backslash.
 COMMAND = re.compile(r"(?:stablesam|python -m) (?P<name>[\w.-]+)(?P<arguments>(?:[^\n`#|]|\\\n)*)")
 MODULES = {command.module.removesuffix(".__main__"): name for name, command in COMMANDS.items()}
-ELSEWHERE = {"pip", "stablesam_jax", "http.server", "venv", "mkdocs", "COMMAND"}
+ELSEWHERE = {"pip", "stablesam_jax", "http.server", "venv", "mkdocs", "samexporter.inference", "COMMAND"}
 GENERATED = {"errors.md"}  # pages that the site makes, see docs/hooks.py
 
 by_path = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

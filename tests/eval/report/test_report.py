@@ -106,7 +106,7 @@ def test_the_page_says_what_it_is_of_and_what_the_protocol_found(tmp_path):
     assert "<h3>one</h3><p>A &lt;verdict&gt;.</p>" in text
     assert "signal" not in text
     cells = read(tmp_path / "report.html").cells
-    assert cells[:4] == ["system", "one", "two", "noise-0"]  # a row for each of many kinds
+    assert cells[:4] == ["prompts", "one", "two", "noise-0"]  # a row for each of many kinds
     order = [text.index(f'alt="{name}"') for name in ("best_0", "worst_0", "best_1", "worst_1")]
     assert order == sorted(order)
     summary = (tmp_path / "run" / "results.md").read_text()
