@@ -11,7 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,9 +58,6 @@ def carry_out(plan: Plan, about: str, command: str) -> dict[str, str]:
     """
     config = plan.config
     wanted = evaluations(config.tables)
-    if jax.process_index() == 0:
-        prepare(config, wanted)
-    parallel.on_any_host(False)  # a barrier: the other hosts wait for the data
     left_out: dict[str, str] = {}
 
     def attempt(name: str, step: Callable[[], None]) -> None:
@@ -70,6 +67,10 @@ def carry_out(plan: Plan, about: str, command: str) -> dict[str, str]:
             left_out[name] = str(error)
             print(f"left out: {name}: {error}", file=sys.stderr, flush=True)
 
+    if jax.process_index() == 0:
+        for name, step in preparations(config, wanted):
+            attempt(name, step)
+    parallel.on_any_host(False)  # a barrier: the other hosts wait for the data
     for model, protocols in wanted.items():
         for one in trained([model]):
             attempt(f"training {one.name}", functools.partial(train_model, config, plan, one))
@@ -81,26 +82,32 @@ def carry_out(plan: Plan, about: str, command: str) -> dict[str, str]:
     return left_out
 
 
-def prepare(config: PaperConfig, wanted: dict[Model, list[str]]) -> None:
-    """Makes or checks the data, converts weights and builds the training data."""
+def preparations(
+    config: PaperConfig, wanted: Mapping[Model, Sequence[str]]
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The steps before training that are not done yet, each with its name: data, weights, check, build."""
     data = config.data_folder
+    arguments: tuple[str, ...]
     if config.miniature:
-        miniature.make(data, config.seed)
+        yield "making the data", functools.partial(miniature.make, data, config.seed)
     for backbone in dict.fromkeys(model.backbone for model in wanted):
         target = pathlib.Path(config.base_of(backbone))
         if config.weights is not None and not target.exists() and weights_of(config.weights, backbone).there:
             given = weights_of(config.weights, backbone).path
-            tool("convert", "--checkpoint", str(given), "--output", str(target), "--model", target.name)
+            arguments = ("--checkpoint", str(given), "--output", str(target), "--model", target.name)
+            yield f"converting {target.name}", functools.partial(tool, "convert", *arguments)
     if not trained(list(wanted)) or not is_there(data, TRAINING):
         return
     if not (config.output / CHECKED).exists():
         tests = dict.fromkeys(name for sets in SETS_OF_PROTOCOL.values() for name in sets)
         against = [f"{name}:{data}" for name in tests if name not in ("sginw", "mess") and is_there(data, name)]
         more = ("--against", *against) if against else ()
-        tool("check", f"{TRAINING}:{data}", *more, "--json", str(config.output / CHECKED), good=(0, 1))
+        arguments = (f"{TRAINING}:{data}", *more, "--json", str(config.output / CHECKED))
+        yield "checking the data", functools.partial(tool, "check", *arguments, good=(0, 1))
     built = config.output / "built"
     if not (built / "hqseg_44k").exists():
-        tool("build", TRAINING, "--source", str(data), "--data-dir", str(built))
+        arguments = (TRAINING, "--source", str(data), "--data-dir", str(built))
+        yield "building the data", functools.partial(tool, "build", *arguments)
 
 
 def tool(name: str, *arguments: str, good: Sequence[int] = (0,)) -> None:
@@ -125,6 +132,7 @@ def train_model(config: PaperConfig, plan: Plan, model: Model) -> None:
     if not (config.output / "built" / "hqseg_44k").exists():
         raise InputError(f"{TRAINING} is not there.")
     train(dataclasses.replace(run, **cache_of(plan, model, run)))
+    parallel.on_any_host(False)  # a barrier: the first host has written the result then
     if trained_system(run) is None:
         raise Stopped
 

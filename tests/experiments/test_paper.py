@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eval import paper as figures
-from experiments import filled, full_size, miniature, steps
+from experiments import disk_plan, filled, full_size, miniature, steps
 from experiments.full_size import TABLES, Model
 from experiments.options import PaperConfig
 from experiments.paper import paper
@@ -110,7 +110,7 @@ def test_a_step_that_is_refused_is_reported_and_the_others_go_on(tmp_path, monke
         if model.system == "pt-sam-good":
             raise InputError("its data are gone.")
 
-    monkeypatch.setattr(steps, "prepare", lambda *_: None)
+    monkeypatch.setattr(steps, "preparations", lambda *_: [])
     monkeypatch.setattr(steps, "train_model", refuse)
     monkeypatch.setattr(steps, "evaluate", lambda config, model, protocol: done.append(model.system))
 
@@ -156,3 +156,50 @@ def test_means_of_mess_are_in_the_papers_order(tmp_path):
     assert filled.values("mess oracle-box", found) == pytest.approx([0, 10, 20, 30, 40, 90])
     assert filled.values("mess/suim", found) == pytest.approx([20])
     assert filled.values("mess/mean", found) == pytest.approx([70])
+
+
+def test_only_what_is_missing_is_prepared(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(steps, "tool", lambda name, *arguments, good=(0,): called.append((name, *arguments)))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "sam_vit_l_0b3195.pth").touch()
+    miniature.make(tmp_path / "data")
+    config = PaperConfig(weights=weights, data=tmp_path / "data", output=tmp_path / "out", only=("Table 2", "Table 10"))
+    wanted = full_size.evaluations(config.tables)
+    for name, step in steps.preparations(config, wanted):
+        assert name
+        step()
+    assert [name for name, *_ in called] == ["convert", "check", "build"]
+    convert, check, build = called
+    assert convert[1:] == (
+        *("--checkpoint", str(weights / "sam_vit_l_0b3195.pth")),
+        *("--output", str(tmp_path / "out" / "models" / "sam_vit_l"), "--model", "sam_vit_l"),
+    )
+    assert f"coift:{tmp_path / 'data'}" in check
+    assert build[1] == "hqseg-44k"
+    for made in ("models/sam_vit_l", "built/hqseg_44k"):
+        (tmp_path / "out" / made).mkdir(parents=True)
+    (tmp_path / "out" / steps.CHECKED).touch()
+    assert list(steps.preparations(config, wanted)) == []
+
+
+def test_a_run_goes_on_with_its_cache_or_without_whatever_the_disk_holds_now(tmp_path):
+    config = PaperConfig(miniature=True, output=tmp_path, only=("Table 2",))
+
+    class Plan:
+        pass
+
+    plan = Plan()
+    plan.config, model = config, Model("stable-sam")
+    group = disk_plan.group_of(config, model)
+    run_config = config.run_of(model)
+    plan.kept = {group: disk_plan.Kept(1, 90.0, 5)}
+    kept = steps.cache_of(plan, model, run_config)
+    assert kept == {"cache": tmp_path / "features" / "large-rts", "cache_limit": 90.0}
+    run_config.output.mkdir(parents=True)
+    (run_config.output / "config.json").write_text('{"cached": false}')
+    assert steps.cache_of(plan, model, run_config) == {}
+    (run_config.output / "config.json").write_text('{"cached": true}')
+    plan.kept = {}
+    assert steps.cache_of(plan, model, run_config)["cache_limit"] == steps.SMALLEST_CACHE
