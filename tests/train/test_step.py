@@ -13,7 +13,9 @@ from stablesam_jax import parallel, params
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.data.pipeline import BatchConfig, ViewConfig, Views, make_sample
 from stablesam_jax.data.readers import PairsFolder
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
+from stablesam_jax.model.sam2 import stable_or_best
 from tests.reference import small
 from tests.reference.tiers import slow
 from train import step as step_module
@@ -58,7 +60,8 @@ def compiled(devices, sam, tree, trainable):
         losses = []
         for batch in batches:
             everyone = engine.replicate((state, np.uint32(seed)))
-            features = batch["features"] if sam.config.hq else ImageEmbedding(batch["features"].features)
+            whole = sam.config.hq or sam.config.sam2
+            features = batch["features"] if whole else ImageEmbedding(batch["features"].features)
             shards = engine.shard(batch | {"features": features})
             state, measured = update(everyone[0], everywhere, shards, everyone[1])
             state = engine.unreplicate(state)
@@ -285,3 +288,26 @@ def test_the_backward_pass_costs_nothing_for_what_rests(samples):
     assert flops(samples, (*PLUGIN_ONLY, "image_encoder/.*"), cached=False) - plugin > 2 * forward
     # Neither does the first layer of the decoder, or any matrix of the others.
     assert plugin < 0.8 * flops(samples, (*PLUGIN_ONLY, *MASK_DECODER), cached=True)
+
+
+@pytest.mark.slow
+def test_a_sam_2_trains_on_its_first_mask_even_where_prediction_would_replace_it(samples):
+    sam, tree = small.stable_sam2()
+    freeze, _ = encoder_halves(sam, neck_trains=False)
+    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, small.SIZE, small.SIZE, 3), np.uint8)
+    batch = samples[0] | {"features": jax.device_get(jax.jit(freeze)(tree, pictures))}
+    predicted = sam.apply(
+        {"params": tree},
+        batch["features"],
+        Prompts(*(batch[name] for name in ("coords", "labels", "valid"))),
+        masks="all",
+        method="decode",
+    )
+    single, _ = stable_or_best(predicted.low_res_masks, predicted.iou_predictions)
+    assert not np.array_equal(single[:, :, 0], predicted.low_res_masks[:, :, 0])  # some are unstable
+
+    trained, _, _ = compiled(1, sam, tree, ["mask_decoder/output_hypernetworks_mlps_.*", *PLUGIN_ONLY])([batch])
+    before = params.flatten(tree)
+    moved = {path for path, leaf in params.flatten(trained).items() if not np.array_equal(leaf, before[path])}
+    assert "plugin" in {path.partition("/")[0] for path in moved}
+    assert {path.split("/")[1] for path in moved if path.startswith("mask_decoder/")} == {"output_hypernetworks_mlps_0"}
