@@ -22,5 +22,6 @@ QUANTITIES = (
     INPUT, EMBEDDING, EARLY, HQ_FEATURES, STRIDE_4, STRIDE_8, SPARSE, DENSE, IMAGE_PE, DECODER, TOKENS, LOW_RES, IOU,
     OBJECT, FULL_RES
 )  # fmt: skip
+SAM2_ONLY = (STRIDE_4, STRIDE_8, OBJECT)
 GRADIENT = "gradient of "  # prefix; followed by the path of a plugin's parameter, one quantity for each
 Outputs = dict[str, np.ndarray]

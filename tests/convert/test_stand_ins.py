@@ -71,6 +71,19 @@ def test_pictures_are_resized_by_pillow():
     np.testing.assert_array_equal(resized, Image.fromarray(picture).resize((30, 20), Image.BILINEAR))
 
 
+def test_sam_2s_pictures_become_tensors_are_resized_with_antialiasing_and_normalised():
+    stripes = np.zeros((8, 8, 3), np.uint8)
+    stripes[:, ::2] = 255
+    tensor = stand_ins.ToTensor()(stripes)
+    assert tensor.shape == (3, 8, 8)
+    assert tensor[0, 0, :2].tolist() == [1, 0]
+    smaller = stand_ins.Resize((2, 2))(tensor)
+    assert smaller.shape == (3, 2, 2)
+    assert (smaller - 0.5).abs().max() < 0.05  # without antialiasing stripes would remain
+    normalised = stand_ins.Normalize([0.5, 0.0, 0.0], [0.25, 1.0, 0.5])(tensor)
+    assert normalised[:, 0, 0].tolist() == [2, 1, 2]
+
+
 def test_stochastic_depth_is_only_had_at_zero():
     assert stand_ins.DropPath(0.0)(torch.ones(2)).tolist() == [1, 1]
     with pytest.raises(NotImplementedError, match="needs timm"):

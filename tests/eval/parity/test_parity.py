@@ -10,8 +10,10 @@ import torch
 
 from eval.parity import __main__ as parity
 from eval.parity import differences, torch_sam, twins
-from stablesam_jax.config import MODELS, SamConfig, ViTConfig
+from eval.parity.quantities import SAM2_ONLY
+from stablesam_jax.config import MODELS, HieraConfig, PluginConfig, SamConfig, ViTConfig
 from stablesam_jax.files.checkpoint import save_model
+from stablesam_jax.model import sam as sam_module
 from stablesam_jax.model import transformer
 from stablesam_torch import plugin as torch_plugin
 
@@ -19,13 +21,17 @@ CONFIG = SamConfig(
     encoder=ViTConfig(width=32, depth=2, heads=2, global_blocks=(1,)), image_size=160, embedding_width=64
 )
 HQ_CONFIG = dataclasses.replace(CONFIG, hq=True)
+SAM2_CONFIG = SamConfig(encoder=HieraConfig(width=32, heads=2, depths=(1, 2, 3, 1), global_blocks=(4,)), image_size=160)
+OF_HQ_SAM = [name for name in twins.QUANTITIES if name not in SAM2_ONLY]  # holds those of SAM
 
 
 @pytest.fixture
 def small_models(monkeypatch):
-    """The names of ViT-B mean the small models of the tests."""
+    """The names of ViT-B and of the tiny Hiera mean the small models of the tests."""
     monkeypatch.setitem(MODELS, "sam_vit_b", CONFIG)
     monkeypatch.setitem(MODELS, "hq_sam_vit_b", HQ_CONFIG)
+    monkeypatch.setitem(MODELS, "sam2_hiera_t", SAM2_CONFIG)
+    monkeypatch.setitem(MODELS, "stable_sam2_hiera_t", dataclasses.replace(SAM2_CONFIG, plugin=PluginConfig()))
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_the_official_models_are_ours_at_1024_pixels(model, run):
     # HQ-SAM holds SAM: the encoder, the prompts, and in the logits of each token SAM's own masks.
     status, found = run("--random", model)
     assert status == 0
-    assert [row["quantity"] for row in found["rows"]] == list(twins.QUANTITIES)
+    assert [row["quantity"] for row in found["rows"]] == OF_HQ_SAM
     assert found["image_size"] == 1024
     assert found["ok"]
 
@@ -55,7 +61,7 @@ def test_the_official_models_are_ours_at_1024_pixels(model, run):
 def test_sam_without_hq_is_the_official_one(run):
     status, found = run("--random", "sam_vit_b")
     assert status == 0
-    assert {row["quantity"] for row in found["rows"]} == set(twins.QUANTITIES) - {
+    assert {row["quantity"] for row in found["rows"]} == set(OF_HQ_SAM) - {
         twins.EARLY,
         twins.HQ_FEATURES,
         twins.TOKENS,
@@ -63,6 +69,31 @@ def test_sam_without_hq_is_the_official_one(run):
     assert found["model"] == "sam_vit_b"
     assert found["image"]["file"] == "chelsea.jpg"
     assert found["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_models")
+@pytest.mark.parametrize("reference", ["float32", "float64"])
+def test_a_stable_sam_2_is_sam2_image_predictor_with_the_plugin_of_pytorch(run, reference):
+    status, found = run("--random", "stable_sam2_hiera_t", "--reference", reference)
+    assert status == 0
+    names = [row["quantity"] for row in found["rows"]]
+    gradients = [name for name in names if name.startswith(twins.GRADIENT)]
+    assert len(gradients) == 15
+    assert [name for name in names if name not in gradients] == [
+        name for name in twins.QUANTITIES if name not in (twins.EARLY, twins.HQ_FEATURES)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_models")
+def test_a_sam_2_whose_box_lacks_its_padding_point_exceeds_the_bounds(run, monkeypatch):
+    monkeypatch.setattr(sam_module, "with_padding_point", lambda prompts: prompts)
+    status, found = run("--random", "sam2_hiera_t", "--image-size", "96")
+    assert status == 1
+    verdicts = {row["quantity"]: row["ok"] for row in found["rows"]}
+    assert verdicts[twins.EMBEDDING]
+    assert not verdicts[twins.LOW_RES]
 
 
 @pytest.mark.slow
@@ -96,7 +127,7 @@ def test_nano_is_official_but_for_its_encoder(run):
     assert status == 0
     features = [twins.EMBEDDING, twins.EARLY]
     assert found["without_twin"] == features
-    assert {row["quantity"] for row in found["rows"]} == set(twins.QUANTITIES) - set(features)
+    assert {row["quantity"] for row in found["rows"]} == set(OF_HQ_SAM) - set(features)
 
 
 @pytest.mark.usefixtures("small_models")
