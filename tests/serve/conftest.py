@@ -17,6 +17,7 @@ from tests.reference import small
 
 LIMITS = Limits(max_pixels=10_000, max_megabytes=1, max_points=4, pictures=3)
 JITTERS = 3
+SLOTS = Slots((4,), 8)  # a single shape, so that little is compiled
 
 
 def png(seed=0, size_hw=(40, 60)):
@@ -39,7 +40,7 @@ def connect(service, origins=None, *, token=None, base_url="http://127.0.0.1", *
 
 @pytest.fixture(scope="session")
 def predictor():
-    return Predictor(*small.stable_nano(), slots=Slots((1, 4)))
+    return Predictor(*small.stable_nano(), slots=SLOTS)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """CVAT gets the predictor's mask: from the server, from the server in Nuclio's place, and from a function of Nuclio."""
 
+import functools
 import json
 import pathlib
 import types
@@ -10,8 +11,9 @@ import yaml
 
 from serve import cvat
 from serve.nuclio import main
+from stablesam_jax.predict.predictor import Predictor
 from tests.reference import small
-from tests.serve.conftest import in_base64, png
+from tests.serve.conftest import SLOTS, in_base64, png
 
 YAML = pathlib.Path(cvat.__file__).parent / "nuclio" / "function.yaml"
 CONTENT, PIXELS = png(3)
@@ -85,6 +87,7 @@ def test_cvat_finds_the_function_as_in_nuclio(client):
 def context(monkeypatch):
     """Nuclio's context after `init_context`."""
     monkeypatch.setattr(main, "load_model", small.by_name)
+    monkeypatch.setattr(main, "Predictor", functools.partial(Predictor, slots=SLOTS))
     monkeypatch.setattr(main.Service, "warm_up", lambda self: setattr(self, "jitters", 3))
     monkeypatch.setenv("STABLESAM_SYSTEM", "a+b")
     context = types.SimpleNamespace(user_data=types.SimpleNamespace(), Response=types.SimpleNamespace)

