@@ -22,6 +22,7 @@ from bench.data import data_cases
 from bench.inference import decode_cases, encoder_cases, point_cases, predict_cases, stability_cases
 from bench.limits import Cost, Limits, cost_of
 from bench.memory import Peak, peak
+from bench.onnx_peer import onnx_cases
 from bench.output import entries, figure, markdown, memory_table, table
 from bench.plugin import plugin_cases
 from bench.sampler import plain_sample, sampler_cases
@@ -375,6 +376,18 @@ def test_the_rows_of_the_plugin_are_decoding_and_prediction():
     assert with_plugin.low_res_masks.shape == without.low_res_masks.shape == (1, 3, 1, 16, 16)
     assert np.abs(with_plugin.low_res_masks - without.low_res_masks).max() > 0.1
     np.testing.assert_array_equal(whole.ours().shape, whole.theirs["without plugin"]().shape)
+
+
+@pytest.mark.slow
+def test_the_rows_against_onnxruntime_are_one_picture_and_prompts_on_it():
+    encoding, *prompts = onnx_cases(Options(threads=1))
+    embedding = encoding.theirs["onnxruntime"]()[0, :, ::2, ::2].transpose(1, 2, 0)
+    assert np.abs(encoding.ours()[0] - embedding).max() < 0.05 * embedding.std()
+    assert [case.name for case in prompts] == ["a box to a mask", "a point to a mask"]
+    for case in prompts:
+        ours = case.ours()
+        assert 0.005 < ours.mean() < 0.995
+        assert case.difference(ours, case.theirs["onnxruntime"]()) <= case.bound
 
 
 @pytest.mark.slow
