@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "results" / "measured"
 PAGES = ("README.md", "CHANGELOG.md", "results/*.md", "docs/*.md", "stablesam_jax/pretrained/README.md")
-PLACE = re.compile(r"(<!-- (?P<name>[\w-]+)(?: (?P<arguments>[^>]*?))? -->)(?P<old>.*?)(<!-- end -->)", re.S)
 SYSTEMS = ("sam_nano", "stable_sam_nano", "stable_sam_nano_one_object")
 KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 METRICS = ("miou", "mbiou", "msf")
@@ -146,6 +145,9 @@ VIEWS: dict[str, Callable[..., str]] = {
     "table": table, "test": test, "gains": gains, "summary": summary, "value": value, "closed": closed,
     "rivals": rivals, "paper": paper,
 }  # fmt: skip
+PLACE = re.compile(  # not in backticks, where it is an example
+    rf"(?<!`)(<!-- (?P<name>{'|'.join(VIEWS)})(?: (?P<arguments>[^>]*?))? -->)(?P<old>.*?)(<!-- end -->)", re.S
+)
 
 
 def _csv(name: str) -> list[list[str]]:
