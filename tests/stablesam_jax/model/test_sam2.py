@@ -13,6 +13,7 @@ from stablesam_jax.model.sam2 import stable_or_best, with_padding_point
 from stablesam_jax.ops.layers import cells, pixels
 from tests.reference import small
 from tests.reference.sam_pair import SAM2_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.tiers import slow
 
 GRID = 6
 WIDTH = SAM2_CONFIG.embedding_width
@@ -76,7 +77,7 @@ def test_masks_predicted_iou_and_object_scores_are_equal(pair, every):
     assert max(differences(every, run_official(pair))) < TOLERANCE
 
 
-@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("multi", [False, *slow(True)])
 def test_the_chosen_masks_are_equal(pair, multi):
     ours = run(pair, "multi" if multi else "single")
     official = pair.official

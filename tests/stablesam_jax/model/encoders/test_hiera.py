@@ -11,6 +11,7 @@ from stablesam_jax.config import HieraConfig, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders.hiera import Block, ImageEncoderHiera, cubic_matrix, max_pool, positions
 from tests.reference.sam_pair import SAM2_CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal, quick_jit
+from tests.reference.tiers import slow
 
 HIERA = SAM2_CONFIG.encoder
 SIDE = SAM2_CONFIG.image_size
@@ -83,9 +84,9 @@ def block_difference(pair, index, side):
     return difference(quick_jit(ours.apply)({"params": trunk(pair, f"blocks_{index}")}, x), theirs)
 
 
-@pytest.mark.parametrize(("index", "side"), KINDS.values(), ids=KINDS)
-def test_a_block_of_each_kind_is_the_official_one(pair, index, side):
-    assert block_difference(pair, index, side) < TOLERANCE
+@pytest.mark.parametrize("kind", ["pooling, padded", *slow(*(kind for kind in KINDS if kind != "pooling, padded"))])
+def test_a_block_of_each_kind_is_the_official_one(pair, kind):
+    assert block_difference(pair, *KINDS[kind]) < TOLERANCE
 
 
 def test_the_small_model_has_a_block_of_each_kind(pair):
