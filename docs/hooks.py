@@ -25,7 +25,7 @@ AREAS = {  # beginning of a module's path -> heading; the first that fits
     "eval/": "Evaluation",
     "": "Other commands",
 }
-PACKAGES = ("stablesam_jax", "convert", "train", "eval", "experiments", "bench", "serve")
+PACKAGES = ("stablesam_jax", "convert", "train", "eval", "experiments", "bench", "predict", "serve")
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -58,9 +58,14 @@ def error_messages():
                 found[heading].add(_text(node.args[0]))
     lines = ["# Error messages", "", "All messages about a user's input; … stands for what a message fills in."]
     for heading, texts in found.items():
-        shown = sorted(text for text in texts if len(text.replace("…", "").strip(": ")) > 3)
+        shown = sorted((text for text in texts if len(text.replace("…", "").strip(": ")) > 3), key=_without_values)
         lines += ["", f"## {heading}", "", *(f"- `` {text} ``" for text in shown)]
     return "\n".join(lines)
+
+
+def _without_values(text):
+    """To sort messages by their words, not by the values that they begin with."""
+    return text.lstrip("… :").lower()
 
 
 def _text(node):
