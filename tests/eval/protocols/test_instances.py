@@ -11,6 +11,7 @@ from faster_coco_eval.core import mask as mask_api
 
 from eval.protocols import instances, systems
 from eval.protocols.instances import InstancesConfig, begin, coco, draw_box_prompts, read_boxes, score_records, sginw
+from stablesam_jax.config import Frame
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.prompts import box_iou
 from tests.reference import small
@@ -45,7 +46,7 @@ def source(tmp_path):
 class Stub:
     """A system whose mask is a function of the box; records pictures and boxes."""
 
-    sam = SimpleNamespace(config=SimpleNamespace(image_size=SIDE, plugin=None))
+    sam = SimpleNamespace(config=SimpleNamespace(frame=Frame(SIDE), plugin=None))
 
     def __init__(self, answer, iou=lambda box: 0.9):
         self.answer, self.iou = answer, iou

@@ -74,7 +74,7 @@ class Stub:
     """A system whose masks are a function of the prompt's place; records the prompts. All three masks differ."""
 
     def __init__(self, answer, *, plugin=None, base=None):
-        self.sam = SimpleNamespace(config=SimpleNamespace(image_size=SIDE, plugin=plugin))
+        self.sam = SimpleNamespace(config=SimpleNamespace(frame=Frame(SIDE), plugin=plugin))
         self.answer, self.base = answer, base
         self.prompts, self.pictures = [], 0
 
