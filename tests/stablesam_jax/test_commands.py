@@ -17,8 +17,8 @@ from stablesam_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("stablesam_jax", "stablesam_torch", "convert", "eval", "train", "predict", "serve", "bench", "experiments")
-# Of --keras-hub, whose help says that it must be installed, and of names on the hub, whose message says so.
-BY_OPTION = {"keras_hub", "huggingface_hub"}
+# Of --keras-hub, whose help says that it must be installed, and of names on the hub and SAM 2, whose messages say so.
+BY_OPTION = {"keras_hub", "huggingface_hub", "sam2"}
 
 
 def parsed(name):

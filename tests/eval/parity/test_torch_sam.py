@@ -1,6 +1,9 @@
 """The reference is the official model in names, shapes and results; and its random weights leave nothing idle."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from tests.reference.sam_pair import CONFIG, HQ_CONFIG, TINY_CONFIG
 import segment_anything
 import segment_anything_hq
 
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 OFFICIAL = {
     "sam_vit_b": segment_anything.sam_model_registry["vit_b"],
     "hq_sam_vit_b": segment_anything_hq.sam_model_registry["vit_b"],
@@ -133,3 +137,24 @@ def test_logits_are_on_the_scale_of_trained_models(random_sam):
     for of_kind in (logits[:, :4], logits[:, 4:])[: 1 + config.hq]:
         assert 4 < of_kind.std() < 16
     assert ((iou > -0.5) & (iou < 2)).all()
+
+
+WITHOUT_SAM2 = """
+import sys
+sys.modules["sam2"] = None  # as if it were not installed
+from eval.parity import torch_sam2, twins
+from stablesam_jax.config import MODELS
+from stablesam_jax.errors import InputError
+assert not isinstance(twins.build_official(MODELS["mobile_sam"]), torch_sam2.SAM2Base)
+try:
+    torch_sam2.build(MODELS["sam2_hiera_t"])
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_all_models_but_sam_2_need_no_sam2_and_sam_2_says_how_to_install_it():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_SAM2], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sam2_hiera_t: needs sam2, not installed here; SAM2_BUILD_CUDA=0 pip install ")
