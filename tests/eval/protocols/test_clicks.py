@@ -210,6 +210,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
         read_user_clicks(tmp_path / "clicks.csv")
 
 
+@pytest.mark.slow
 def test_a_picture_is_clicked_through_and_repeats_to_the_bit():
     predictor, _ = nano()
     height, width = SQUARES[0].shape[:2]

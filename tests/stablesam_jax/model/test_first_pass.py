@@ -116,6 +116,7 @@ def test_where_no_mask_is_below_the_limits_all_are_those_of_the_base(masks, at_o
     np.testing.assert_allclose(kept.iou_predictions, base.iou_predictions, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_where_all_masks_are_below_the_limits_they_are_those_of_one_pass():
     changed, one_pass, base = (decode(limits).low_res_masks for limits in (ALL, None, "base"))
     assert float(jnp.abs(one_pass - base).max()) > 0.1
