@@ -26,7 +26,7 @@ from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
 from train import main as train_main
-from train import pictures, presets, results, setup
+from train import options, pictures, results, setup
 from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, PRESETS, TrainConfig
 from train.progress import Progress
 from train.stopping import stop_signals
@@ -166,7 +166,7 @@ def test_a_run_that_is_stopped_and_continued_equals_the_unbroken_one_to_the_bit(
         assert "stopped after step 2; the same command continues" in train(interrupted)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (interrupted.output / "plugin.safetensors").exists()
-    assert len(list(cache.rglob("*.safetensors"))) == 4
+    assert len(list(cache.rglob("*.safetensors"))) >= 4  # of two steps, and what was made ahead of the next one
     shutil.rmtree(cache)  # what is encoded again has the same bits
     assert "continuing after step 2" in train(interrupted)
     for name in ("report.md", "figures/wobble.png"):
@@ -567,7 +567,7 @@ def run_main(monkeypatch, config):
     """The program with this configuration, as if its options had been typed."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["train.main"])
-        patch.setattr(presets.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
+        patch.setattr(options.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
         train_main.main()
 
 
