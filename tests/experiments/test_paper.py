@@ -48,14 +48,15 @@ def results(output):
 
 
 @pytest.mark.slow
-def test_all_tables_are_made_in_miniature_and_nothing_is_done_twice(tmp_path):
-    run(tmp_path)
+def test_tables_are_made_in_miniature_and_nothing_is_done_twice(tmp_path):
+    only = ("Table 1", "Table 4", "Table 8")  # every kind of step; all tables take a quarter of an hour
+    run(tmp_path, "--only", *only)
     tables = (tmp_path / "tables.md").read_text()
-    assert all(f"## {number}: {table.title}" in tables for number, table in TABLES.items())
+    assert all(f"## {number}: {TABLES[number].title}" in tables for number in only)
     assert "| ? " not in tables
     assert " ? |" not in tables
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("results.json")}
-    again = run(tmp_path)
+    again = run(tmp_path, "--only", *only)
     assert "step " not in again
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert (tmp_path / "tables.md").read_text() == tables
