@@ -58,7 +58,7 @@ def test_what_it_says_of_itself(unpacked):
     said = HeaderParser().parsestr((folder / "METADATA").read_text())
     assert said["Version"] == __version__
     extras = {extra for command in COMMANDS.values() for extra in command.extra.split(",")}
-    assert set(said.get_all("Provides-Extra")) == {"dev", "notebooks", *extras}
+    assert set(said.get_all("Provides-Extra")) == {"dev", "docs", "hub", "notebooks", *extras}
     assert "jax>=0.10.2" in said.get_all("Requires-Dist")
     assert (folder / "entry_points.txt").read_text() == "[console_scripts]\nstablesam = stablesam_jax.__main__:main\n"
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
