@@ -10,12 +10,28 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and most of that LLVM's optimisation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder is looked up in the hub's cache alone
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test leans on what another run has left
+
+import zlib
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--share I/N: only one of N shares of the tests, the same on every machine."""
+    parser.addoption("--share", metavar="I/N", help="run the I-th of N shares of the tests, from 0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drops the other shares. Tests of a file stay together, since they share fixtures."""
+    if config.option.share is None:
+        return
+    index, count = map(int, config.option.share.split("/"))
+    mine = [item for item in items if zlib.crc32(item.path.name.encode()) % count == index]
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = mine
 
 
 @pytest.fixture(scope="session")
