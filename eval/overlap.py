@@ -56,13 +56,13 @@ def overlapped_on(
         device, begin = free.get()
         try:
             with jax.default_device(device):
-                rest = begin(item)
+                finish = begin(item)
         finally:
             free.put((device, begin))
-        return rests.submit(rest)
+        return finishers.submit(finish)
 
     with (
-        concurrent.futures.ThreadPoolExecutor(max(THREADS, threads)) as rests,
+        concurrent.futures.ThreadPoolExecutor(max(THREADS, threads)) as finishers,
         concurrent.futures.ThreadPoolExecutor(threads) as workers,
     ):
         waiting: collections.deque[concurrent.futures.Future[concurrent.futures.Future[Result]]] = collections.deque()

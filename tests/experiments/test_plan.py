@@ -1,4 +1,4 @@
-"""The plan of the paper at full size: what is trained, on what it rests, what it takes, what is missing."""
+"""The plan of the paper at full size: what is trained, on which pictures, what it takes, what is missing."""
 
 import dataclasses
 

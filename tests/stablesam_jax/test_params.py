@@ -1,4 +1,4 @@
-"""Trees of parameters: paths, counts, and the split into what trains and what rests."""
+"""Trees of parameters: paths, counts, and the split into what is trained and what is frozen."""
 
 import jax
 import numpy as np

@@ -113,7 +113,7 @@ SYSTEMS = {
 }
 # HQ-SAM as it is, and what makes SAM's own mask beside it, to see that the loss is on the HQ token's mask alone.
 SYSTEMS["plugin on HQ-SAM"] = (True, PluginConfig(), (*PLUGIN_ONLY, "mask_decoder/output_hypernetworks_mlps_0/.*"))
-# What the mask that the loss is on does not hang on: chosen with the whole decoder, it rests all the same.
+# What the mask that the loss is on does not hang on: chosen with the whole decoder, it does not change.
 UNREACHED = {
     "dt-sam": "mask_decoder/(output_hypernetworks_mlps_[123]|iou_prediction_head)/.*",
     "finetune-decoder": "mask_decoder/(output_hypernetworks_mlps_[123]|iou_prediction_head)/.*",
@@ -253,7 +253,7 @@ def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
     assert clicked[2].loss != plain[2].loss
 
 
-# what rests costs nothing
+# what is frozen costs nothing
 
 
 def flops(samples, trainable, *, cached):
@@ -277,7 +277,7 @@ def flops(samples, trainable, *, cached):
 
 
 @pytest.mark.slow
-def test_the_backward_pass_costs_nothing_for_what_rests(samples):
+def test_the_backward_pass_costs_nothing_for_what_is_frozen(samples):
     sam, tree = small.stable_nano()
     freeze, _ = encoder_halves(sam, neck_trains=False)
     pictures = np.zeros((PICTURES, small.SIZE, small.SIZE, 3), np.uint8)
