@@ -58,6 +58,7 @@ class Service:
         self.predictor, self.name, self.jitters = predictor, name, jitters
         self.limits = limits or Limits()
         self.pictures = Pictures(encoder(predictor, self.limits.max_pixels), self.limits.pictures)
+        self._of_step = functools.lru_cache(STRENGTHS + 1)(self._make)
 
     @functools.cached_property
     def plain(self) -> Predictor | None:
@@ -80,8 +81,8 @@ class Service:
             return self.predictor
         return self._of_step(round(strength * STRENGTHS))
 
-    @functools.lru_cache(STRENGTHS + 1)  # noqa: B019 - a process has one service
-    def _of_step(self, step: int) -> Predictor:
+    def _make(self, step: int) -> Predictor:
+        """The model at a step of the plugin's strength."""
         config = self.predictor.sam.config
         assert config.plugin is not None
         plugin = dataclasses.replace(config.plugin, strength=step / STRENGTHS)
