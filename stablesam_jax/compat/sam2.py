@@ -1,0 +1,92 @@
+"""sam2's models: `SAM2Base`, as far as image predictors use it, and `build_sam2`."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from stablesam_jax import build
+from stablesam_jax.compat.tensors import cpu_device
+from stablesam_jax.config import MODELS
+from stablesam_jax.errors import InputError
+from stablesam_jax.model import sam as linen
+from stablesam_jax.params import Params
+
+_SIZE = re.compile(r"sam2(?:\.1)?_hiera_(t|s|b\+|b_plus|l)(?:\.yaml)?")  # a configuration's file, or a name of MODELS
+
+
+class SAM2Base:
+    """A SAM 2 by the name of sam2's class (modeling/sam2_base.py); `SAM2ImagePredictor` prompts it."""
+
+    def __init__(self, sam: linen.Sam, params: Params):
+        """From `load_model`. Raises InputError for a SAM, which `SamPredictor` prompts."""
+        if not sam.config.sam2:
+            raise InputError(f"{sam.config.name}: is not a SAM 2; give it to compat.SamPredictor, or take a SAM 2.")
+        self.sam = sam
+        self.params = jax.device_put(params)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's input in pixels."""
+        return self.sam.config.image_size
+
+    @property
+    def device(self) -> Any:
+        """The device of returned tensors: the CPU."""
+        return cpu_device()
+
+    def to(self, *_: Any, **__: Any) -> "SAM2Base":
+        """Returns itself: JAX decides where the model runs."""
+        return self
+
+    cuda = cpu = to
+
+    def eval(self) -> "SAM2Base":
+        """Itself."""
+        return self
+
+
+def build_sam2(
+    config_file: str | os.PathLike[str],
+    ckpt_path: str | os.PathLike[str] | None = None,
+    device: Any = None,
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+) -> SAM2Base:
+    """A SAM 2 by the arguments of sam2's `build_sam2` (build_sam.py).
+
+    Args:
+        config_file: of sam2, such as "configs/sam2.1/sam2.1_hiera_l.yaml", or a name of `MODELS`.
+        ckpt_path: a checkpoint folder or `BASE+PLUGIN_FILE`.
+        device: not used: JAX decides where the model runs.
+        mode, hydra_overrides_extra, apply_postprocessing: as by default.
+
+    Raises:
+        InputError: see `load_model`; the folder holds another model, or the other arguments are not the default.
+    """
+    if mode != "eval" or list(hydra_overrides_extra) or not apply_postprocessing:
+        raise InputError(
+            "build_sam2: mode, hydra_overrides_extra and apply_postprocessing cannot be changed here; leave them out."
+        )
+    named = _SIZE.fullmatch(os.path.basename(config_file).removeprefix("stable_"))
+    if named is None:
+        raise InputError(f"{config_file}: is no SAM 2; name one as configs/sam2.1/sam2.1_hiera_t.yaml, _s, _b+ or _l.")
+    if ckpt_path is None:
+        raise InputError("build_sam2: ckpt_path is missing; no weights are shipped, name the folder of a SAM 2.")
+    name = f"sam2_hiera_{named[1].replace('b+', 'b_plus')}"
+    sam, params = build.load_model(ckpt_path)
+    if sam.config.encoder != MODELS[name].encoder:
+        raise InputError(f"{ckpt_path}: holds another model than {name}. Name the one that it holds.")
+    return SAM2Base(sam, params)
+
+
+def build_sam2_hf(model_id: str | os.PathLike[str]) -> SAM2Base:
+    """A SAM 2 by a name of `load_model`: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME of a folder of `stablesam hub`.
+
+    Raises:
+        InputError: see `load_model`; or it is not a SAM 2.
+    """
+    return SAM2Base(*build.load_model(model_id))
