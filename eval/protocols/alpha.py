@@ -109,7 +109,7 @@ def begin(reader: TokenReader, labelled: LabelledPicture, protocol: Protocol) ->
                     {"object": one.object_id, "true": one.kind == "gt-box", "signals": signals, "tokens": tokens}
                 )
         return {
-            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            **systems.identity(labelled.picture, labelled.masks),
             "picture": labelled.name,
             "t_o": reader.config.output_token,
             "boxes": boxes,

@@ -55,7 +55,13 @@ def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
 
         return found(list(each_picture(make)), metrics)
 
-    systems.run(config, sources, score, protocol="breps", metrics=metrics, lines_file="per_object.csv")
+    def identify(source: Pictures, index: int) -> dict[str, str]:
+        labelled = source[index]
+        return systems.identity(labelled.picture, labelled.masks, *boxes_of(source, index))
+
+    systems.run(
+        config, sources, score, protocol="breps", metrics=metrics, lines_file="per_object.csv", identify=identify
+    )
 
 
 def boxes_of(source: Pictures, index: int) -> np.ndarray:
@@ -90,7 +96,7 @@ def begin(
         users = ious(drawn[:, 0], targets[0])
         objects[0] |= {"user": float(np.mean(users)), "user_worst": min(users)} if users else {}
         return {
-            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            **systems.identity(labelled.picture, labelled.masks, *user_boxes),
             "picture": labelled.name,
             "objects": objects,
         }

@@ -134,7 +134,7 @@ def begin(
         }
         of_users.append({rule: [mask_iou(mask, target) for mask in of] for rule, of in masks.items()})
     record = {
-        systems.TRUTH: systems.annotation_digest(labelled.masks),
+        **systems.identity(labelled.picture, labelled.masks),
         "picture": labelled.name,
         "objects": objects,
         "users": of_users,

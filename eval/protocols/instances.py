@@ -31,6 +31,7 @@ from stablesam_jax.prompts import box_iou
 
 METRICS = ("ap", "ap50", "boundary_ap")
 DETECTOR = "detector-box"  # kind of the prompts from --detections
+NOT_READ = np.zeros((0, 0, 3), np.uint8)  # a picture without prompts
 
 Rule = Literal["iou", "constant", "detector"]
 # Score of a detection: a function of its box's score and of the predicted IoU.
@@ -130,6 +131,9 @@ def _run(config: InstancesConfig, protocol: str) -> None:
         protocol=protocol,
         metrics=METRICS,
         lines_file="per_object.csv",
+        identify=lambda source, index: identify(
+            source, index, source.picture(index) if prompts(source, index) else NOT_READ
+        ),
         more={"scores": rules, "detections": {name: found.sha256 for name, found in boxes.items()}},
     )
 
@@ -161,8 +165,10 @@ def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Seque
     """
     logits, predicted_iou = np.zeros((0, 1, 1, 1)), np.zeros((0, 1))
     size_hw = source.size_hw(index)
+    picture = NOT_READ
     if prompts:
-        predictor.set_image(source.picture(index))
+        picture = source.picture(index)
+        predictor.set_image(picture)
         boxes = np.stack([prompt.box for prompt in prompts])[:, None]
         logits, predicted_iou = predictor.predict_low_res(box=boxes, multimask_output=False)
 
@@ -181,12 +187,15 @@ def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Seque
                     "line": _line(source, index, prompt, run_lengths, float(iou)),
                 }
             )
-        truth = [
-            (one.annotation_id, one.category_id, one.iscrowd, one.run_lengths) for one in source.annotations[index]
-        ]
-        return {systems.TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest(), "answers": answers}
+        return {**identify(source, index, picture), "answers": answers}
 
     return finish
+
+
+def identify(source: CocoPictures, index: int, picture: np.ndarray) -> dict[str, str]:
+    """What the record of a picture is of, see `systems.identity`."""
+    truth = [(one.annotation_id, one.category_id, one.iscrowd, one.run_lengths) for one in source.annotations[index]]
+    return systems.identity(picture) | {systems.TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest()}
 
 
 def score_records(

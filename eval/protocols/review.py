@@ -129,7 +129,7 @@ def begin(predictor: Predictor, labelled: LabelledPicture, config: ReviewConfig)
             )
             case = examine(predictor, picture, prompt, target, kind=kind, seed=config.seed)
             cases.append({"object": number, "case": dataclasses.asdict(case)})
-    record = {systems.TRUTH: systems.annotation_digest(labelled.masks), "picture": labelled.name, "cases": cases}
+    record = {**systems.identity(labelled.picture, labelled.masks), "picture": labelled.name, "cases": cases}
     return lambda: record
 
 

@@ -92,9 +92,14 @@ def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
 
         return score_records(each_picture(make), source, config)
 
+    def identify(source: ClassMaps, index: int) -> dict[str, str]:
+        labelled = source[index]
+        return systems.identity(labelled.picture, labelled.label)
+
     systems.run(
-        config, sources, score, protocol="mess", metrics=METRICS, lines_file="per_class.csv", means=means_of_sets
-    )
+        config, sources, score, protocol="mess", metrics=METRICS, lines_file="per_class.csv", identify=identify,
+        means=means_of_sets,
+    )  # fmt: skip
 
 
 def score_records(records: Iterable[Record], source: ClassMaps, config: MessConfig) -> systems.Found:
@@ -143,7 +148,7 @@ def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: M
             counted = confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE).ravel()
             places = np.flatnonzero(counted)
             confused[kind] = [places.tolist(), counted[places].tolist()]
-        return {systems.TRUTH: systems.annotation_digest(labelled.label), "confused": confused}
+        return {**systems.identity(labelled.picture, labelled.label), "confused": confused}
 
     return finish
 

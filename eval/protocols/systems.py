@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -12,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called
 from stablesam_jax.config import Dtype
-from stablesam_jax.data.readers import Named
+from stablesam_jax.data.readers import Named, on_all_cores
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
 from stablesam_jax.model.sam import Sam
@@ -48,9 +49,9 @@ Source = TypeVar("Source", bound=Named)
 Line = Mapping[str, object]  # of the csv: column -> value
 Begin = Callable[[int], Callable[[], Record]]  # index of a picture -> the host's part of its work, see `eval.overlap`
 # A function that makes the begin of a device from the parameters on it -> records, in the order of the pictures. They
-# have the `annotation_digest` of their picture as "truth".
+# have the entries of `identity`.
 EachPicture = Callable[[Callable[[Params], Begin]], Iterator[Record]]
-TRUTH = "truth"
+TRUTH, PIXELS = "truth", "pixels"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
 PROGRESS = 15  # seconds between two lines of progress
 
@@ -66,6 +67,7 @@ class Found:
 
 
 Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]
+Identify = Callable[[Source, int], Mapping[str, str]]  # index of a picture -> `identity` of what its files hold now
 Results = Mapping[str, Mapping[str, Found]]  # system -> data set
 
 
@@ -143,6 +145,7 @@ def run(
     protocol: str,
     metrics: Sequence[str],
     lines_file: str,
+    identify: Identify[Source] | None = None,
     means: Callable[[Mapping[str, Summary]], Mapping[str, Summary]] | None = None,
     more: Mapping[str, object] | None = None,
     illustrate: Callable[[Mapping[str, tuple[Sam, Params]], Results], Mapping[str, object]] | None = None,
@@ -157,13 +160,14 @@ def run(
         protocol: name of the command.
         metrics: shown in tables.
         lines_file: name of the csv.
+        identify: what the record of a picture must be of, for a resumed evaluation. Default: `identity_of_objects`.
         means: summaries by data set -> means by name. Default: the mean of all sets, if there are several.
         more: further metadata; replaces an option of the same name.
         illustrate: (systems, results) -> more entries of results.json; writes figures and pages.
 
     Raises:
         InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set is called like the
-            mean, or the output holds an unfinished evaluation with other options.
+            mean, or the output holds an unfinished evaluation with other options or of files that have changed since.
     """
     if not options.system:
         raise InputError("--system: name at least one.")
@@ -212,7 +216,9 @@ def run(
         for name, source in sources.items():
             truths[name] = []
             of_devices = parallel.on_each(params, devices)
-            each = _each_picture(journal, system, name, options.choice.drawn(source), truths[name], of_devices)
+            indices = options.choice.drawn(source)
+            check = functools.partial(_check_unchanged, source, identify or identity_of_objects)
+            each = _each_picture(journal, system, name, indices, check, truths[name], of_devices)
             found[system][name] = evaluate(sam, params, source, each)
         results[system] = {name: one.summary for name, one in found[system].items()}
         if means is not None:
@@ -282,17 +288,45 @@ def annotation_digest(*arrays: np.ndarray) -> str:
     return sha.hexdigest()
 
 
+def identity(picture: np.ndarray, *annotations: np.ndarray) -> dict[str, str]:
+    """Digests of a picture and its annotations, by which a resumed evaluation notices that one has changed."""
+    return {TRUTH: annotation_digest(*annotations), PIXELS: annotation_digest(picture)}
+
+
+def identity_of_objects(source: Any, index: int) -> dict[str, str]:
+    """The identity of a labelled picture with the masks of its objects."""
+    labelled = source[index]
+    return identity(labelled.picture, labelled.masks)
+
+
+def _check_unchanged(source: Source, identify: Identify[Source], records: Mapping[int, Record]) -> None:
+    """Compares records of an earlier run with what the files hold now.
+
+    Raises:
+        InputError: one has changed.
+    """
+    now = on_all_cores(functools.partial(identify, source), records)
+    for (index, record), entries in zip(records.items(), now, strict=True):
+        if any(record.get(name) != entry for name, entry in entries.items()):
+            raise InputError(
+                f"{source.names[index]}: the picture or its labels have changed since this evaluation was begun. "
+                "Give another --output, or the earlier files."
+            )
+
+
 def _each_picture(
     journal: Journal,
     system: str,
     data_set: str,
     indices: Sequence[int],
+    check: Callable[[Mapping[int, Record]], None],
     truths: list[str],
     of_devices: Sequence[tuple[jax.Device, Params]],
 ) -> EachPicture:
     """Yields the record of each picture: from the journals, or computed by one of the hosts. Prints progress.
 
     Appends the digest of each picture's annotations to `truths`. The devices of a host take pictures in turns.
+    Records of an earlier run are checked first.
     """
     host, hosts = jax.process_index(), jax.process_count()
 
@@ -302,6 +336,7 @@ def _each_picture(
 
     def records(make: Callable[[Params], Begin]) -> Iterator[Record]:
         own = {index: record for index in indices if (record := journal.get(system, data_set, index)) is not None}
+        check(own)
         done_by_all = together(own)
         todo = [index for index in indices if index not in done_by_all][host::hosts]
         results = overlapped_on([(device, make(params)) for device, params in of_devices], todo)

@@ -183,7 +183,7 @@ def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -
             )
             cases.append(dataclasses.asdict(case))
         return {
-            systems.TRUTH: systems.annotation_digest(labelled.masks),
+            **systems.identity(labelled.picture, labelled.masks),
             "scores": [dataclasses.asdict(score_object(labelled, one)) for one in prompted],
             "cases": cases,
         }

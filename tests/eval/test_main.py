@@ -24,6 +24,7 @@ from stablesam_jax.files.plugin_file import save_plugin
 from stablesam_jax.params import digest
 from stablesam_jax.version import __version__
 from tests.reference import small
+from tests.reference.tiers import slow
 
 KINDS = ("gt-box", "1-point")
 
@@ -237,6 +238,26 @@ def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
     before = (asked.output / JOURNAL).read_bytes()
     with pytest.raises(InputError, match=r"other options was begun here: seed was 0, is 7\. Repeat its options to"):
         hq(dataclasses.replace(asked, seed=7))
+    assert (asked.output / JOURNAL).read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["im", *slow("gt")])
+def test_pictures_and_masks_that_have_changed_since_are_not_mixed_with_earlier_ones(
+    part, config, tmp_path, monkeypatch
+):
+    folder = small.save_pairs(tmp_path / "horses", 3)
+    asked = dataclasses.replace(config, data_dir=(folder,), output=tmp_path / "out", limit=None)
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    killed_at(monkeypatch, 3)
+    with pytest.raises(Killed):
+        hq(asked)
+    before = (asked.output / JOURNAL).read_bytes()
+    file = folder / part / "01.png"
+    changed = np.array(Image.open(file))
+    changed[0, 0] = 255 - changed[0, 0]
+    Image.fromarray(changed).save(file)
+    with pytest.raises(InputError, match="horses/01: the picture or its labels have changed since this evaluation was"):
+        hq(asked)
     assert (asked.output / JOURNAL).read_bytes() == before
 
 

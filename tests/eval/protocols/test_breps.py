@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from eval.journal import Journal
 from eval.protocols import breps as module
 from eval.protocols import systems
 from eval.protocols.breps import METRICS, USERS, BrepsConfig, begin, breps, found
@@ -13,7 +14,7 @@ from stablesam_jax.data.readers import LabelledPicture
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.predict.box_search import Search
 from tests.reference import small
-from tests.reference.pictures import save
+from tests.reference.pictures import refusal, save
 from tests.reference.squares import SQUARES, nano
 
 MASKS = np.zeros((2, 40, 64), bool)
@@ -69,10 +70,14 @@ def user_study(folder):
     (pairs / "im").rename(study / "images")
     (pairs / "gt").rename(study / "masks")
     for user, (top, left) in {"00_1_17": (8, 10), "00_1_18": (2, 3)}.items():
-        box = np.zeros((40, 48), np.uint8)
-        box[top:30, left:36] = 255
-        save(study / "user_masks" / f"{user}.png", box)
+        save(study / "user_masks" / f"{user}.png", filled_box(top, left))
     return study
+
+
+def filled_box(top, left):
+    box = np.zeros((40, 48), np.uint8)
+    box[top:30, left:36] = 255
+    return box
 
 
 def test_users_boxes_are_those_of_their_filled_regions(tmp_path):
@@ -95,6 +100,28 @@ def test_users_boxes_have_figures_of_their_own(tmp_path, monkeypatch):
         first, second = csv.DictReader(file)
     assert 0 <= float(first["user_worst"]) <= float(first["user"]) <= 1
     assert second["user"] == ""
+
+
+@pytest.mark.slow
+def test_users_boxes_that_have_changed_since_are_not_mixed_with_earlier_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    study = user_study(tmp_path)
+    config = BrepsConfig(system=("base",), data_dir=(study,), output=tmp_path / "out")
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, small.quick_compilation():
+        patch.setattr(Journal, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            breps(config)
+    save(study / "user_masks" / "00_1_17.png", filled_box(12, 10))
+    assert refusal(breps, config).startswith("study/00: the picture or its labels have changed since")
+    save(study / "user_masks" / "00_1_17.png", filled_box(8, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "begin", None)  # all pictures are done
+        breps(config)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["meta"]["data"]["study"]["pictures"] == 2
 
 
 @pytest.mark.slow
