@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from eval.draw import rng_of
+from eval.noises import BOX_DRAWS, CLICK_DRAWS
 from stablesam_jax import prompts
 
 PROMPTS_PER_OBJECT = 20  # of each random kind (sec. 3.2)
@@ -56,7 +57,7 @@ def draw_prompts(
     """Draws the prompts of one kind for an object from its true mask.
 
     Args:
-        kind: one of PROMPT_KINDS or WOBBLE_KINDS.
+        kind: one of PROMPT_KINDS, WOBBLE_KINDS, or BOX_DRAWS or CLICK_DRAWS of `noises`.
         mask: (H, W) bool, the true mask; prompts are in its pixels. Boxes are HQ-SAM's, see `in_hq_sam_input`.
         picture_id: unique among the pictures of all data sets, e.g. "DIS5K-VD/0012".
         object_id: unique among the objects of a picture.
@@ -69,12 +70,17 @@ def draw_prompts(
     Raises:
         ValueError: unknown kind, or empty mask.
     """
+    rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
+    if kind in CLICK_DRAWS:
+        return [prompts.Prompt(points=CLICK_DRAWS[kind](rng, mask), labels=np.ones(1, np.int32)) for rng in rngs]
+    if kind in BOX_DRAWS:
+        (true,) = draw_prompts("gt-box", mask, picture_id=picture_id, object_id=object_id, seed=seed)
+        return [prompts.Prompt(box=BOX_DRAWS[kind](rng, true.box, size_hw=mask.shape)) for rng in rngs]
     if kind not in _KINDS:
         raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(_KINDS)}")
     points = _KINDS[kind].points
     if points:
         labels = np.ones(points, np.int32)
-        rngs = (_rng(picture_id, object_id, kind, seed, index) for index in range(count))
         return [prompts.Prompt(points=prompts.random_points(rng, mask, points), labels=labels) for rng in rngs]
     boxes = draw_boxes(
         kind,

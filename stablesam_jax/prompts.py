@@ -6,6 +6,7 @@ SysCV/sam-hq, `train/utils/misc.py`.
 """
 
 import dataclasses
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,8 +18,11 @@ POINT_COUNTS = (1, 3, 5, 10)  # points of a training prompt (sec. 9; sec. 4.4 le
 BOX_TRIES = 100  # IoU 0.5-0.6 takes 2.3 draws on average, 8.2 for a box of the whole picture; all fail in 2e-6
 JITTER_SCALE, JITTER_LIMIT = 0.1, 20 / 1024  # shares of the box's side and of the picture's (SAM paper, appendix A)
 ORACLE_DEPTH = 1.7  # a candidate's distance to the background is above the largest one divided by this (RITM)
+CLICK_SLICE = 0.1  # share of the probability of clicks that is "likely", and that is "unlikely"
 COARSE_FACTOR = 8  # a coarse mask loses the detail that 1/8 of its resolution cannot represent (HQ-SAM)
 COARSE_RESIDUE = 0.01  # reconstruction error from which a pixel counts as detail (HQ-SAM)
+
+ClickDensity = Literal["distance", "uniform", "likely", "unlikely"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +111,9 @@ def noisy_box(
     return boxes[distance.argmin()]  # argmin gives the first minimum: the first draw in range, if there is one
 
 
-def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
+def jittered_box(
+    rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int], strength: float = 1.0
+) -> np.ndarray:
     """The good box of SAM's own training: normal noise on each edge, 10 % of the side, at most 2 % of the picture.
 
     For pre-training a base model, which sees good prompts only. SAM paper, appendix A. What is "to a maximum of 20
@@ -117,15 +123,88 @@ def jittered_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[in
     Args:
         box: (4,) XYXY.
         size_hw: height and width of the picture, the clamps of y and x.
+        strength: multiplies both the noise and its bound.
 
     Returns:
         (4,) float32 XYXY within [0, W] x [0, H].
     """
-    box, limit = np.asarray(box, np.float64), np.array(size_hw[::-1], np.float64)
+    box = np.asarray(box, np.float64)
     std = JITTER_SCALE * np.tile(box[2:] - box[:2], 2)
     most = JITTER_LIMIT * max(size_hw)
-    noise = np.clip(std * rng.standard_normal(4), -most, most)
-    return np.clip(box + noise, 0, np.tile(limit, 2)).astype(np.float32)
+    noise = strength * np.clip(std * rng.standard_normal(4), -most, most)
+    return _within(box + noise, size_hw)
+
+
+def uneven_box(
+    rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int], share: float = 0.1
+) -> np.ndarray:
+    """A box whose edges are each moved by uniform noise, up to a share of its shorter side.
+
+    CDConcepts-Eval (arXiv 2412.01240), whose share is 0.1.
+
+    Args:
+        rng: advanced by the call.
+        box: (4,) XYXY.
+        size_hw: height and width of the picture, the clamps of y and x.
+        share: of the shorter side, at most 0.5, so that edges do not change places.
+
+    Returns:
+        (4,) float32 XYXY within [0, W] x [0, H].
+    """
+    box = np.asarray(box, np.float64)
+    return _within(box + share * (box[2:] - box[:2]).min() * rng.uniform(-1, 1, 4), size_hw)
+
+
+def outward_box(rng: np.random.Generator, box: np.ndarray, *, size_hw: tuple[int, int], most: int = 50) -> np.ndarray:
+    """A box whose edges are each moved outward by 0 to `most` - 1 whole pixels, all as likely.
+
+    PP-SAM (arXiv 2405.16740), whose `most` is 50, in pixels of the picture whatever its size.
+
+    Args:
+        rng: advanced by the call.
+        box: (4,) XYXY.
+        size_hw: height and width of the picture, the clamps of y and x.
+        most: at least 1.
+
+    Returns:
+        (4,) float32 XYXY within [0, W] x [0, H].
+    """
+    return _within(np.asarray(box, np.float64) + rng.integers(0, most, 4) * [-1, -1, 1, 1], size_hw)
+
+
+def shifted_box(
+    rng: np.random.Generator,
+    box: np.ndarray,
+    *,
+    size_hw: tuple[int, int],
+    scale: float = 0.3,
+    min_iou: float = 0.5,
+) -> np.ndarray:
+    """A box of the same size at another place, both axes moved by uniform noise up to a share of their side.
+
+    BREPS (arXiv 2601.15123), whose jitter has a share of 0.3 and an IoU above 0.5.
+
+    Args:
+        rng: advanced by the call.
+        box: (4,) XYXY.
+        size_hw: height and width of the picture, the clamps of y and x.
+        scale: share of the side.
+        min_iou: the first of `BOX_TRIES` draws with a higher IoU with `box` is taken; if there is none, the nearest.
+
+    Returns:
+        (4,) float32 XYXY within [0, W] x [0, H].
+    """
+    box = np.asarray(box, np.float64)
+    shifts = scale * (box[2:] - box[:2]) * rng.uniform(-1, 1, (BOX_TRIES, 2))
+    boxes = _within(box + np.tile(shifts, 2), size_hw)
+    iou = box_iou(boxes, box)
+    inside = iou > min_iou
+    return boxes[(inside if inside.any() else iou).argmax()]
+
+
+def _within(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Clamps boxes (..., 4) to a picture, as float32."""
+    return np.clip(boxes, 0, np.tile(np.array(size_hw[::-1], np.float64), 2)).astype(np.float32)
 
 
 def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
@@ -143,12 +222,9 @@ def random_points(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.
     Raises:
         ValueError: the mask is empty.
     """
+    _check_not_empty(mask)
     pixels = np.flatnonzero(mask)
-    if pixels.size == 0:
-        raise ValueError(f"mask of shape {mask.shape} is empty; points need at least one foreground pixel")
-    chosen = rng.choice(pixels, count, replace=pixels.size < count)
-    rows, columns = np.unravel_index(chosen, mask.shape)
-    return np.stack([columns, rows], axis=1).astype(np.float32)
+    return _pixels(rng.choice(pixels, count, replace=pixels.size < count), mask)
 
 
 def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
@@ -167,9 +243,99 @@ def oracle_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the mask is empty.
     """
-    padded = np.pad(mask.astype(np.uint8), 1)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    distance = depth(mask)
     return random_points(rng, distance > distance.max() / ORACLE_DEPTH, 1)
+
+
+def depth(mask: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of a mask to the background, which the outside of the picture belongs to.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (H, W) float32 in pixels, 0 in the background.
+    """
+    padded = np.pad(mask.astype(np.uint8), 1)
+    return cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+
+
+def click_density(distance: np.ndarray, kind: ClickDensity) -> np.ndarray:
+    """The probability of a click at each pixel of a region.
+
+    RClicks (arXiv 2410.11722) has "distance" and "uniform" beside its model of real clicks. It takes its groups of
+    likely and unlikely clicks by that model, here they are by "distance".
+
+    Args:
+        distance: (H, W) from `depth`, positive somewhere.
+        kind: distance: in proportion to the distance to the border. uniform: even. likely, unlikely: "distance", within
+            the `CLICK_SLICE` of its mass where it is highest, or lowest.
+
+    Returns:
+        (H, W) float64 of sum 1.
+    """
+    density = (distance > 0 if kind == "uniform" else distance).astype(np.float64).ravel()
+    density /= density.sum()
+    if kind in ("likely", "unlikely"):
+        order = np.argsort(density, kind="stable")
+        mass = np.cumsum(density[order])
+        outside = mass - density[order] >= CLICK_SLICE if kind == "unlikely" else mass <= 1 - CLICK_SLICE
+        density[order[outside]] = 0
+        density /= density.sum()
+    return density.reshape(distance.shape)
+
+
+def drawn_click(rng: np.random.Generator, mask: np.ndarray, *, kind: ClickDensity) -> np.ndarray:
+    """A click on an object as people might make it, see `click_density`.
+
+    Args:
+        rng: advanced by the call.
+        mask: (H, W) bool.
+        kind: of density.
+
+    Returns:
+        (1, 2) float32 with integer (x, y) on the foreground.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    _check_not_empty(mask)
+    density = click_density(depth(mask), kind)
+    return _pixels(rng.choice(density.size, 1, p=density.ravel()), mask)
+
+
+def slipped_click(rng: np.random.Generator, mask: np.ndarray, *, most: float = 10) -> np.ndarray:
+    """The click in the middle of an object, missed by uniform noise in x and in y.
+
+    CDConcepts-Eval (arXiv 2412.01240), whose noise is up to 10 pixels of the picture. The middle is the pixel farthest
+    from the background, the first one of several.
+
+    Args:
+        rng: advanced by the call.
+        mask: (H, W) bool.
+        most: in pixels.
+
+    Returns:
+        (1, 2) float32 (x, y) within the picture, maybe beside the object.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    _check_not_empty(mask)
+    middle = _pixels(np.array([depth(mask).argmax()]), mask)
+    limit = np.array(mask.shape[::-1]) - 1
+    return np.clip(middle + most * rng.uniform(-1, 1, (1, 2)), 0, limit).astype(np.float32)
+
+
+def _check_not_empty(mask: np.ndarray) -> None:
+    if not mask.any():
+        raise ValueError(f"mask of shape {mask.shape} is empty; points need at least one foreground pixel")
+
+
+def _pixels(flat: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Flat indices (K,) of a mask -> (K, 2) float32 (x, y)."""
+    rows, columns = np.unravel_index(flat, mask.shape)
+    return np.stack([columns, rows], axis=1).astype(np.float32)
 
 
 def oracle_box(mask: np.ndarray) -> np.ndarray:

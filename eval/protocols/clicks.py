@@ -12,9 +12,8 @@ import hashlib
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast, get_args
 
-import cv2
 import numpy as np
 import tyro
 
@@ -32,12 +31,12 @@ from stablesam_jax.predict.decode import as_mask_inputs
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.postprocess import upscale_masks
 from stablesam_jax.predict.predictor import Predictor
+from stablesam_jax.prompts import ClickDensity, click_density, depth
 
 MOST = 20  # clicks; an object that needs more counts as this many
 LEVELS = {"noc80": 0.80, "noc85": 0.85, "noc90": 0.90}  # IoU to reach
 METRICS = ("first", *LEVELS)
-SLICE = 0.1  # share of the probability of clicks that is "likely", and that is "unlikely"
-CLICKS = ("usual", "distance", "uniform", "likely", "unlikely")
+CLICKS = ("usual", *get_args(ClickDensity))
 RULES = ("single", "best", "tools")
 OF_OBJECT = "_______"  # in the released clicks, between the name of a picture and the number of one of its objects
 
@@ -206,39 +205,25 @@ def next_click(
         on the object if what is missing is deeper than what is too much, else beside it; None if all pixels of the
         error have been clicked.
     """
-    missing, surplus = (_depth(error, done) for error in (target & ~mask, mask & ~target))
-    depth, on_object = (missing, True) if missing.max() > surplus.max() else (surplus, False)
-    if not depth.any():
+    missing, surplus = (_distances(error, done) for error in (target & ~mask, mask & ~target))
+    distances, on_object = (missing, True) if missing.max() > surplus.max() else (surplus, False)
+    if not distances.any():
         return None
     if kind == "usual":
-        place = int(np.argmax(depth))
+        place = int(np.argmax(distances))
     else:
-        density = (depth > 0).astype(np.float64) if kind == "uniform" else depth.astype(np.float64)
-        flat = _slice(density.ravel() / density.sum(), kind)
-        place = int(rng.choice(len(flat), p=flat / flat.sum()))
-    y, x = divmod(place, depth.shape[1])
+        density = click_density(distances, cast(ClickDensity, kind))
+        place = int(rng.choice(density.size, p=density.ravel()))
+    y, x = divmod(place, distances.shape[1])
     return Click(x, y, on_object)
 
 
-def _depth(error: np.ndarray, done: Sequence[Click]) -> np.ndarray:
+def _distances(error: np.ndarray, done: Sequence[Click]) -> np.ndarray:
     """Distance of each pixel of an error from its border, which the picture's edges belong to; 0 at earlier clicks."""
-    padded = np.pad(error.astype(np.uint8), 1)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    distances = depth(error)
     for click in done:
-        depth[int(click.y), int(click.x)] = 0
-    return depth
-
-
-def _slice(density: np.ndarray, kind: str) -> np.ndarray:
-    """The density, 0 outside the tenth of its mass where it is highest ("likely") or lowest ("unlikely")."""
-    if kind not in ("likely", "unlikely"):
-        return density
-    order = np.argsort(density, kind="stable")
-    mass = np.cumsum(density[order])
-    inside = mass - density[order] < SLICE if kind == "unlikely" else mass > 1 - SLICE
-    kept = np.zeros_like(density)
-    kept[order[inside]] = density[order[inside]]
-    return kept
+        distances[int(click.y), int(click.x)] = 0
+    return distances
 
 
 def found(records: Sequence[Record]) -> systems.Found:

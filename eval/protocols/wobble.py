@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from eval.journal import Record
 from eval.loop import METRICS, Protocol, Segmenter, Summary, prompt_objects, score_object, to_picture
+from eval.noises import EXACT, NOISES, Noise, kinds_of
 from eval.prompt_kinds import PROMPTS_PER_OBJECT
 from eval.protocols import hq, systems
 from eval.report import signals
@@ -36,16 +37,9 @@ from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict.stable import JITTERS, STABLE, jittered
-from stablesam_jax.prompts import NOISE_SCALE
 from stablesam_jax.visualize import save_figure
 
-# From good prompts to bad ones: label of the axis -> kind of prompt.
-BOXES = {
-    "0": "gt-box", "0.1": "noise-10", "0.2": "noise-20", "0.3": "noise-30", "0.4": "noisy-box", "0.5": "noise-50",
-    "0.6": "noise-60",
-}  # fmt: skip
-POINTS = {"10": "10-points", "5": "5-points", "3": "3-points", "2": "2-points", "1": "1-point"}
-KINDS = (*BOXES.values(), *POINTS.values())
+DEFAULT = ("hq-sam", "points")  # noises
 WORTH = 1.2  # a flag is useful if flagged masks are bad at this many times the average rate
 CLOSE = 0.05  # two signals are equal if the shares of bad masks that they find differ by at most this
 FEWEST_BAD = 30  # bad masks for a verdict; from a handful anything would be read
@@ -68,6 +62,10 @@ class WobbleConfig(systems.Options):
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
     checkpoint: tuple[pathlib.Path, ...] = ()
     """Official files of SAM, HQ-SAM or MobileSAM (.pth), which are first converted into OUTPUT/checkpoints."""
+    noises: tuple[str, ...] = DEFAULT
+    """Curves. hq-sam: boxes with noise from 0 to 0.6 of the side, as in the paper and HQ-SAM. points: 10 to 1. By the
+    names of their papers: boxes as sam (its training), cdconcepts, pp-sam, breps; clicks as rclicks,
+    cdconcepts-click."""
     count: int = PROMPTS_PER_OBJECT
     """Prompts of each kind and object."""
 
@@ -89,11 +87,14 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
         raise InputError(f"--count {config.count}: must be at least 1.")
     if not (config.system or config.checkpoint):
         raise InputError("Give --checkpoint FILE.pth or --system NAME, one or more.")
-    systems.check_options(config, KINDS, KINDS)
+    if not config.noises or not set(config.noises) <= set(NOISES):
+        raise InputError(f"--noises {' '.join(config.noises)}: give one or more of {', '.join(NOISES)}.")
+    kinds = kinds_of(config.noises)
+    systems.check_options(config, kinds, kinds)
     sources = open_sources(config.data_dir)
     folders = convert(config.checkpoint, config.output / "checkpoints")
     config = dataclasses.replace(config, system=(*map(str, folders), *config.system), checkpoint=())
-    protocol = Protocol(kinds=KINDS, prompts=config.count, seed=config.seed)
+    protocol = Protocol(kinds=kinds, prompts=config.count, seed=config.seed)
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
         def make(params: Params) -> systems.Begin:
@@ -111,8 +112,9 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
         }
         names = dict(zip(found, short_names(list(found)), strict=True))
         judged = {system: judge(of) for system, of in cases.items()}
-        save_figure(figure(means, cases, names), config.output / "wobble.png")
-        write_text(config.output / "wobble.md", page(means, cases, judged, list(sources)))
+        noises = [NOISES[name] for name in config.noises]
+        save_figure(figure(noises, means, cases, names), config.output / "wobble.png")
+        write_text(config.output / "wobble.md", page(noises, means, judged, list(sources)))
         return {"signals": judged}
 
     systems.run(
@@ -212,9 +214,10 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
         reward telling boxes from points), area, gain, and bad_found (the share of the bad masks among the least
         confident ones, of which as many are taken as are flagged).
     """
+    kinds = dict.fromkeys(case.kind for case in cases)
     all_kinds = columns(cases)
     iou = all_kinds.pop("iou")
-    by_kind = [columns([case for case in cases if case.kind == kind]) for kind in KINDS]
+    by_kind = [columns([case for case in cases if case.kind == kind]) for kind in kinds]
     flagged = float((all_kinds["stability"] < STABLE).mean())
     result: dict[str, object] = {
         "masks": len(cases), "bad": float((iou < signals.BAD_IOU).mean()), "flagged": flagged,
@@ -233,22 +236,24 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
     return result
 
 
-def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], names: Mapping[str, str]) -> Figure:
-    """Draws curves over box noise and over points, and risk against coverage for every system."""
+def figure(
+    noises: Sequence[Noise],
+    means: Mapping[str, Summary],
+    cases: Mapping[str, Sequence[Case]],
+    names: Mapping[str, str],
+) -> Figure:
+    """Draws curves over every noise, and risk against coverage for every system."""
     panels = [
         Panel(
-            title=f"{TITLES[metric]}, {title}",
-            places=list(kinds),
-            axis=axis,
+            title=f"{TITLES[metric]}, {noise.title}",
+            places=list(noise.kinds),
+            axis=noise.axis,
             curves={
-                names[system]: [100 * summary[kind][metric] for kind in kinds.values()]
+                names[system]: [100 * summary[kind][metric] for kind in noise.kinds.values()]
                 for system, summary in means.items()
             },
         )
-        for title, axis, kinds in (
-            ("boxes", f"noise of the box, share of its side (noisy-box: {NOISE_SCALE:g})", BOXES),
-            ("points", "number of points", POINTS),
-        )
+        for noise in noises
         for metric in METRICS
     ]
     risks = []
@@ -261,29 +266,35 @@ def figure(means: Mapping[str, Summary], cases: Mapping[str, Sequence[Case]], na
 
 
 def page(
+    noises: Sequence[Noise],
     means: Mapping[str, Summary],
-    cases: Mapping[str, Sequence[Case]],
     judged: Mapping[str, dict],
     data_sets: Sequence[str],
 ) -> str:
     """The results as a page of Markdown."""
     text = f"# Sloppy boxes, few points\n\nData: {', '.join(data_sets)}; means over sets.\n\n![curves](wobble.png)\n"
     for system, summary in means.items():
-        box, point = (
-            {metric: 100 * (summary[last][metric] - summary[first][metric]) for metric in METRICS}
-            for first, last in (("gt-box", "noise-60"), ("10-points", "1-point"))
-        )
-        true_box, many = 100 * summary["gt-box"]["miou"], 100 * summary["10-points"]["miou"]
-        half = next((place for place, kind in BOXES.items() if 100 * summary[kind]["miou"] < true_box - 5), None)
-        loss = f"5 points are lost at noise {half}" if half else "5 points are never lost"
-        text += (
-            f"\n## {system}\n\n"
-            f"mIoU {true_box:.1f} with the true box, {box['miou']:+.1f} at noise 0.6 ({loss}); {many:.1f} with ten "
-            f"points, {point['miou']:+.1f} with one. mBIoU {box['mbiou']:+.1f} and {point['mbiou']:+.1f}, mSF with one "
-            f"point {point['msf']:+.1f} against ten. (A true box is a single prompt, so its mSF is always 100.)\n\n"
-            f"{verdict(judged[system])}\n"
-        )
+        text += f"\n## {system}\n\n"
+        text += "".join(f"- {describe(noise, summary)}\n" for noise in noises)
+        text += f"\n{verdict(judged[system])}\n"
     return text
+
+
+def describe(noise: Noise, summary: Summary) -> str:
+    """What a noise does to the masks, in words."""
+    (good, first), *_, (bad, last) = noise.kinds.items()
+    before = 100 * summary[first]["miou"]
+    changes = [
+        f"{TITLES[metric]} {100 * (summary[last][metric] - summary[first][metric]):+.1f}"
+        for metric in METRICS
+        if (metric, first) != ("msf", EXACT)  # a single prompt always agrees with itself
+    ]
+    half = next((place for place, kind in noise.kinds.items() if 100 * summary[kind]["miou"] < before - 5), None)
+    title = noise.title[0].upper() + noise.title[1:]
+    return (
+        f"{title}, {noise.axis}: mIoU {before:.1f} at {good}; at {bad} {', '.join(changes)}. "
+        f"5 points of mIoU are {f'lost at {half}' if half else 'never lost'}."
+    )
 
 
 def verdict(judged: Mapping) -> str:

@@ -1,10 +1,14 @@
 """Prompts have the quality they promise, stay inside the picture, and are the same for the same generator."""
 
 import dataclasses
+import functools
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.stats
 
 from stablesam_jax import prompts
 from tests.reference import prompts as literal
@@ -53,6 +57,8 @@ def test_one_pixel_has_a_box_without_width_and_a_full_mask_the_picture():
         prompts.oracle_box,
         lambda mask: prompts.random_points(rng(), mask, 1),
         lambda mask: prompts.oracle_point(rng(), mask),
+        lambda mask: prompts.drawn_click(rng(), mask, kind="uniform"),
+        lambda mask: prompts.slipped_click(rng(), mask),
     ],
 )
 def test_an_empty_mask_has_neither_box_nor_points(draw):
@@ -192,7 +198,7 @@ def test_noisy_and_jittered_boxes_stay_inside_the_picture():
     for _ in range(300):
         near = generator.integers(0, [40, 30], 2)
         box = np.concatenate([near, generator.integers(near, [40, 30], 2)]).astype(np.float32)
-        for draw in (prompts.noisy_box, prompts.jittered_box):
+        for draw in (prompts.noisy_box, prompts.jittered_box, *NAMED_BOXES):
             drawn = draw(generator, box, size_hw=(30, 40))
             assert drawn.dtype == np.float32
             assert (drawn >= 0).all()
@@ -206,6 +212,9 @@ def test_the_same_generator_draws_the_same_prompts():
         lambda g: prompts.jittered_box(g, INSIDE, size_hw=SIZE_HW),
         lambda g: prompts.random_points(g, mask, 5),
         lambda g: prompts.coarse_mask(g, mask, size=32),
+        lambda g: prompts.drawn_click(g, mask, kind="likely"),
+        lambda g: prompts.slipped_click(g, mask),
+        *(functools.partial(draw, box=INSIDE, size_hw=SIZE_HW) for draw in NAMED_BOXES),
     ):
         assert np.array_equal(draw(rng(3)), draw(rng(3)))
         assert not np.array_equal(draw(rng(3)), draw(rng(4)))
@@ -231,6 +240,65 @@ def test_jitter_keeps_a_box_good():
     large = np.array([100, 100, 900, 900])
     boxes = np.stack([prompts.jittered_box(generator, large, size_hw=SIZE_HW) for _ in range(200)])
     assert prompts.box_iou(boxes, large).min() > 0.9
+
+
+def test_the_strength_multiplies_the_noise_and_its_limit():
+    one, three = (
+        np.stack([prompts.jittered_box(rng(seed), INSIDE, size_hw=SIZE_HW, strength=strength) for seed in range(50)])
+        for strength in (1, 3)
+    )
+    assert three - INSIDE == pytest.approx(3 * (one - INSIDE), abs=1e-3)
+
+
+# boxes of other papers
+
+NAMED_BOXES = (prompts.uneven_box, prompts.outward_box, prompts.shifted_box)
+
+
+def moves(draw, count=4000, **options):
+    """Where each edge goes, (count, 4)."""
+    generator = rng()
+    return np.stack([draw(generator, INSIDE, size_hw=SIZE_HW, **options) - INSIDE for _ in range(count)])
+
+
+def is_uniform(values, low, high):
+    return scipy.stats.kstest(values, "uniform", (low, high - low)).pvalue > 0.01
+
+
+def test_uneven_boxes_have_each_edge_moved_evenly_by_up_to_a_tenth_of_the_shorter_side():
+    moved = moves(prompts.uneven_box)  # of 200 x 50 px
+    assert all(is_uniform(moved[:, edge], -5, 5) for edge in range(4))
+    assert np.abs(np.corrcoef(moved.T) - np.eye(4)).max() < 0.05  # each for itself
+    assert is_uniform(moves(prompts.uneven_box, share=0.3)[:, 0], -15, 15)
+
+
+def test_outward_boxes_grow_by_0_to_49_whole_pixels_at_each_edge_all_as_likely():
+    outward = moves(prompts.outward_box) * [-1, -1, 1, 1]
+    for edge in range(4):
+        values, counts = np.unique(outward[:, edge], return_counts=True)
+        assert values.tolist() == list(range(50))
+        assert scipy.stats.chisquare(counts).pvalue > 0.01
+    assert np.abs(np.corrcoef(outward.T) - np.eye(4)).max() < 0.05
+    assert set(moves(prompts.outward_box, 200, most=3)[:, 2]) == {0, 1, 2}
+
+
+def test_shifted_boxes_keep_their_size_and_move_evenly_where_the_iou_allows_it():
+    moved = moves(prompts.shifted_box)
+    assert moved[:, 2:] == pytest.approx(moved[:, :2], abs=1e-4)
+    shares = moved[:, :2] / [200, 50]
+    overlap = (1 - np.abs(shares)).prod(1)
+    assert (overlap / (2 - overlap)).min() > 0.5
+    even = rng(1).uniform(-0.3, 0.3, (20000, 2))
+    expected = even[(1 - np.abs(even)).prod(1) > 2 / 3]  # where the IoU is above a half
+    for axis in (0, 1):
+        assert scipy.stats.ks_2samp(shares[:, axis], expected[:, axis]).pvalue > 0.01
+    assert is_uniform(moves(prompts.shifted_box, scale=0.1)[:, 0], -20, 20)  # where all are allowed
+
+
+def test_where_no_shift_is_near_enough_the_nearest_is_kept():
+    drawn = prompts.shifted_box(rng(), INSIDE, size_hw=SIZE_HW, scale=0.3, min_iou=0.9999)
+    tried = INSIDE + np.tile(0.3 * np.array([200, 50]) * rng().uniform(-1, 1, (prompts.BOX_TRIES, 2)), 2)
+    assert drawn == pytest.approx(tried[prompts.box_iou(tried, INSIDE).argmax()], abs=1e-4)
 
 
 # points
@@ -296,6 +364,51 @@ def test_oracle_points_are_uniform_over_the_inner_42_percent_of_a_long_bar():
     rows, columns = oracle_points(bar)
     assert (np.ptp(rows) + 1) * (np.ptp(columns) + 1) / bar.sum() == pytest.approx(0.42, abs=0.01)
     assert np.std(columns) == pytest.approx(np.ptp(columns) / 12**0.5, rel=0.05)
+
+
+def test_the_depth_of_a_pixel_is_its_distance_to_the_background_or_the_outside():
+    mask = np.zeros((20, 30), bool)
+    mask[:9, 10:] = True
+    mask[4, 20] = False
+    expected = scipy.ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    assert prompts.depth(mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_click_densities_are_the_distance_an_even_one_and_the_ends_of_the_distance():
+    distance = prompts.depth(disc(41, 18))
+    shares = {kind: prompts.click_density(distance, kind) for kind in get_args(prompts.ClickDensity)}
+    assert all(share.sum() == pytest.approx(1) for share in shares.values())
+    assert shares["distance"] == pytest.approx(distance / distance.sum())
+    assert shares["uniform"] == pytest.approx((distance > 0) / (distance > 0).sum())
+    for kind, inner in (("likely", True), ("unlikely", False)):
+        chosen = shares[kind] > 0
+        assert shares["distance"][chosen].sum() == pytest.approx(0.1, abs=0.01)
+        rest = distance[~chosen & (distance > 0)]
+        assert (distance[chosen].min() >= rest.max()) if inner else (distance[chosen].max() <= rest.min())
+        assert shares[kind][chosen] == pytest.approx(distance[chosen] / distance[chosen].sum())
+
+
+def test_drawn_clicks_are_as_frequent_as_their_density():
+    mask, generator = disc(15, 6), rng()
+    drawn = np.concatenate([prompts.drawn_click(generator, mask, kind="distance") for _ in range(4000)]).astype(int)
+    counts = np.zeros(mask.shape)
+    np.add.at(counts, (drawn[:, 1], drawn[:, 0]), 1)
+    expected = prompts.click_density(prompts.depth(mask), "distance")
+    assert not counts[~mask].any()
+    assert scipy.stats.chisquare(counts[mask], 4000 * expected[mask]).pvalue > 0.01
+
+
+def test_slipped_clicks_miss_the_middle_evenly_by_up_to_ten_pixels():
+    mask = np.zeros((60, 90), bool)
+    mask[20:31, 40:51] = True  # its middle is at 45, 25
+    generator = rng()
+    drawn = np.concatenate([prompts.slipped_click(generator, mask) for _ in range(4000)])
+    assert is_uniform(drawn[:, 0], 35, 55)
+    assert is_uniform(drawn[:, 1], 15, 35)
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
+    assert prompts.slipped_click(generator, mask, most=0).tolist() == [[45, 25]]
+    far = np.concatenate([prompts.slipped_click(generator, mask, most=500) for _ in range(50)])
+    assert (far.min(0).tolist(), far.max(0).tolist()) == ([0, 0], [89, 59])
 
 
 def test_the_border_of_the_picture_counts_as_background_for_an_oracle_point():

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from eval.loop import Predictions
+from eval.noises import NOISES, kinds_of
 from eval.prompt_kinds import PROMPT_KINDS, WOBBLE_KINDS
 from eval.protocols import systems, wobble
-from eval.protocols.wobble import KINDS, Case, WobbleConfig, cases_of, judge, verdict
+from eval.protocols.wobble import DEFAULT, Case, WobbleConfig, cases_of, judge, verdict
 from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS
 from stablesam_jax.data.readers import LabelledPicture
@@ -23,6 +24,7 @@ from tests.reference import official, small
 from tests.reference.pictures import refusal
 from tests.reference.tiers import slow
 
+KINDS = kinds_of(DEFAULT)
 TARGET = np.zeros((40, 60), bool)
 TARGET[5:30, 10:50] = True
 LABELLED = LabelledPicture("a", np.zeros((40, 60, 3), np.uint8), TARGET[None])
@@ -72,11 +74,13 @@ def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
     stub = Stub(TARGET)
     wobble.begin(stub, LABELLED, wobble.Protocol(kinds=KINDS, prompts=200))
     drawn = dict(zip(KINDS, stub.prompts, strict=False))
-    overlap = [np.mean([box_iou(one.box, gt_box(TARGET)) for one in drawn[kind]]) for kind in wobble.BOXES.values()]
+    overlap = [
+        np.mean([box_iou(one.box, gt_box(TARGET)) for one in drawn[kind]]) for kind in NOISES["hq-sam"].kinds.values()
+    ]
     assert overlap[0] > 0.9  # HQ-SAM's true box is half a pixel wider
     assert all(good > bad + 0.02 for good, bad in itertools.pairwise(overlap))
-    assert [(PROMPT_KINDS | WOBBLE_KINDS)[kind].points for kind in wobble.POINTS.values()] == [
-        int(place) for place in wobble.POINTS
+    assert [(PROMPT_KINDS | WOBBLE_KINDS)[kind].points for kind in NOISES["points"].kinds.values()] == [
+        int(place) for place in NOISES["points"].kinds
     ]
 
 
@@ -151,6 +155,21 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_noises_of_other_papers_are_curves_of_the_same_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "load_model", small.by_name)
+    folder, output = small.save_pairs(tmp_path / "horses", 2), tmp_path / "out"
+    noises = ("pp-sam", "cdconcepts", "rclicks")
+    with small.quick_compilation():
+        wobble.wobble(WobbleConfig(system=("base",), data_dir=(folder,), output=output, count=2, noises=noises))
+    assert list(json.loads((output / "results.json").read_text())["systems"]["base"]["horses"]) == list(
+        kinds_of(noises)
+    )
+    text = (output / "wobble.md").read_text()
+    assert "- Boxes of PP-SAM, most pixels of each edge outward (50): mIoU " in text
+    assert "- Clicks of RClicks, where the click falls: mIoU " in text
+
+
+@pytest.mark.slow
 def test_an_official_file_is_converted_once(tmp_path, monkeypatch):
     file = tmp_path / "mobile_sam.pt"
     torch.save(official.state_dict(MODELS["mobile_sam"]), file)
@@ -184,6 +203,9 @@ def test_options_out_of_range_are_named(tmp_path):
     config = WobbleConfig(data_dir=(pathlib.Path("y"),), output=tmp_path)
     assert refusal(wobble.wobble, config) == "Give --checkpoint FILE.pth or --system NAME, one or more."
     assert "--count 0" in refusal(wobble.wobble, dataclasses.replace(config, count=0))
+    assert refusal(wobble.wobble, dataclasses.replace(config, system=("x",), noises=("pp-sam", "y"))).startswith(
+        "--noises pp-sam y: give one or more of hq-sam, points, sam, "
+    )
 
 
 def test_cases_survive_the_journal():
