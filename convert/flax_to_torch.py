@@ -66,16 +66,11 @@ def convert(checkpoint: str, output: pathlib.Path, video_weights: pathlib.Path |
     new_path(output)
     is_plugin = pathlib.Path(checkpoint).is_file()
     item, params, state = _plugin(checkpoint, output) if is_plugin else _model(checkpoint)
-    sam2 = NO_MEMORY in state
-    if video_weights is not None:
-        if not sam2:
-            raise InputError(f"--video-weights {video_weights}: {checkpoint} is no SAM 2; leave the option out.")
-        state |= _video_weights(video_weights, state)
-    write_state(state, output)
-    missing = sam2 and video_weights is None
+    more, remarks = of_videos(checkpoint, state, video_weights)
+    write_state(state | more, output)
     return [
         item,
-        *([("remark", "without weights for videos: see --video-weights, or load it with strict=False")] * missing),
+        *remarks,
         ("tensors", f"{len(flatten(params))}"),
         ("parameters", f"{count(params):,}"),
         ("output", f"{output}, SHA-256 {sha256(output)}"),
@@ -123,6 +118,30 @@ def check_twin(name: str, config: SamConfig) -> None:
             f"{name}: {config.name} has an encoder that neither the official packages nor stablesam_torch have. Give a "
             "SAM with ViT or TinyViT, sam_nano, or a SAM 2."
         )
+
+
+def of_videos(
+    name: str, state: Mapping[str, torch.Tensor], file: pathlib.Path | None
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What a state dict of SAM 2 lacks to be an official one.
+
+    Args:
+        name: of the model, for the message.
+        state: of `model_state`.
+        file: an official file of the same model, or None.
+
+    Returns:
+        the tensors for videos, none without a file; and items of a report.
+
+    Raises:
+        InputError: there is a file, and it is of another model, or the model is no SAM 2.
+    """
+    if file is None:
+        remark = ("remark", "without weights for videos: see --video-weights, or load it with strict=False")
+        return {}, [remark] * (NO_MEMORY in state)
+    if NO_MEMORY not in state:
+        raise InputError(f"--video-weights {file}: {name} is no SAM 2; leave the option out.")
+    return _video_weights(file, state), []
 
 
 def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import tyro
 
 from convert import folding
-from convert.flax_to_torch import SUFFIXES, check_twin, model_state, write_state
+from convert.flax_to_torch import SUFFIXES, check_twin, model_state, of_videos, write_state
 from convert.fold_report import Table, compare, markdown, mean_alpha
 from convert.torch_file import sha256
 from stablesam_jax.build import load_model
@@ -45,6 +46,9 @@ class Options:
     output: pathlib.Path
     """New file with official names (.pth, .pt or .safetensors), of sam_nano for stablesam_torch, or new checkpoint
     folder of this package. The report is written beside it, as OUTPUT.md."""
+    video_weights: pathlib.Path | None = None
+    """For a file of a SAM 2: the official file that was converted, whose weights for videos the output gets. Without it
+    sam2 loads the output with strict=False."""
     strength: float | None = None
     """Of the plugin, 0 to 1. Default: its own."""
     data_dir: tuple[pathlib.Path, ...] = ()
@@ -83,8 +87,14 @@ def convert(options: Options, tell: bool = False) -> tuple[list[Item], Table]:
     folding.check_foldable(options.system, plugin)
     assert plugin is not None
     as_file = output.suffix in SUFFIXES
+    of_video: dict[str, Any] = {}
+    remarks: list[Item] = []
     if as_file:
         check_twin(options.system, dataclasses.replace(sam.config, plugin=None))
+        state = model_state(jax.device_get(_base(params)))
+        of_video, remarks = of_videos(options.system, state, options.video_weights)
+    elif options.video_weights is not None:
+        raise InputError(f"--video-weights: {output} is a folder, which holds none; leave the option out.")
     pictures, data = _pictures(options)
 
     unfolded = Predictor(sam, params)
@@ -104,7 +114,8 @@ def convert(options: Options, tell: bool = False) -> tuple[list[Item], Table]:
         ("prompts", f"{options.prompts} of each random kind and object, seed {options.seed}"),
     ]
     if as_file:
-        write_state(model_state(jax.device_get(folded)), output)
+        write_state(model_state(jax.device_get(folded)) | of_video, output)
+        items += remarks
         items.append(("output", f"{output}, SHA-256 {sha256(output)}"))
     else:
         source = {"folded": options.system, "base_sha256": digest(jax.device_get(_base(params))), "report": dict(items)}

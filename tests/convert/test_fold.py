@@ -101,6 +101,37 @@ def test_the_linear_form_is_folded_exactly_and_the_official_classes_load_it(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", [dataclasses.replace(official.VIT, hq=True), official.SAM2], ids=["hq", "sam 2"])
+def test_of_hq_sam_and_sam_2_too_and_the_official_classes_load_the_file(config, tmp_path):
+    sam, params = unfolded(config)
+    base = {part: params[part] for part in ("image_encoder", "prompt_encoder", "mask_decoder")}
+    save_model(tmp_path / "base", base, config=config, source={})
+    plugin = tmp_path / "plugin.safetensors"
+    save_plugin(plugin, params["plugin"], config=sam.config.plugin, metadata={})
+    system, output = f"{tmp_path / 'base'}+{plugin}", tmp_path / "folded.pt"
+    videos = None
+    if config.sam2:
+        videos = tmp_path / "official.pt"
+        torch.save({"model": official.state_dict(config)}, videos)
+    fold.convert(fold.Options(system=system, output=output, limit=1, prompts=1, video_weights=videos))
+    state = torch.load(output, weights_only=True)
+    twin = torch_sam.build(config)
+    twin.load_state_dict(state["model"] if config.sam2 else state, strict=True)
+    picture = np.asarray(Image.open(IMAGE))
+    check_parity(twins.run_ours(sam, params, picture, PROMPTS), twin, picture)
+
+
+def test_weights_for_videos_are_of_a_file_of_sam_2(tmp_path):
+    for output, message in (("out.pth", "stable_sam_nano_one_object is no SAM 2"), ("out", "out is a folder")):
+        options = fold.Options(
+            system="stable_sam_nano_one_object", output=tmp_path / output, video_weights=tmp_path / "official.pt"
+        )
+        with pytest.raises(InputError, match=message):
+            fold.convert(options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("attentions", [(2, 0), (0, 1, 2)], ids=str)
 def test_every_attention_gets_its_own_maps(attentions):
     sam, params = unfolded(official.VIT, dataclasses.replace(LINEAR, attentions=attentions))
