@@ -95,6 +95,11 @@ def draw_prompts(
     return [prompts.Prompt(box=((box + 0.5) / scale - 0.5).astype(np.float32)) for box in boxes]
 
 
+def point_count(kind: str) -> int:
+    """Number of points of a kind's prompts; 0 for boxes."""
+    return _KINDS[kind].points if kind in _KINDS else int(kind in CLICK_DRAWS)
+
+
 def in_hq_sam_input(mask: np.ndarray) -> np.ndarray:
     """A mask as HQ-SAM's evaluation sees it, squeezed to its input (`train/train.py`, `misc.masks_to_boxes`).
 

@@ -2,8 +2,9 @@
 
 For people who choose a model or write guidelines for annotators. The curves come first. Then the protocol compares
 signals that need no ground truth: for each object and kind of prompt, the first prompt counts as a user's, and its mask
-is rated by its stability under the small slips of `Predictor.predict_stable`, by the predicted IoU, and by alpha_1 of
-the plugin's router.
+is rated by its stability under the small slips of `Predictor.predict_stable`, by its agreement with other clicks on it,
+by the predicted IoU, and by alpha_1 of the plugin's router. The first two are shown apart, too, as sensitivity (to
+slips of one prompt) and ambiguity (between clicks on one object).
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from eval.journal import Record
 from eval.loop import METRICS, Protocol, Segmenter, Summary, prompt_objects, score_object, to_picture
 from eval.noises import EXACT, NOISES, Noise, kinds_of
-from eval.prompt_kinds import PROMPTS_PER_OBJECT
+from eval.prompt_kinds import PROMPTS_PER_OBJECT, point_count
 from eval.protocols import hq, systems
 from eval.report import signals
 from eval.report.figures import Panel, RiskCoverage, curves_figure
@@ -36,16 +37,18 @@ from stablesam_jax.files.disk import write_text
 from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.predict.stable import JITTERS, STABLE, jittered
+from stablesam_jax.predict.stable import JITTERS, STABLE, ambiguity, jittered, other_clicks
 from stablesam_jax.visualize import save_figure
 
 DEFAULT = ("hq-sam", "points")  # noises
+CLICKS = 10  # on a mask, for its ambiguity
 WORTH = 1.2  # a flag is useful if flagged masks are bad at this many times the average rate
 CLOSE = 0.05  # two signals are equal if the shares of bad masks that they find differ by at most this
 FEWEST_BAD = 30  # bad masks for a verdict; from a handful anything would be read
 # Every signal is higher for better masks. alpha_1 is negated: it is higher for bad prompts in the paper (sec. 5.2).
 SIGNALS = {
     "stability": "stability under small slips",
+    "agreement": "agreement with other clicks on the mask",
     "predicted_iou": "predicted IoU",
     "alpha": "-α₁ of the router",
 }
@@ -77,6 +80,7 @@ class Case:
     kind: str
     iou: float  # with the true mask
     stability: float  # of the masks of this prompt and of JITTERS jittered copies
+    agreement: float  # of this mask and those of CLICKS single clicks on it
     predicted_iou: float
     alpha: float | None  # -alpha_1
 
@@ -101,7 +105,7 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
             segmenter = Segmenter(sam, params)
             return lambda index: begin(segmenter, source[index], protocol)
 
-        return hq.found(list(each_picture(make)))
+        return found(list(each_picture(make)))
 
     def illustrate(_: Mapping[str, tuple[Sam, Params]], found: systems.Results) -> Mapping[str, object]:
         means = {
@@ -114,8 +118,8 @@ def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
         judged = {system: judge(of) for system, of in cases.items()}
         noises = [NOISES[name] for name in config.noises]
         save_figure(figure(noises, means, cases, names), config.output / "wobble.png")
-        write_text(config.output / "wobble.md", page(noises, means, judged, list(sources)))
-        return {"signals": judged}
+        write_text(config.output / "wobble.md", page(noises, means, cases, list(sources)))
+        return {"signals": judged, "spread": {system: spread(of) for system, of in cases.items()}}
 
     systems.run(
         config, sources, score, protocol="wobble", metrics=METRICS, lines_file="per_image.csv", illustrate=illustrate
@@ -158,7 +162,7 @@ def _digest(file: pathlib.Path) -> str:
 
 
 def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -> Callable[[], Record]:
-    """Prompts with every kind, and again with jittered copies of the first prompt of each kind.
+    """Prompts with every kind, and again with jittered copies of the first prompt of each kind and clicks on its mask.
 
     Returns:
         the rest of the work, which needs the host alone: a function that scores the masks.
@@ -167,19 +171,23 @@ def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -
     size_hw = labelled.picture.shape[:2]
     prompted = prompt_objects(segmenter, embedding, labelled, protocol)
     slipped = []
+    clicked: list[Sequence[np.ndarray]] = []  # logits of the masks of other clicks
     for one in prompted:
         rng = np.random.default_rng(protocol.seed)  # as `predict_stable` seeds it: the same slips for every prompt
         prompts = [one.prompts[0], *(jittered(rng, one.prompts[0], size_hw) for _ in range(JITTERS))]
         slipped.append(segmenter.predict(embedding, prompts, size_hw))
+        clicks = other_clicks(rng, to_picture(slipped[-1].low_res_masks[0], size_hw), CLICKS)
+        clicked.append(list(segmenter.predict(embedding, clicks, size_hw).low_res_masks) if clicks else [])
 
     def finish() -> Record:
         cases = []
-        for one, predictions in zip(prompted, slipped, strict=True):
+        for one, predictions, of_clicks in zip(prompted, slipped, clicked, strict=True):
             masks = [to_picture(logits, size_hw) for logits in predictions.low_res_masks]
             case = Case(
                 kind=one.kind,
                 iou=mask_iou(masks[0], labelled.masks[one.object_id]),
                 stability=stability(masks),
+                agreement=1 - ambiguity(masks[0], (to_picture(logits, size_hw) for logits in of_clicks)),
                 predicted_iou=float(predictions.predicted_iou[0]),
                 alpha=None if predictions.alpha is None else -float(predictions.alpha[0]),
             )
@@ -191,6 +199,16 @@ def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -
         }
 
     return finish
+
+
+def found(records: Sequence[Record]) -> systems.Found:
+    """Results of `hq.found`, with sensitivity and ambiguity in the lines."""
+    result = hq.found(records)
+    lines = [
+        {**line, "sensitivity": f"{1 - case.stability:.6f}", "ambiguity": f"{1 - case.agreement:.6f}"}
+        for line, case in zip(result.lines, cases_of(records), strict=True)
+    ]
+    return dataclasses.replace(result, lines=lines)
 
 
 def cases_of(records: Sequence[Record]) -> list[Case]:
@@ -236,6 +254,51 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
     return result
 
 
+def spread(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """Ambiguity apart from sensitivity, and how well each ranks bad masks.
+
+    Returns:
+        for "boxes", "one click" and "several points", where there are such prompts: masks and bad (their numbers);
+        sensitivity and ambiguity, the means of 1 - stability and of 1 - agreement; sensitivity_auc and ambiguity_auc,
+        the chance that a bad mask has a higher one than another; and rank_correlation of the two.
+    """
+    groups: dict[str, list[Case]] = {"boxes": [], "one click": [], "several points": []}
+    for case in cases:
+        groups[list(groups)[min(point_count(case.kind), 2)]].append(case)
+    result = {}
+    for name, of in groups.items():
+        if of:
+            values = columns(of)
+            bad = values["iou"] < signals.BAD_IOU
+            result[name] = {
+                "masks": len(of),
+                "bad": int(bad.sum()),
+                "sensitivity": float(1 - values["stability"].mean()),
+                "sensitivity_auc": signals.auc(values["stability"], bad),
+                "ambiguity": float(1 - values["agreement"].mean()),
+                "ambiguity_auc": signals.auc(values["agreement"], bad),
+                "rank_correlation": signals.rank_correlation(values["stability"], values["agreement"]),
+            }
+    return result
+
+
+def spread_table(spreads: Mapping[str, Mapping[str, float]]) -> str:
+    """The same in words and a table."""
+    rows = [
+        f"| {name} | {one['masks']} | {one['bad']} | {one['sensitivity']:.1%} | "
+        f"{_format(one['sensitivity_auc'], '.2f')} | {one['ambiguity']:.1%} | {_format(one['ambiguity_auc'], '.2f')} | "
+        f"{_format(one['rank_correlation'], '.2f')} |"
+        for name, one in spreads.items()
+    ]
+    return (
+        "Sensitivity is the spread of masks (1 - mSF) over small slips of one prompt, ambiguity that over clicks "
+        "elsewhere on the predicted mask. AUC is the chance that a bad mask has a higher one than another, "
+        f"0.5 for a signal that tells nothing; of fewer than {FEWEST_BAD} bad masks it decides nothing.\n\n"
+        "| prompts | masks | bad | sensitivity | its AUC | ambiguity | its AUC | rank correlation of both |\n"
+        "|---|---|---|---|---|---|---|---|\n" + "\n".join(rows)
+    )
+
+
 def figure(
     noises: Sequence[Noise],
     means: Mapping[str, Summary],
@@ -268,7 +331,7 @@ def figure(
 def page(
     noises: Sequence[Noise],
     means: Mapping[str, Summary],
-    judged: Mapping[str, dict],
+    cases: Mapping[str, Sequence[Case]],
     data_sets: Sequence[str],
 ) -> str:
     """The results as a page of Markdown."""
@@ -276,7 +339,7 @@ def page(
     for system, summary in means.items():
         text += f"\n## {system}\n\n"
         text += "".join(f"- {describe(noise, summary)}\n" for noise in noises)
-        text += f"\n{verdict(judged[system])}\n"
+        text += f"\n{verdict(judge(cases[system]))}\n\n{spread_table(spread(cases[system]))}\n"
     return text
 
 

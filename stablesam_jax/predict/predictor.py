@@ -32,7 +32,7 @@ from stablesam_jax.predict.picture import Encoder, Picture, select
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
 from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.slots import SLOTS, Slots
-from stablesam_jax.predict.stable import JITTERS, STABLE, StableMask, jittered, stable_mask
+from stablesam_jax.predict.stable import JITTERS, STABLE, Singles, StableMask, stable_mask
 from stablesam_jax.predict.user_prompts import Points, read_prompts
 from stablesam_jax.prompts import Prompt
 
@@ -277,27 +277,24 @@ class Predictor:
         *,
         jitters: int = JITTERS,
         threshold: float = STABLE,
+        clicks: int = 0,
         seed: int = 0,
         image_index: int | None = None,
         picture: Picture | None = None,
     ) -> StableMask:
         """Predicts the mask for one prompt, and its stability under small changes of the prompt.
 
-        The prompt is decoded together with `jitters` slightly different ones, in one batch on the same embedding. Each
-        edge of a box is moved as in SAM's own training (normal, 10 % of the side, at most 2 % of the picture's longer
-        side), each point by normal noise of 1 % of the longer side (at most 2 %), within the picture. A mask input is
-        unchanged.
-
-        No ground truth is needed. Stability is not accuracy, since a model may be stable and wrong; but unstable masks
-        are bad more often than others.
+        The prompt is decoded together with `jitters` slightly different ones (`stable.jittered`), in one batch on the
+        same embedding. Stability is not accuracy, since a model may be stable and wrong; but unstable masks are bad
+        more often than others.
 
         Args:
             point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
                 `predict`; with points or a box.
             jitters: number of slightly different prompts.
-            threshold: a mask of lower stability needs review; for points without a box `stable.STABLE_POINTS` finds
-                more of the bad masks.
-            seed: of the noise.
+            threshold: of stability, for review; for points without a box `stable.STABLE_POINTS` finds more bad masks.
+            clicks: on the predicted mask, for `StableMask.ambiguity`; as many as jitters double the time.
+            seed: of the noise and of the clicks.
 
         Raises:
             InputError: as `predict`; or a list of prompts, or neither points nor a box.
@@ -306,13 +303,17 @@ class Predictor:
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
         if is_list:
             raise InputError("predict_stable takes one prompt; call it for each of the list.")
-        if jitters < 1 or (point_coords is None and box is None):
-            raise InputError("predict_stable needs points or a box to move, and jitters of at least 1.")
-        rng = np.random.default_rng(seed)
-        prompts += [jittered(rng, prompts[0], picture.original_size) for _ in range(jitters)]
-        low_res_masks, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)
-        masks = (upscale_masks(logits[0], picture.original_size, self.sam.config.frame) for logits in low_res_masks)
-        return stable_mask(masks, low_res_masks[0], iou_predictions[0], threshold)
+        if jitters < 1 or clicks < 0 or (point_coords is None and box is None):
+            raise InputError("predict_stable needs points or a box to move, jitters of at least 1, clicks at least 0.")
+
+        def predict(prompts: list[Prompt]) -> Singles:
+            logits, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)
+            masks = (upscale_masks(one[0], picture.original_size, self.sam.config.frame) for one in logits)
+            return masks, logits, iou_predictions
+
+        return stable_mask(
+            predict, prompts[0], picture.original_size, jitters=jitters, threshold=threshold, clicks=clicks, seed=seed
+        )
 
     def warm_up(
         self,

@@ -1,5 +1,6 @@
 """The command writes one page: curves, and whether the flag of `predict_stable` finds bad masks."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ from eval.loop import Predictions
 from eval.noises import NOISES, kinds_of
 from eval.prompt_kinds import PROMPT_KINDS, WOBBLE_KINDS
 from eval.protocols import systems, wobble
-from eval.protocols.wobble import DEFAULT, Case, WobbleConfig, cases_of, judge, verdict
+from eval.protocols.wobble import DEFAULT, Case, WobbleConfig, cases_of, judge, spread, spread_table, verdict
 from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS
 from stablesam_jax.data.readers import LabelledPicture
@@ -56,18 +57,27 @@ def test_an_oracle_scores_one_and_an_empty_system_zero_under_every_kind():
         _, record = begun(mask)
         assert [one["kind"] for one in record["scores"]] == list(KINDS)
         assert {(one["miou"], one["mbiou"], one["msf"]) for one in record["scores"]} == {(score,) * 3}
-        assert {(case["iou"], case["stability"]) for case in record["cases"]} == {(score, score)}
+        assert {(case["iou"], case["stability"], case["agreement"]) for case in record["cases"]} == {(score,) * 3}
 
 
 def test_each_kind_is_prompted_again_with_small_slips_of_its_first_prompt():
     stub, record = begun(TARGET)
-    own, slipped = stub.prompts[: len(KINDS)], stub.prompts[len(KINDS) :]
+    own, slipped = stub.prompts[: len(KINDS)], stub.prompts[len(KINDS) :: 2]
     for kind, prompts, slips in zip(KINDS, own, slipped, strict=True):
         assert len(prompts) == (1 if kind == "gt-box" else 3)
         assert len(slips) == 1 + wobble.JITTERS
         assert slips[0] is prompts[0]
         assert len({tuple(slip.points.ravel()) + (() if slip.box is None else tuple(slip.box)) for slip in slips}) > 15
     assert {case["predicted_iou"] for case in record["cases"]} == {0.5}  # that of the prompt itself
+
+
+def test_each_mask_is_clicked_at_other_places():
+    stub, _ = begun(TARGET)
+    for clicks in stub.prompts[len(KINDS) + 1 :: 2]:
+        places = np.concatenate([one.points for one in clicks]).astype(int)
+        assert places.shape == (wobble.CLICKS, 2)
+        assert TARGET[places[:, 1], places[:, 0]].all()
+        assert len(np.unique(places, axis=0)) > 5
 
 
 def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
@@ -87,7 +97,7 @@ def test_boxes_get_sloppier_along_the_axis_and_points_fewer():
 # the verdict
 
 
-def cases(*, stability, predicted, n=120):
+def cases(*, stability, predicted, agreement=lambda iou: 0.5, n=120):
     """Cases of known IoU with signals made from it."""
     iou = np.random.default_rng(0).uniform(0.2, 1, n)
     return [
@@ -95,6 +105,7 @@ def cases(*, stability, predicted, n=120):
             kind=KINDS[index % len(KINDS)],
             iou=value,
             stability=stability(value),
+            agreement=agreement(value),
             predicted_iou=predicted(value),
             alpha=None,
         )
@@ -130,6 +141,33 @@ def test_a_handful_of_bad_masks_decides_nothing():
     assert "Not decided: 21 of the masks are bad; give more pictures, for at least 30." in verdict(few)
 
 
+# ambiguity and sensitivity
+
+
+def test_ambiguity_and_sensitivity_are_rated_apart_for_boxes_for_one_click_and_for_several():
+    result = spread(
+        cases(stability=lambda iou: 0.5 + iou / 4, predicted=lambda iou: iou, agreement=lambda iou: 1 - iou)
+    )
+    assert {name: one["masks"] for name, one in result.items()} == {"boxes": 70, "one click": 10, "several points": 40}
+    iou = np.random.default_rng(0).uniform(0.2, 1, 120)
+    of_boxes = iou[np.arange(120) % 12 < 7]
+    boxes = result["boxes"]
+    assert boxes["bad"] == (of_boxes < 0.6).sum()
+    assert boxes["sensitivity"] == pytest.approx((0.5 - of_boxes / 4).mean())
+    assert boxes["ambiguity"] == pytest.approx(of_boxes.mean())
+    assert (boxes["sensitivity_auc"], boxes["ambiguity_auc"]) == (1, 0)
+    assert boxes["rank_correlation"] == pytest.approx(-1)
+    table = spread_table(result)
+    assert f"| boxes | 70 | {boxes['bad']} | {boxes['sensitivity']:.1%} | 1.00 |" in table
+    assert "| one click | 10 | " in table
+
+
+def test_where_no_mask_is_bad_there_is_no_auc():
+    result = spread([Case(kind="noise-10", iou=0.9, stability=0.9, agreement=0.8, predicted_iou=0.5, alpha=None)])
+    assert list(result) == ["boxes"]
+    assert "| boxes | 1 | 0 | 10.0% | - | 20.0% | - | - |" in spread_table(result)
+
+
 # the command
 
 
@@ -145,7 +183,12 @@ def test_the_command_writes_one_page(tmp_path, monkeypatch):
     ]  # fmt: skip
     stored = json.loads((output / "results.json").read_text())
     assert list(stored["systems"]["base"]["horses"]) == list(KINDS)
-    assert list(stored) == ["systems", "intervals", "differences", "signals", "meta"]
+    assert list(stored) == ["systems", "intervals", "differences", "signals", "spread", "meta"]
+    assert list(stored["spread"]["base"]) == ["boxes", "one click", "several points"]
+    with open(output / "per_image.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 2 * len(KINDS)
+    assert all(0 <= float(line[name]) <= 1 for line in lines for name in ("sensitivity", "ambiguity"))
     assert stored["signals"]["base"]["masks"] == 2 * len(KINDS)
     assert "alpha" in stored["signals"]["base+plugin"]
     assert "alpha" not in stored["signals"]["base"]

@@ -5,8 +5,8 @@ import pytest
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
-from stablesam_jax.predict.stable import STABLE, jittered
-from stablesam_jax.prompts import Prompt
+from stablesam_jax.predict.stable import STABLE, ambiguity, jittered, other_clicks
+from stablesam_jax.prompts import Prompt, random_points
 from tests.reference.squares import BOX, SQUARES, nano
 
 
@@ -54,6 +54,43 @@ def test_masks_of_nothing_are_looked_at(stub):
     assert (edge.stability, edge.needs_review) == (0, True)
 
 
+def test_ambiguity_is_the_spread_of_the_masks_of_clicks_on_the_predicted_mask(stub):
+    ours, decoder = stub
+    plain = ours.predict_stable([[31.3, 20]], [1], seed=3)
+    assert plain.ambiguity is None
+    answer = ours.predict_stable([[31.3, 20]], [1], seed=3, clicks=6)
+    assert decoder.traced == [(1, 24, 4), (1, 8, 4)]  # one batch more
+    assert (answer.stability, answer.mask.tolist()) == (plain.stability, plain.mask.tolist())
+    assert answer.sensitivity == 1 - answer.stability
+    rng = np.random.default_rng(3)
+    rng.standard_normal((20, 1, 2))  # of the jitters
+    clicks = random_points(rng, answer.mask, 6)
+    masks = [answer.mask, *(np.broadcast_to(np.arange(0.5, 64) < x, (48, 64)) for x, _ in clicks)]
+    assert answer.ambiguity == pytest.approx(1 - stability(masks), abs=0.02)
+    assert answer.ambiguity > answer.sensitivity  # the mask of this model ends where it is clicked
+
+
+def test_other_clicks_are_single_ones_on_the_mask_and_an_empty_mask_is_wholly_ambiguous(stub):
+    mask = np.zeros((20, 30), bool)
+    mask[4:9, 20:25] = True
+    clicks = other_clicks(np.random.default_rng(0), mask, 7)
+    assert len(clicks) == 7
+    for one in clicks:
+        ((x, y),) = one.points.astype(int)
+        assert mask[y, x]
+        assert (one.labels.tolist(), one.box) == ([1], None)
+    assert other_clicks(np.random.default_rng(0), mask & ~mask, 7) == []
+    ours, decoder = stub
+    assert ours.predict_stable(box=[0, 0, 0, 9], jitters=1, clicks=5).ambiguity == 1
+    assert len(decoder.traced) == 1
+
+
+def test_equal_masks_have_no_ambiguity_and_disjoint_ones_the_most():
+    mask = np.arange(12).reshape(3, 4) < 4
+    assert ambiguity(mask, [mask, mask]) == 0
+    assert ambiguity(mask, [np.roll(mask, 1, 0), np.roll(mask, 2, 0)]) == pytest.approx(1 - 1 / 3)
+
+
 def test_jitters_stay_in_the_picture_and_small():
     rng = np.random.default_rng(0)
     prompt = Prompt(
@@ -75,6 +112,7 @@ def test_jitters_stay_in_the_picture_and_small():
         ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "takes one prompt; call it for each"),
         ({"mask_input": np.zeros((1, 16, 16))}, "needs points or a box to move"),
         ({"box": [1, 2, 3, 4], "jitters": 0}, "jitters of at least 1"),
+        ({"box": [1, 2, 3, 4], "clicks": -1}, "clicks at least 0"),
     ],
 )
 def test_what_cannot_be_moved_is_refused(stub, arguments, words):
