@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from stablesam_jax.errors import InputError
 
@@ -141,6 +141,22 @@ class Frame:
     """False: the longer side becomes S, the rest is padding, as in SAM. True: both sides become S, as in SAM 2."""
 
 
+class FirstPass(NamedTuple):
+    """Limits of a first pass without the plugin, each from 0 to 1; in files a list in this order.
+
+    Fit is the IoU of a prompt's box and the box around its mask.
+    """
+
+    fit: float
+    """The mask of a prompt with a box is changed if SAM's fit is below this limit."""
+    least_fit: float
+    """Not if the plugin's own fit is below this one,"""
+    lost_fit: float
+    """or below SAM's by more than this one."""
+    predicted_iou: float
+    """The mask of another prompt is changed if SAM's predicted IoU is below this limit."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginConfig:
     """Stable-SAM's plugin: deformable sampling (DSP, sec. 4.2) and dynamic routing (DRP, sec. 4.3).
@@ -189,11 +205,8 @@ class PluginConfig:
     """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
     afterwards loses less with true boxes and keeps most of the gain (results/plugin.md)."""
     first_pass: tuple[float, float, float, float] | None = None
-    """Limits of a first pass without the plugin; None: one pass. Fit is the IoU of a prompt's box and the box around
-    its mask. The plugin changes the mask of a prompt with a box if SAM's fit is below the first limit, unless the
-    plugin's own fit is below the second, or below SAM's by more than the third; of another prompt, if SAM's predicted
-    IoU is below the fourth. Not in the paper: a token hardly tells the router as much (`eval.main alpha`). Train
-    without."""
+    """The limits of `FirstPass`: the plugin changes a mask only where SAM's own is poor. None: one pass. Not in the
+    paper: a token hardly tells the router as much (`eval.main alpha`). Train without."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 
@@ -236,7 +249,7 @@ class PluginConfig:
         limits = fields.get("first_pass")
         as_tuples = {
             "attentions": tuple(fields["attentions"]),
-            "first_pass": None if limits is None else tuple(limits),
+            "first_pass": None if limits is None else FirstPass(*limits),
         }
         return cls(**fields | as_tuples)
 

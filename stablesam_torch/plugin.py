@@ -14,7 +14,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,15 @@ SAM2_MASK_TOKENS = slice(2, 6)  # of a SAM 2, which has its object token before 
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class FirstPass(NamedTuple):
+    """Limits of a first pass, as stablesam_jax.config.FirstPass, which documents them."""
+
+    fit: float
+    least_fit: float
+    lost_fit: float
+    predicted_iou: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,14 +288,14 @@ class Plugin(nn.Module):
         assert self.config.first_pass is not None
         if self._boxes is None or len(self._boxes[0]) not in (1, len(before)):
             raise RuntimeError("This plugin needs the prompts' boxes: call the prompt encoder first, or set_boxes.")
-        fit_limit, least, lost, iou_limit = self.config.first_pass
+        limits = FirstPass(*self.config.first_pass)
         has_box, boxes = self._boxes
         earlier, fits = (
             box_iou(mask_boxes(self._single(masks), self._image_size), boxes.to(masks)) for masks in (before, after)
         )
         # By "and" and "or": onnxruntime has no `where` of booleans.
-        poor = (has_box & (earlier < fit_limit)) | (~has_box & (predicted_iou[:, 0] < iou_limit))
-        return poor & (~has_box | (fits >= least) & (fits >= earlier - lost))
+        poor = (has_box & (earlier < limits.fit)) | (~has_box & (predicted_iou[:, 0] < limits.predicted_iou))
+        return poor & (~has_box | (fits >= limits.least_fit) & (fits >= earlier - limits.lost_fit))
 
     def _single(self, masks: torch.Tensor) -> torch.Tensor:
         """(N, all, S, S) -> (N, S, S), the single mask; of HQ-SAM with that of its own token."""

@@ -39,8 +39,7 @@ class AverageConfig:
     strength: float | None = None
     """Strength of the averaged plugin, from 0, which is SAM, to 1. Default: that of the parts."""
     first_pass: tuple[float, float, float, float] | None = None
-    """Limits of the averaged plugin's first pass, see `PluginConfig.first_pass`. Default: those of the
-    parts."""
+    """Limits of the averaged plugin's first pass, see `config.FirstPass`. Default: those of the parts."""
     store: Literal["float32", "float16"] | None = None
     """Dtype of a model's stored parameters. Default: float32, the dtype of plugin files."""
 

@@ -7,43 +7,42 @@ Not in the paper. Its router reads the token of the single mask, which hardly te
 import jax
 import jax.numpy as jnp
 
+from stablesam_jax.config import FirstPass
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 
-Limits = tuple[float, float, float, float]  # see `PluginConfig.first_pass`
 
-
-def poor_masks(masks: Masks, prompts: Prompts, image_size: int, limits: Limits) -> jax.Array:
+def poor_masks(masks: Masks, prompts: Prompts, image_size: int, limits: FirstPass) -> jax.Array:
     """Estimates for each prompt whether its mask without the plugin is poor.
 
     Args:
         masks: of N prompts of B pictures, the single one first.
         prompts: the prompts.
         image_size: side of the model's input in pixels.
-        limits: the first and the fourth are used.
+        limits: `fit` and `predicted_iou` are used.
 
     Returns:
         (B, N) float32, 1 for a poor mask, 0 else; without a gradient.
     """
     has_box, fits = _fits(masks, prompts, image_size)
-    below = jnp.where(has_box, fits < limits[0], masks.iou_predictions[:, :, 0] < limits[3])
+    below = jnp.where(has_box, fits < limits.fit, masks.iou_predictions[:, :, 0] < limits.predicted_iou)
     return jax.lax.stop_gradient(below.astype(jnp.float32))
 
 
-def better_masks(after: Masks, before: Masks, prompts: Prompts, image_size: int, limits: Limits) -> jax.Array:
+def better_masks(after: Masks, before: Masks, prompts: Prompts, image_size: int, limits: FirstPass) -> jax.Array:
     """Tells for each prompt whether the plugin's mask may replace the one before: it has not run away from its box.
 
     Args:
         after, before: of N prompts, with and without the plugin; the single mask is the first.
         prompts, image_size: see `poor_masks`.
-        limits: the second and the third are used.
+        limits: `least_fit` and `lost_fit` are used.
 
     Returns:
         (B, N) float32, 1 if it may, as always without a box; without a gradient.
     """
     has_box, fits = _fits(after, prompts, image_size)
     _, earlier = _fits(before, prompts, image_size)
-    near = (fits >= limits[1]) & (fits >= earlier - limits[2])
+    near = (fits >= limits.least_fit) & (fits >= earlier - limits.lost_fit)
     return jax.lax.stop_gradient((near | ~has_box).astype(jnp.float32))
 
 

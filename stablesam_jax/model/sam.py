@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.export
 
-from stablesam_jax.config import SamConfig
+from stablesam_jax.config import FirstPass, SamConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.first_pass import better_masks, poor_masks
@@ -130,7 +130,7 @@ class Sam(nn.Module):
         plugin = self.config.plugin
         if plugin is None or plugin.first_pass is None or self.is_initializing():
             return run(masks=masks, hq_token_only=hq_token_only, hooks=self._hooks())
-        limits, size = plugin.first_pass, self.config.image_size
+        limits, size = FirstPass(*plugin.first_pass), self.config.image_size
         compared: MaskChoice = "single" if masks == "single" or self.config.hq else "all"  # with the single mask first
         alone = run(masks=compared)
         share = poor_masks(alone, prompts, size, limits)

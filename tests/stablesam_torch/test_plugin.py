@@ -18,7 +18,7 @@ import torch
 from convert.flax_to_torch import plugin_state
 from eval.parity import torch_sam  # torch_sam first: segment_anything may need its stand-ins
 from stablesam_jax.build import assemble, shapes
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import FirstPass, PluginConfig
 from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.params import flatten, unflatten
 from stablesam_torch import plugin as torch_plugin
@@ -143,6 +143,10 @@ def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
             image_pe = stable.prompt_encoder.get_dense_pe()
             theirs, _ = stable.mask_decoder(features, image_pe, sparse, dense, multimask_output=False)
             assert difference(ours.low_res_masks[0], theirs.detach()) < TOLERANCE
+
+
+def test_the_limits_of_a_first_pass_have_the_same_names_and_order():
+    assert torch_plugin.FirstPass._fields == FirstPass._fields
 
 
 def test_a_first_pass_refuses_to_act_without_the_boxes_of_its_prompts(sam):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from stablesam_jax import build
-from stablesam_jax.config import PluginConfig
+from stablesam_jax.config import FirstPass, PluginConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.first_pass import better_masks, mask_boxes, poor_masks
 from stablesam_jax.model.mask_decoder import Masks
@@ -49,19 +50,19 @@ def test_a_masks_box_has_its_first_and_last_pixel_in_the_input():
 def test_a_mask_that_does_not_fit_its_box_is_poor():
     masks = masks_of((2, 5, 3, 10), (2, 5, 3, 10), (0, 0, 0, 0))
     prompts = boxes_and_points([(12, 8, 39, 19), (12, 8, 60, 40), (12, 8, 39, 19)])
-    assert poor_masks(masks, prompts, 64, (0.75, 0.0, 1.0, 0.4)).tolist() == [[0, 1, 1]]
+    assert poor_masks(masks, prompts, 64, FirstPass(0.75, 0.0, 1.0, 0.4)).tolist() == [[0, 1, 1]]
 
 
 def test_the_limit_is_that_of_the_intersection_over_union():
     masks, prompts = masks_of((2, 6, 2, 6)), boxes_and_points([(8, 8, 38, 23)])  # half of the prompt's 30 x 15
     for limit, expected in ((0.49, 0), (0.51, 1)):
-        assert poor_masks(masks, prompts, 64, (limit, 0.0, 1.0, 0.0)).item() == expected
+        assert poor_masks(masks, prompts, 64, FirstPass(limit, 0.0, 1.0, 0.0)).item() == expected
 
 
 @pytest.mark.parametrize(("iou", "expected"), [(0.39, 1), (0.41, 0)])
 def test_without_a_box_the_predicted_iou_decides(iou, expected):
     masks = masks_of((2, 5, 3, 10), iou=iou)
-    assert poor_masks(masks, boxes_and_points([], [(20, 12)]), 64, (0.75, 0.0, 1.0, 0.4)).item() == expected
+    assert poor_masks(masks, boxes_and_points([], [(20, 12)]), 64, FirstPass(0.75, 0.0, 1.0, 0.4)).item() == expected
 
 
 def test_a_mask_that_has_run_away_from_its_box_replaces_none():
@@ -69,15 +70,15 @@ def test_a_mask_that_has_run_away_from_its_box_replaces_none():
     after = masks_of((2, 5, 3, 10), (2, 5, 3, 14), (0, 16, 0, 16))  # fits of about 1, 0.6 and 0.06
     prompts = boxes_and_points([(12, 8, 39, 19)] * 3)
     for least, lost, expected in ((0.0, 1.0, [1, 1, 1]), (0.3, 1.0, [1, 1, 0]), (0.0, 0.2, [1, 0, 0])):
-        assert better_masks(after, before, prompts, 64, (1.0, least, lost, 0.0)).tolist() == [expected]
+        assert better_masks(after, before, prompts, 64, FirstPass(1.0, least, lost, 0.0)).tolist() == [expected]
     points = boxes_and_points([], [(20, 12)] * 3)
-    assert better_masks(after, before, points, 64, (1.0, 1.0, 0.0, 0.0)).tolist() == [[1, 1, 1]]
+    assert better_masks(after, before, points, 64, FirstPass(1.0, 1.0, 0.0, 0.0)).tolist() == [[1, 1, 1]]
 
 
 def test_padding_is_no_box():
     prompts = boxes_and_points([(0, 0, 63, 63)])
     hidden = prompts.replace(valid=jnp.zeros_like(prompts.valid))
-    assert poor_masks(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, (1.0, 0.0, 1.0, 0.5)).item() == 0
+    assert poor_masks(masks_of((2, 5, 3, 10), iou=0.9), hidden, 64, FirstPass(1.0, 0.0, 1.0, 0.5)).item() == 0
 
 
 @functools.cache
@@ -158,9 +159,13 @@ def test_limits_are_four_shares(limits):
         PluginConfig(first_pass=limits)
 
 
-def test_limits_survive_json():
-    config = PluginConfig(first_pass=(0.75, 0.45, 0.2, 0.4))
-    fields = dataclasses.asdict(config)
-    assert PluginConfig.from_json({**fields, "first_pass": [0.75, 0.45, 0.2, 0.4]}) == config
+def test_limits_are_named_and_a_list_of_four_in_json():
+    config = PluginConfig(first_pass=FirstPass(fit=0.75, least_fit=0.45, lost_fit=0.2, predicted_iou=0.4))
+    assert config == PluginConfig(first_pass=(0.75, 0.45, 0.2, 0.4))
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert fields["first_pass"] == [0.75, 0.45, 0.2, 0.4]
+    read = PluginConfig.from_json(fields)
+    assert read == config
+    assert read.first_pass.lost_fit == 0.2
     del fields["first_pass"]
     assert PluginConfig.from_json(fields).first_pass is None  # a file of an earlier version
