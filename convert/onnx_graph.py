@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         logits, iou_predictions = decoder.predict_masks(
             image_embeddings=image_embeddings[:, :, ::cells, ::cells],
             image_pe=encoder.get_dense_pe(),
-            sparse_prompt_embeddings=self._embed(coords, labels),
+            sparse_prompt_embeddings=embedded(encoder, coords, labels),
             dense_prompt_embeddings=torch.where(
                 has_mask_input > 0,
                 encoder.mask_downscaling(shrunk(mask_input, cells)),
@@ -149,13 +149,6 @@ class Decoder(nn.Module):
         outputs = (iou_predictions, low_res) if self.low_res else (iou_predictions,)
         return cropped(masks, outputs) if self.boxes else (masks, *outputs)
 
-    def _embed(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Prompt tokens, as the prompt encoder embeds them; the official one has no function that takes corners."""
-        encoder = self.sam.prompt_encoder
-        encoding = encoder.pe_layer._pe_encoding((coords + 0.5) / self.side)
-        table = torch.cat([encoder.not_a_point_embed.weight, *(point.weight for point in encoder.point_embeddings)])
-        return encoding * (labels != NOT_A_POINT)[..., None] + table[labels.long() + 1]
-
     def _full_size(
         self, logits: torch.Tensor, inner_size: tuple[torch.Tensor, torch.Tensor], orig_im_size: torch.Tensor
     ) -> torch.Tensor:
@@ -164,6 +157,22 @@ class Decoder(nn.Module):
         rows, columns = (size.long() for size in inner_size)
         height, width = orig_im_size.long().unbind()
         return F.interpolate(square[..., :rows, :columns], (height, width), mode="bilinear", align_corners=False)
+
+
+def embedded(encoder: Any, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Prompt tokens, as an official prompt encoder embeds them; it has no function that takes corners as points.
+
+    Args:
+        encoder: of segment_anything or sam2.
+        coords: (N, T, 2) in the frame of the model.
+        labels: (N, T), as of `Decoder.forward`.
+
+    Returns:
+        (N, T, C).
+    """
+    encoding = encoder.pe_layer._pe_encoding((coords + 0.5) / encoder.input_image_size[0])
+    table = torch.cat([encoder.not_a_point_embed.weight, *(point.weight for point in encoder.point_embeddings)])
+    return encoding * (labels != NOT_A_POINT)[..., None] + table[labels.long() + 1]
 
 
 def model_size(height: torch.Tensor, width: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

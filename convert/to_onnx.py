@@ -2,7 +2,8 @@
 
 python -m convert.to_onnx --system sam_nano+stable_sam_nano --output runs/onnx --single
 
-Names, shapes and habits are those of segment_anything's exporter, see `onnx_graph`; the plugin is inside.
+Names, shapes and habits are those of segment_anything's exporter, see `onnx_graph`; of a SAM 2 those of samexporter's,
+see `onnx_sam2`. The plugin is inside.
 """
 
 import contextlib
@@ -18,9 +19,10 @@ import onnx
 import torch
 import tyro
 
+from convert import official_sam2, onnx_check, onnx_sam2_check
 from convert.flax_to_torch import NANO, plugin_state
-from convert.onnx_check import equal_pixels
 from convert.onnx_graph import EMBEDDING, FRAME, MASKS, Decoder, Encoder
+from convert.onnx_sam2 import MAPS, Sam2Decoder, Sam2Encoder
 from convert.onnx_store import LARGEST, Dtype, stored
 from convert.rules import to_torch
 from stablesam_jax.build import load_model
@@ -48,13 +50,15 @@ class Options:
     output: pathlib.Path
     """Folder for the two files."""
     single: bool = False
-    """One mask a prompt: of a single point the best of three, else the single mask. Otherwise all four."""
+    """One mask a prompt: of a single point the best of three, else the single mask. Otherwise all four, of a SAM 2 the
+    three for ambiguous prompts."""
     boxes: bool = False
     """CVAT's outputs, with --single: the mask as bytes, cropped to its box, and the edges xtl, ytl, xbr, ybr."""
     low_res_masks: bool = True
     """The third output. samexporter makes its masks of it, which for sam_nano is less exact than the first output."""
-    encoder_input: Literal["raw", "normalised"] = "raw"
-    """raw: `input_image`, (H, W, 3) of 0..255, any size. normalised: `x`, (1, 3, 1024, 1024), as osam feeds it."""
+    encoder_input: Literal["raw", "normalised"] | None = None
+    """raw, the default: `input_image`, (H, W, 3) of 0..255, any size. normalised: `x`, (1, 3, 1024, 1024), as osam
+    feeds it. A SAM 2 has `image`, (1, 3, S, S), normalised, alone."""
     dtype: Dtype = "float32"
     """How weights are stored: int8 only in the encoder. Arithmetic is float32 in any case."""
     check: bool = False
@@ -75,14 +79,25 @@ def convert(options: Options) -> list[tuple[str, str]]:
     if options.boxes and not options.single:
         raise InputError("--boxes: crops one mask to its box; add --single.")
     sam, params = load_model(options.system)
+    is_sam2 = sam.config.sam2
+    if is_sam2 and (options.boxes or not options.low_res_masks or options.encoder_input == "raw"):
+        raise InputError(
+            f"{options.system}: is a SAM 2, whose clients take one form of files; leave out --boxes, "
+            "--no-low-res-masks and --encoder-input raw."
+        )
     model = torch_model(sam, params, options.system)
     report = [("model", sam.config.name)]
     folder = options.output
     with whole_file(folder / ENCODER) as encoder_file, whole_file(folder / DECODER) as decoder_file:
-        _write(export_encoder(model, normalised=options.encoder_input == "normalised"), encoder_file, options.dtype)
-        decoder = export_decoder(model, single=options.single, boxes=options.boxes, low_res=options.low_res_masks)
+        if is_sam2:
+            encoder, decoder = export_sam2(model, single=options.single)
+        else:
+            encoder = export_encoder(model, normalised=options.encoder_input == "normalised")
+            decoder = export_decoder(model, single=options.single, boxes=options.boxes, low_res=options.low_res_masks)
+        _write(encoder, encoder_file, options.dtype)
         _write(decoder, decoder_file, "float32" if options.dtype == "int8" else options.dtype)
         if options.check:
+            equal_pixels = onnx_sam2_check.equal_pixels if is_sam2 else onnx_check.equal_pixels
             shares = equal_pixels(encoder_file, decoder_file, sam, params)
             report += [(f"equal, {name}", f"{100 * share:.4f} % of the pixels") for name, share in shares.items()]
     report += [
@@ -93,16 +108,20 @@ def convert(options: Options) -> list[tuple[str, str]]:
 
 
 def torch_model(sam: Sam, params: Params, name: str) -> Any:
-    """The model in PyTorch, with our parameters and plugin: NanoSam or a class of segment_anything, in eval mode.
+    """The model in PyTorch, with our parameters and plugin, in eval mode.
+
+    Returns:
+        NanoSam, or a class of segment_anything or sam2.
 
     Raises:
         InputError: it has no such class, or ONNX clients cannot use it.
     """
     config = sam.config
-    if config.hq or config.sam2:
-        kind = "an HQ-SAM" if config.hq else "a SAM 2"
-        raise InputError(f"{name}: is {kind}, whose early features SAM's ONNX files have no input for. Give a SAM.")
-    if FRAME % config.image_size or (FRAME // config.image_size).bit_count() != 1:
+    if config.hq:
+        raise InputError(f"{name}: is an HQ-SAM, whose early features SAM's ONNX files have no input for. Give a SAM.")
+    if config.sam2 and config.plugin is not None and config.plugin.first_pass is not None:
+        raise InputError(f"{name}: its plugin has a first pass, which PyTorch's SAM 2 cannot have. Give one without.")
+    if not config.sam2 and (FRAME % config.image_size or (FRAME // config.image_size).bit_count() != 1):
         raise InputError(f"{name}: is for {config.image_size} px; ONNX clients can use 1024, 512, 256 and so on.")
     if config.name == NANO or (config.plugin is not None and config.name == f"stable_{NANO}"):
         model: Any = NanoSam(config.image_size)
@@ -112,13 +131,15 @@ def torch_model(sam: Sam, params: Params, name: str) -> Any:
         model = _official(config)
     base = {part: subtree for part, subtree in params.items() if part != "plugin"}
     state = {weight: torch.tensor(array) for weight, array in to_torch(base).items()}
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True, strict=not config.sam2)  # that of a SAM 2 has no weights for videos
     if config.plugin is not None:
         stabilise(model, plugin_state(params["plugin"], config.plugin, {}))
     return model.eval().requires_grad_(False)
 
 
 def _official(config: Any) -> Any:
+    if config.sam2:
+        return official_sam2.build(config)
     try:
         from convert import official_torch
     except ImportError as error:
@@ -152,6 +173,29 @@ def export_decoder(model: Any, *, single: bool, boxes: bool, low_res: bool) -> o
     sizes = {name: {1: "num_points"} for name in ("point_coords", "point_labels")}
     sizes["masks"] = {2: "height", 3: "width"}
     return _export(Decoder(model, single=single, boxes=boxes, low_res=low_res), feeds, outputs, sizes)
+
+
+def export_sam2(model: Any, *, single: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graphs of `Sam2Encoder` and `Sam2Decoder`."""
+    encoder = Sam2Encoder(model)
+    picture = torch.zeros(1, 3, model.image_size, model.image_size)
+    stride_4, stride_8, embedding = encoder(picture)
+    feeds = {
+        "image_embed": embedding,
+        "high_res_feats_0": stride_4,
+        "high_res_feats_1": stride_8,
+        "point_coords": torch.tensor([[[10.0, 20], [50, 60]]]),
+        "point_labels": torch.tensor([[2.0, 3]]),
+        "mask_input": torch.zeros(1, 1, *stride_4.shape[2:]),
+        "has_mask_input": torch.zeros(1),
+    }
+    sizes = {name: {0: "num_labels", 1: "num_points"} for name in ("point_coords", "point_labels")}
+    sizes |= {name: {0: "num_labels"} for name in ("mask_input", "has_mask_input", "masks", "iou_predictions")}
+    outputs = ["masks", "iou_predictions"]
+    return (
+        _export(encoder, {"image": picture}, list(MAPS), {}),
+        _export(Sam2Decoder(model, single=single), feeds, outputs, sizes),
+    )
 
 
 def _export(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from eval.parity import torch_sam2
+from convert import official_sam2
 from stablesam_jax.config import MODELS, Frame, LiteConfig, PluginConfig, SamConfig, TinyViTConfig, ViTConfig
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.encoders import hiera
@@ -28,7 +28,7 @@ def test_the_family_is_nine_models_the_hq_twins_of_five_and_of_each_of_these_its
 @pytest.mark.parametrize(("name", "configuration"), [("t", "t"), ("s", "s"), ("b_plus", "b+"), ("l", "l")])
 def test_the_encoders_of_sam_2_are_those_of_its_configurations(name, configuration):
     config = MODELS[f"sam2_hiera_{name}"]
-    official = torch_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{configuration}.yaml").model
+    official = official_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{configuration}.yaml").model
     _, ours = hiera.official(config)
     defaults = {"stages": (2, 3, 16, 3), "global_att_blocks": (12, 16, 20), "window_spec": (8, 4, 14, 7)}
     theirs = defaults | {"window_pos_embed_bkg_spatial_size": (14, 14)} | dict(official.image_encoder.trunk)
@@ -41,7 +41,7 @@ def test_the_encoders_of_sam_2_are_those_of_its_configurations(name, configurati
 
 def test_the_configurations_of_sam_2_differ_in_the_encoder_alone():
     def rest(name):
-        model = torch_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{name}.yaml").model
+        model = official_sam2.compose(f"configs/sam2.1/sam2.1_hiera_{name}.yaml").model
         del model.image_encoder.trunk, model.image_encoder.neck.backbone_channel_list
         return model
 
