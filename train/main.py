@@ -171,6 +171,7 @@ def run_steps(
         neck_trains=parts.neck_trains,
         clicks=config.clicks,
         ema=config.ema or 0.0,
+        remat=config.remat,
     )
     update = engine.run_on_all(function, sharded=(2,), donate=(0,))
     state = engine.replicate(state)

@@ -69,6 +69,9 @@ class TrainConfig:
     none."""
     dtype: Dtype = "float32"
     """Compute dtype of layers; parameters, losses and the optimizer are always float32."""
+    remat: bool = False
+    """Gradient checkpointing: the decoder's two layers are computed again in the backward pass, for less memory on
+    accelerators and more time."""
     seed: int = 0
     """Seed of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS

@@ -28,7 +28,7 @@ PICTURES = "pictures.json"
 # Fields that may change when a run is continued. The result does not depend on them, except for the last bits of sums
 # over another number of devices.
 FREE_FIELDS = (
-    "skip_bad", "output", "fresh", "cache", "cache_limit", "workers", "profile", "devices", "engine",
+    "skip_bad", "output", "fresh", "cache", "cache_limit", "workers", "profile", "devices", "engine", "remat",
     "coordinator", "hosts", "host", "save_every", "eval_prompts", "eval_every",
 )  # fmt: skip
 

@@ -84,6 +84,7 @@ def make_update(
     neck_trains: bool,
     clicks: int = 0,
     ema: float = 0.0,
+    remat: bool = False,
 ) -> Callable[[State, Params, dict[str, Any], jax.Array], tuple[State, Measured]]:
     """The update of one step, for one device's share of the batch.
 
@@ -96,6 +97,7 @@ def make_update(
         neck_trains: see `encoder_halves`.
         clicks: rounds after the first, each with a click on an error of the previous mask; for "pretrain".
         ema: decay of the moving average, if the state has one.
+        remat: compute the layers of the decoder's transformer again in the backward pass instead of keeping them.
 
     Returns:
         update(state, frozen parameters, batch, seed) -> state, measured. The batch is as in `pipeline.make_sample` with
@@ -127,6 +129,7 @@ def make_update(
                 masks="all" if objective == "pretrain" or sam.config.sam2 else "single",
                 hq_token_only=sam.config.hq,
                 at_once=True,
+                remat=remat,
                 method="decode",
                 mutable=["intermediates"],
             )

@@ -109,6 +109,7 @@ class MaskDecoder(nn.Module):
         masks: MaskChoice = "single",
         hq_token_only: bool = False,
         at_once: bool = False,
+        remat: bool = False,
         hooks: Hooks = NO_HOOKS,
         share: jax.Array | None = None,
     ) -> Masks:
@@ -125,6 +126,7 @@ class MaskDecoder(nn.Module):
             masks: which masks to compute (static).
             hq_token_only: return the HQ token's mask instead of its sum with SAM's (static).
             at_once: decode all prompts together even on the CPU, see `one_by_one` (static).
+            remat: see `TwoWayTransformer` (static).
             hooks: see `TwoWayTransformer`.
             share: (B, N) float32 in [0, 1], of the hooks' effect on each prompt; None: all of it.
 
@@ -141,7 +143,8 @@ class MaskDecoder(nn.Module):
 
         def decode(keys: jax.Array, tokens: jax.Array, valid: jax.Array, *rest: jax.Array) -> Masks:
             own = dict(zip(given, rest, strict=True))
-            tokens, features = self.transformer(keys, image_pe, tokens, valid, with_share(hooks, own.get("share")))
+            own_hooks = with_share(hooks, own.get("share"))
+            tokens, features = self.transformer(keys, image_pe, tokens, valid, own_hooks, remat=remat)
             upscaled = self._upscale(features, own.get("s0"), own.get("s1"))
             return self._choose(tokens, upscaled, own.get("hq_features"), masks, hq_token_only)
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.export
+from jax.tree_util import Partial
 
 from stablesam_jax.config import FirstPass, SamConfig
 from stablesam_jax.errors import InputError
@@ -87,6 +88,7 @@ class Sam(nn.Module):
         masks: MaskChoice = "single",
         hq_token_only: bool = False,
         at_once: bool = False,
+        remat: bool = False,
     ) -> Masks:
         """Predicts masks for prompts.
 
@@ -97,6 +99,7 @@ class Sam(nn.Module):
             hq_token_only: HQ-SAM's mask alone instead of its sum with SAM's (static).
             at_once: decode all prompts together, as a gradient wants it; otherwise the CPU takes one after the other,
                 for which it needs half the time and the memory of one (static).
+            remat: see `TwoWayTransformer` (static).
 
         Returns:
             `Masks` with M = 1, 3 or 4; of HQ-SAM M = 1, or 4 and the HQ masks apart.
@@ -126,6 +129,7 @@ class Sam(nn.Module):
             hq_features=embedding.hq_features,
             high_res=high_res,
             at_once=at_once,
+            remat=remat,
         )
         plugin = self.config.plugin
         if plugin is None or plugin.first_pass is None or self.is_initializing():
@@ -153,11 +157,19 @@ class Sam(nn.Module):
 
     def _hooks(self) -> Hooks:
         attentions = self.config.plugin.attentions if self.config.plugin is not None else ()
+        # The plugin is an argument of the hook, not closed over: nn.remat lifts modules that it finds among arguments.
         first, second, final = (
-            functools.partial(self.plugin, attention=index) if self.plugin is not None and index in attentions else None
+            Partial(functools.partial(_call, index), self.plugin)
+            if self.plugin is not None and index in attentions
+            else None
             for index in range(3)
         )
         return first, second, final
+
+
+def _call(attention: int, plugin: nn.Module, *args: jax.Array, **options: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The plugin as a hook of an attention, see `Resample`."""
+    return plugin(*args, attention=attention, **options)
 
 
 # So that programs of these structures can be serialised by jax.export. They have no static fields.

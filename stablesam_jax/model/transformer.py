@@ -7,13 +7,13 @@ A hook `resample(keys, key_pe, tokens) -> (keys, key_pe)` may replace the image 
 attentions: that is where Stable-SAM sits (figure 3). Nothing else of SAM changes.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
+from jax.tree_util import Partial
 
 from stablesam_jax.ops.layers import DECODER_EPS, MLP, Dense, LayerNorm, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
@@ -33,7 +33,7 @@ def with_share(hooks: Hooks, share: jax.Array | None) -> Hooks:
     """The hooks with the share of their effect on each prompt, (B, N); None: as they are."""
     if share is None:
         return hooks
-    first, second, final = (hook and functools.partial(hook, share=share) for hook in hooks)
+    first, second, final = (hook and Partial(hook, share=share) for hook in hooks)
     return first, second, final
 
 
@@ -221,7 +221,14 @@ class TwoWayTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, keys: jax.Array, key_pe: jax.Array, tokens: jax.Array, tokens_valid: jax.Array, hooks: Hooks = NO_HOOKS
+        self,
+        keys: jax.Array,
+        key_pe: jax.Array,
+        tokens: jax.Array,
+        tokens_valid: jax.Array,
+        hooks: Hooks = NO_HOOKS,
+        *,
+        remat: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs both blocks and the final attention.
 
@@ -231,13 +238,16 @@ class TwoWayTransformer(nn.Module):
             tokens: (B, N, T, C); as they come in, they also serve as their own positional term throughout.
             tokens_valid: (B, N, T) bool.
             hooks: one `Resample` or None for each of the three token-to-image attentions.
+            remat: keep of each block only its inputs for the gradient, and compute it again (gradient checkpointing,
+                static).
 
         Returns:
             tokens (B, N, T, C) and image features (B, N, G, G, C).
         """
         queries = tokens
+        block_class = nn.remat(TwoWayAttentionBlock) if remat else TwoWayAttentionBlock
         for index in range(2):
-            block = TwoWayAttentionBlock(self.width, first=index == 0, name=f"layers_{index}")
+            block = block_class(self.width, first=index == 0, name=f"layers_{index}")
             queries, keys = block(queries, keys, tokens, key_pe, tokens_valid, hooks[index])
         final = Attention(self.width, self.width // CROSS_WIDTH_DIVISOR, name="final_attn_token_to_image")
         queries = queries + attend_to_image(final, queries, keys, tokens, key_pe, hooks[2])

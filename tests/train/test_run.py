@@ -68,6 +68,7 @@ def test_the_same_options_continue_a_run(run, config):
     [
         {"devices": 1},
         {"engine": "jit"},
+        {"remat": True},
         {"save_every": 7},
         {"skip_bad": True},
         {"data_dir": (pathlib.Path("elsewhere"),)},

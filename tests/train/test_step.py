@@ -253,6 +253,63 @@ def test_a_click_is_a_second_round_on_the_errors_of_the_first(samples):
     assert clicked[2].loss != plain[2].loss
 
 
+# gradient checkpointing
+
+
+def gradient_of_step(samples, *, remat):
+    """The gradient of one step and its loss, and the size in bytes of what the backward pass needs of the forward one.
+
+    The size is that of the residuals of `jax.vjp`: XLA's CPU compiler moves the repeated computation to the front, so
+    that its temporary memory does not show them.
+    """
+    sam, tree = small.stable_nano()
+    trained, frozen = params.split(tree, [*PLUGIN_ONLY, *MASK_DECODER])
+    batch = samples[0] | {"features": ImageEmbedding(samples[0]["features"].features)}
+    prompts = Prompts(*(batch[name] for name in ("coords", "labels", "valid")))
+
+    def loss_of(trained):
+        masks, sown = sam.apply(
+            {"params": params.merge(frozen, trained)},
+            batch["features"],
+            prompts,
+            at_once=True,
+            remat=remat,
+            method="decode",
+            mutable=["intermediates"],
+        )
+        return jnp.square(masks.low_res_masks - 1).mean(), sown
+
+    residuals = jax.eval_shape(lambda tree: jax.vjp(loss_of, tree, has_aux=True)[1], trained)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+    (loss, sown), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(trained)
+    return jax.device_get((gradient, loss, sown)), size
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_keeps_less_for_the_same_gradient(samples):
+    with small.quick_compilation():
+        (plain, plain_size), (again, size) = (gradient_of_step(samples, remat=remat) for remat in (False, True))
+    assert size < 0.75 * plain_size
+    assert jax.tree.structure(plain) == jax.tree.structure(again)  # what the plugin sows comes out of the layers, too
+    for path, leaf in params.flatten(plain[0]).items():
+        largest = np.abs(leaf).max()
+        np.testing.assert_allclose(params.flatten(again[0])[path], leaf, rtol=0, atol=1e-5 * largest, err_msg=path)
+    assert again[1] == pytest.approx(plain[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(("remat", "layers"), [(False, 0), (True, 2)])
+def test_a_step_repeats_both_layers_on_demand(samples, remat, layers):
+    sam, tree = small.nano()
+    trained, frozen = params.split(tree, MASK_TOKEN)
+    state = State(step=jnp.zeros((), jnp.int32), trained=trained, optimizer=OPTIMIZER.init(trained))
+    batch = samples[0] | {"features": ImageEmbedding(samples[0]["features"].features)}
+    engine = parallel.PmapEngine(jax.local_devices()[:1])
+    update = engine.run_on_all(make_update(sam, OPTIMIZER, "stable", neck_trains=False, remat=remat), sharded=(2,))
+    state, frozen, seed = engine.replicate((state, frozen, np.uint32(0)))
+    program = str(jax.make_jaxpr(update)(state, frozen, engine.shard(batch), seed))
+    assert program.count("policy=None") == layers  # in the backward pass; the forward pass has none
+
+
 # what is frozen costs nothing
 
 
