@@ -56,6 +56,11 @@ def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
         raise InputError(f"--coordinator {coordinator}: the hosts did not come together ({reason}).") from None
 
 
+def count_cores() -> int:
+    """Cores that this process may use: under taskset, Slurm or a container's cpuset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def split_cpu(batch_size: int) -> None:
     """Makes JAX treat CPU cores as devices, as many as divide the batch. Must be called before JAX's first operation.
 
@@ -68,8 +73,7 @@ def split_cpu(batch_size: int) -> None:
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    most = min(cores, MOST_CPU_DEVICES)
+    most = min(count_cores(), MOST_CPU_DEVICES)
     fitting = [count for count in range(1, most + 1) if batch_size % count == 0]
     jax.config.update("jax_num_cpu_devices", max(fitting, default=1))
 

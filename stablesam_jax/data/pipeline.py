@@ -7,7 +7,6 @@ objects and prompts of step t depend on (seed, t) alone, not on devices, threads
 import dataclasses
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping
 
 import absl.flags
@@ -21,6 +20,7 @@ from stablesam_jax.data.occlusion import Cutouts, occlude
 from stablesam_jax.data.readers import Pictures
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
+from stablesam_jax.parallel import count_cores
 
 THREADS_OF_WORKER = 8  # decoding and resizing release the interpreter lock, the rest of a sample does not
 TOKENS = 11  # K: ten points and the token "not a point"
@@ -202,7 +202,7 @@ class Feeding:
     host: int = 0  # index of this host; each makes its share of every batch
     hosts: int = 1
     workers: int = 0  # further processes; on a few cores threads are enough, and start at once
-    threads: int = min(16, os.cpu_count() or 1)  # of each process
+    threads: int = dataclasses.field(default_factory=lambda: min(16, count_cores()))  # of each process
 
     @classmethod
     def on_all_cores(cls, workers: int | None, **share: int) -> "Feeding":
@@ -212,9 +212,8 @@ class Feeding:
             workers: processes; None: one for every `THREADS_OF_WORKER` cores beyond as many of this process.
             share: other fields.
         """
-        cores = os.cpu_count() or 1
         if workers is None:
-            workers = max(cores // THREADS_OF_WORKER - 1, 0)
+            workers = max(count_cores() // THREADS_OF_WORKER - 1, 0)
         return cls(workers=workers, **share | ({"threads": THREADS_OF_WORKER} if workers else {}))
 
 

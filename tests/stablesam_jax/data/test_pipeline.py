@@ -69,6 +69,14 @@ def assert_equal(first, second):
         assert np.array_equal(first[key], second[key])
 
 
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 0, 2), (15, 0, 15), (16, 1, 8), (64, 7, 8)])
+def test_batches_are_made_on_the_cores_that_the_process_may_use(monkeypatch, cores, workers, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    feeding = Feeding.on_all_cores(None)
+    assert (feeding.workers, feeding.threads) == (workers, threads)
+    assert Feeding.on_all_cores(3).workers == 3
+
+
 def disc(radius=20):
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     return np.hypot(rows, columns) <= radius
