@@ -23,6 +23,7 @@ from stablesam_jax.files.locks import owned
 from train.comparison import Comparison, RememberingSegmenter
 from train.console import Console
 from train.feeding import ahead, feed
+from train.looks import Looks
 from train.optimizer import learning_rate, make_optimizer
 from train.options import parse_run
 from train.presets import PRESETS, TrainConfig
@@ -35,7 +36,6 @@ from train.step import State, make_update
 from train.stopping import stop_signals
 
 STOP_EVERY = 16  # steps after which several hosts agree whether to stop
-SHORT_LOOK_PROMPTS = 4  # of each kind, in an evaluation during training
 
 
 class RunError(Exception):
@@ -66,23 +66,29 @@ def carry_out(config: TrainConfig) -> None:
     segmenter = segmenters(parts)
     plain = parts.sam.config.hq != parts.base.sam.config.hq
     before = Segmenter(parts.base.sam, parts.base.tree) if plain else segmenter(parts.tree)
-    short_look = Comparison(before, parts.held_out, Protocol(prompts=SHORT_LOOK_PROMPTS, seed=config.seed))
-
-    def look(step: int, trained: params.Params) -> None:
-        look_at(run, console, step, short_look, segmenter(params.merge(parts.frozen, trained)))
-
+    looks = Looks(
+        config,
+        run,
+        console,
+        before=before,
+        segmenter=lambda trained: segmenter(params.merge(parts.frozen, trained)),
+        pictures=parts.held_out,
+        steps=parts.steps,
+    )
     try:
-        trained = run_steps(config, parts, run, console, engine, look)
+        run.join_wandb()
+        ended = run_steps(config, parts, run, console, engine, looks)
     finally:
         run.close()
-    if trained is None:
+    if ended is None:
         return
+    trained, chosen = looks.result(*ended)
     result = params.merge(parts.frozen, trained)
     alone = config.plugin is not None and trained.keys() == {"plugin"}
     comparison = Comparison(before, parts.held_out, Protocol(prompts=config.eval_prompts, seed=config.seed))
     try:
-        system = save_result(run, console, parts.sam.config, result, plugin_alone=alone)
-        report(run, console, comparison, segmenter(result))
+        system = save_result(run, console, parts.sam.config, result, plugin_alone=alone, chosen=chosen)
+        report(run, console, comparison, segmenter(result), chosen)
     except (InputError, OSError) as error:  # a full disk, a held-out picture that cannot be read
         raise RunError(f"{error} All steps are done and kept; {same_command(config)} does what is left.") from None
     tell_use(run, console, system)
@@ -128,8 +134,8 @@ def run_steps(
     run: Run,
     console: Console,
     engine: parallel.Engine,
-    look: Callable[[int, params.Params], None],
-) -> params.Params | None:
+    looks: Looks,
+) -> tuple[params.Params, int] | None:
     """Runs the remaining steps and writes checkpoints.
 
     Args:
@@ -138,10 +144,10 @@ def run_steps(
         run: folder of the run.
         console: for progress.
         engine: runs the steps on all devices of all hosts.
-        look: (step, trained parameters) -> None; evaluates during training.
+        looks: evaluations during training.
 
     Returns:
-        The trained parameters, or None if a signal stopped the run before its end.
+        The trained parameters and the number of steps, or None if a signal stopped the run before its end.
 
     Raises:
         RunError: the run ended before its last step.
@@ -160,9 +166,11 @@ def run_steps(
     step = saved = int(state.step)
     if step:
         console.say("continuing", f"continuing after step {step}", step=step)
-    cache = parts.cache if step < steps else None
+    looks.resume(step, outcome(state))
+    left = 0 if looks.over(step) else steps - step
+    cache = parts.cache if left else None
     if cache is not None:
-        console.say("cache", describe_cache(cache, min(len(parts.views), (steps - step) * config.batch_size)))
+        console.say("cache", describe_cache(cache, min(len(parts.views), left * config.batch_size)))
 
     function = make_update(
         parts.sam,
@@ -179,7 +187,7 @@ def run_steps(
     seed = engine.replicate(np.uint32(config.seed))
     share = {"host": jax.process_index(), "hosts": jax.process_count()}
     stream = batches(parts.views, parts.batches, Feeding.on_all_cores(config.workers, start_step=step, **share))
-    stream = itertools.islice(stream, steps - step)
+    stream = itertools.islice(stream, left)
     with (
         stop_signals() as stop,
         contextlib.closing(ahead(feed(stream, parts.views, cache, engine.shard))) as fed,
@@ -201,17 +209,26 @@ def run_steps(
                 asking = jax.process_count() == 1 or step % STOP_EVERY == 0
                 stopping = asking and parallel.on_any_host(stop.requested)
                 saving = step % config.save_every == 0 or step == steps or stopping
-                looking = config.eval_every and step % config.eval_every == 0 and step < steps and len(parts.held_out)
-                progress.add(step, measured, now=saving or bool(looking))
+                looking = looks.due(step)
+                progress.add(step, measured, now=saving or looking)
                 if saving:
                     run.save(engine.unreplicate(state))
+                    looks.saved()
                     saved = step
                 if stopping and step < steps:
                     message = f"stopped after step {step}; {same_command(config)} continues"
                     console.say("stopped", message, step=step)
                     return None
                 if looking:
-                    look(step, outcome(engine.unreplicate(state)))
+                    looks(step, outcome(engine.unreplicate(state)))
+                    if step < steps and looks.over(step):
+                        if not saving:
+                            run.save(engine.unreplicate(state))
+                        message = (
+                            f"ended after step {step}: {config.patience} evaluations were not better than the best"
+                        )
+                        console.say("ended", message, step=step)
+                        break
         except NotFiniteError as error:
             path = name_pictures(run, error, parts)
             raise RunError(
@@ -229,7 +246,7 @@ def run_steps(
     if cache is not None:
         held = f"{cache.entries.size / 2**30:.2f} GiB in {config.cache}"
         console.say("features", f"features: {cache.found:,} read, {cache.encoded:,} encoded; {held}")
-    return outcome(engine.unreplicate(state))
+    return outcome(engine.unreplicate(state)), step
 
 
 def rate_at(config: TrainConfig, steps: int) -> Callable[[int], float]:
@@ -256,21 +273,6 @@ def check_frozen(console: Console, before: params.Params, after: params.Params) 
 def outcome(state: State) -> params.Params:
     """The resulting parameters: the moving average, if there is one."""
     return state.trained if state.averaged is None else state.averaged
-
-
-def look_at(run: Run, console: Console, step: int, comparison: Comparison, now: Segmenter) -> None:
-    """A short evaluation during training: a line, a record, curves and a picture."""
-    rows, figure = comparison(now)
-    summary = rows["after"]
-    changes = [
-        f"{kind} {100 * values['miou']:.1f} ({100 * (values['miou'] - rows['before'][kind]['miou']):+.1f})"
-        for kind, values in summary.items()
-    ]
-    message = f"step {step}, {len(comparison.pictures)} held-out pictures, mIoU: {', '.join(changes)}"
-    console.say("evaluation", message, step=step, held_out=summary)
-    run.log({"step": step, "held_out": summary})
-    curves = {f"held_out/{kind}/{name}": value for kind, row in summary.items() for name, value in row.items()}
-    run.board(step, curves, figure)
 
 
 def name_pictures(run: Run, error: NotFiniteError, parts: Parts) -> pathlib.Path:

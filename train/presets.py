@@ -106,6 +106,8 @@ class TrainConfig:
     with 0 this process prepares them in threads."""
     devices: int | None = None
     """Devices of every host to use; all by default."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the curves of TensorBoard, too; needs pip install wandb."""
     profile: int = 0
     """Steps, after the first two, that are traced into profile/ of the run, for Perfetto or TensorBoard."""
     engine: EngineName = "pmap"
@@ -126,6 +128,11 @@ class TrainConfig:
     """Prompts per object and kind in that table (sec. 3.2)."""
     eval_every: int = 500
     """Steps between short evaluations on these pictures, with 4 prompts of each kind; 0 for none."""
+    keep: Literal["last", "best"] = "last"
+    """Which step is the result: the last, or that with the best mean of mIoU over the prompt kinds in these
+    evaluations."""
+    patience: int | None = None
+    """Ends the run after so many of these evaluations in a row that are not better than the best, with --keep best."""
 
 
 _CACHE = pathlib.Path(".cache/features")

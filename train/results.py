@@ -1,6 +1,8 @@
 """Results of a run: the plugin or the model, and the table before / after."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -39,7 +41,15 @@ def overview(trained: params.Params, frozen: params.Params) -> tuple[Table, dict
     return result, counts
 
 
-def save_result(run: Run, console: Console, model: SamConfig, result: params.Params, *, plugin_alone: bool) -> str:
+def save_result(
+    run: Run,
+    console: Console,
+    model: SamConfig,
+    result: params.Params,
+    *,
+    plugin_alone: bool,
+    chosen: Mapping[str, Any],
+) -> str:
     """Writes the trained plugin or model for `build.load_model`. An existing file or folder is kept.
 
     Args:
@@ -49,6 +59,7 @@ def save_result(run: Run, console: Console, model: SamConfig, result: params.Par
         result: its parameters.
         plugin_alone: whether only the plugin was added to the base and trained. Then one file is written, and
             `BASE+FILE` is the model; otherwise the whole model is written, base included.
+        chosen: which step it is, see `Looks.result`; goes into the file.
 
     Returns:
         The system's name for `build.load_model`.
@@ -59,6 +70,7 @@ def save_result(run: Run, console: Console, model: SamConfig, result: params.Par
     elif run.first_host:
         # The file may be passed on, so it has the names of data and base, not their paths.
         recipe = run.settings | {"data_dir": list(map(source_name, run.settings["data_dir"]))}
+        recipe |= chosen
         del recipe["model"]
         if plugin_alone:
             assert model.plugin is not None
@@ -70,7 +82,13 @@ def save_result(run: Run, console: Console, model: SamConfig, result: params.Par
     return f"{run.settings['model']}+{path}" if plugin_alone else str(path)
 
 
-def report(run: Run, console: Console, comparison: Comparison, after: Segmenter) -> None:
+def report(
+    run: Run,
+    console: Console,
+    comparison: Comparison,
+    after: Segmenter,
+    chosen: Mapping[str, Any],
+) -> None:
     """Prints and writes the table before / after and a figure. An existing report is kept."""
     path, figure_path = run.folder / "report.md", run.folder / "figures" / "wobble.png"
     if path.exists():
@@ -92,12 +110,12 @@ def report(run: Run, console: Console, comparison: Comparison, after: Segmenter)
     console.show("report", table(rows, title=title, first=""), title=title, systems=rows)
     figure_path.parent.mkdir(exist_ok=True)
     save_figure(figure, figure_path)
-    text = f"# {title}\n\n{markdown(rows, first='')}\n{_about(run)}"
+    text = f"# {title}\n\n{markdown(rows, first='')}\n{_about(run, chosen)}"
     write_text(path, text)  # last: if it exists, the figure does too
     console.say("written", f"written: {path}, {figure_path}", path=str(path), figure=str(figure_path))
 
 
-def _about(run: Run) -> str:
+def _about(run: Run, chosen: Mapping[str, Any]) -> str:
     """What the report is of: columns, figure, data and run."""
     settings = run.settings
     names = ", ".join(map(source_name, settings["data_dir"])) or "the embedded scenes"
@@ -108,8 +126,20 @@ def _about(run: Run) -> str:
         f"- Base model: {settings['model']}, input {'of its own size' if size is None else f'{size} pixels'}\n"
         f"- Data: {names}; the pictures of the table were not trained on\n"
         f"- Prompts in training: {' '.join(settings['prompts'])}\n"
-        f"- Seed: {settings['seed']}\n\n"
+        f"- Seed: {settings['seed']}\n"
+        f"{_which_step(chosen)}\n"
         "![masks before and after, of the objects that were least stable before](figures/wobble.png)\n"
+    )
+
+
+def _which_step(chosen: Mapping[str, Any]) -> str:
+    """The line of the report about a result that is not the last step; "" for the last."""
+    if not chosen:
+        return ""
+    return (
+        f"- Step: {chosen['best_step']} of {chosen['last_step']}, with the best mean of mIoU over the prompt kinds in "
+        f"the evaluations on the way ({100 * chosen['best_score']:.1f} %). It was chosen on the pictures of the table, "
+        "whose row after is therefore a little too good\n"
     )
 
 

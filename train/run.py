@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import load_tree, save_tree
 from stablesam_jax.files.disk import write_text
-from stablesam_jax.visualize import pixels
+from train.boards import Board, TensorBoard, WeightsAndBiases
 from train.pictures import Record, read_record
 from train.presets import TrainConfig
 from train.step import State
@@ -29,7 +28,7 @@ PICTURES = "pictures.json"
 # over another number of devices.
 FREE_FIELDS = (
     "skip_bad", "output", "fresh", "cache", "cache_limit", "workers", "profile", "devices", "engine", "remat",
-    "coordinator", "hosts", "host", "save_every", "eval_prompts", "eval_every",
+    "coordinator", "hosts", "host", "save_every", "eval_prompts", "eval_every", "wandb",
 )  # fmt: skip
 
 
@@ -78,10 +77,12 @@ class Run:
         self.folder = pathlib.Path(config.output)
         self.checkpoints = self.folder / "checkpoints"
         # All that the result depends on, as JSON reads it back. "cached": a cache rounds features to float16.
-        self.settings = {key: value for key, value in _plain(config).items() if key not in FREE_FIELDS}
+        free = set(FREE_FIELDS) - ({"eval_every"} if config.keep == "best" else set())
+        self.settings = {key: value for key, value in _plain(config).items() if key not in free}
         self.settings |= {"cached": config.cache is not None, **facts}
         self.first_host = first_host
-        self._board: SummaryWriter | None = None
+        self._boards: list[Board] = []
+        self._project = config.wandb
         if not first_host:
             return
         path = self.folder / "config.json"
@@ -165,24 +166,41 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has an evaluation after a step."""
+        path = self.folder / "metrics.jsonl"
+        if not self.first_host or not path.exists():
+            return False
+        records = map(json.loads, path.read_text().splitlines())
+        return any(record["step"] == step and "held_out" in record for record in records)
+
+    def oldest_checkpoint(self) -> int:
+        """The step of the oldest checkpoint; 0 without any."""
+        return min((int(path.name) for path in self._steps()), default=0)
+
+    def join_wandb(self) -> None:
+        """Sends what follows on `board` to Weights & Biases, too, if the options name a project.
+
+        Raises:
+            InputError: the package is missing, or the run there cannot begin.
+        """
+        if self.first_host and self._project is not None:
+            self._boards.append(WeightsAndBiases(self._project, self.folder, self.settings))
+
     def board(self, step: int, scalars: Mapping[str, float], figure: Figure | None = None) -> None:
-        """Adds curves by name and a picture to TensorBoard."""
+        """Adds curves by name and a picture to TensorBoard, and to Weights & Biases after `join_wandb`."""
         if not self.first_host:
             return
-        if self._board is None:
-            # Hides events that a killed run wrote after its last checkpoint; those steps are repeated.
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        if figure is not None:
-            self._board.add_image("held_out/wobble", pixels(figure), step, dataformats="HWC")
-        self._board.flush()
+        if not any(isinstance(board, TensorBoard) for board in self._boards):
+            self._boards.append(TensorBoard(self.folder, step))
+        for board in self._boards:
+            board.add(step, scalars, figure)
 
     def close(self) -> None:
-        """Closes the TensorBoard writer."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Closes what curves are written to."""
+        for board in self._boards:
+            board.close()
+        self._boards = []
 
     def _steps(self) -> list[pathlib.Path]:
         return sorted(path for path in self.checkpoints.glob("*") if path.name.isdigit())

@@ -15,6 +15,7 @@ from stablesam_jax.files.feature_cache import FeatureCache
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.version import __version__
+from train.boards import wandb_package
 from train.pictures import Chosen, Record, choose
 from train.presets import TrainConfig
 from train.step import encoder_halves
@@ -74,12 +75,18 @@ def prepare(config: TrainConfig, before: Record | None = None) -> Parts:
     """
     check_numbers(config)
     parse_kinds(config.prompts)
+    if config.wandb is not None:
+        wandb_package()
     base = load_base(config)
     sam, tree = add_parts(config, base)
     trained, frozen = params.split(tree, config.trainable)
     neck_trains = check_trainable(config, sam, trained, frozen_at_random(base.tree, frozen))
     chosen = choose(config, before)
     training = chosen.training
+    if config.keep == "best" and not len(chosen.held_out):
+        raise InputError(
+            "--keep best: no picture is held out, since that is at most a fifth of all; give five or more."
+        )
     if config.steps is None:
         steps, epochs = math.ceil(config.epochs * len(training) / config.batch_size), math.ceil(config.epochs)
     else:
@@ -115,12 +122,17 @@ def check_numbers(config: TrainConfig) -> None:
         ("--limit", config.limit, config.limit is None or config.limit >= 1, "at least 1"),
         ("--clicks", config.clicks, 0 <= config.clicks <= MOST_CLICKS, f"from 0 to {MOST_CLICKS}"),
         ("--eval-every", config.eval_every, config.eval_every >= 0, "at least 0"),
+        ("--patience", config.patience, config.patience is None or config.patience >= 1, "at least 1"),
         ("--held-out", config.held_out, config.held_out >= 0, "at least 0"),
         ("--eval-prompts", config.eval_prompts, config.eval_prompts >= 1, "at least 1"),
     ]
     faults = [f"{option} {value}: must be {expected}" for option, value, holds, expected in rules if not holds]
     if config.clicks and config.objective != "pretrain":
         faults.append(f"--clicks {config.clicks}: are of --objective pretrain alone")
+    if config.keep == "best" and not (config.eval_every and config.held_out):
+        faults.append("--keep best: nothing to choose by; give --eval-every and --held-out above 0")
+    if config.patience is not None and config.keep != "best":
+        faults.append(f"--patience {config.patience}: is for --keep best alone")
     if faults:
         raise InputError("; ".join(faults) + ".")
 

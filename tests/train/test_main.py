@@ -25,10 +25,11 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.files import checkpoint
 from stablesam_jax.files.plugin_file import load_plugin
 from tests.reference import small
+from train import looks, options, pictures, results, setup
 from train import main as train_main
-from train import options, pictures, results, setup
 from train.presets import HQ_PARTS, MASK_TOKEN, NECK_AND_DECODER, PLUGIN_ONLY, PRESETS, TrainConfig
 from train.progress import Progress
+from train.run import Run
 from train.stopping import stop_signals
 
 STEPS = 3
@@ -295,7 +296,7 @@ def stable_hq(config):
     )
     with pytest.MonkeyPatch.context() as patch, small.quick_compilation():
         patch.setattr(
-            train_main, "report", lambda _, __, compare, after: compared.update(before=compare.before, after=after)
+            train_main, "report", lambda _, __, compare, after, ___: compared.update(before=compare.before, after=after)
         )
         train(run)
     return run, compared
@@ -367,6 +368,10 @@ def test_the_cache_of_an_hq_run_holds_early_features_in_entries_of_their_own(sta
         ({"clicks": 1}, "--clicks 1: are of --objective pretrain alone"),
         ({"clicks": 9, "objective": "pretrain"}, "--clicks 9: must be from 0 to 8"),
         ({"eval_every": -1}, "--eval-every -1: must be at least 0"),
+        ({"keep": "best", "held_out": 0}, "--keep best: nothing to choose by; give --eval-every and --held-out above"),
+        ({"keep": "best", "eval_every": 0}, "--keep best: nothing to choose by; give --eval-every and --held-out"),
+        ({"keep": "best", "patience": 0}, "--patience 0: must be at least 1"),
+        ({"patience": 3}, "--patience 3: is for --keep best alone"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
         ({"scale_range": (2.0, 1.0)}, "scale range 2.0 to 1.0"),
         ({"views": 0}, "views 0: must be at least 1"),
@@ -499,6 +504,62 @@ def test_looks_on_the_way_are_said_and_recorded_and_change_nothing(unbroken, con
     assert records[2] == {"step": 2, "held_out": said["held_out"]}
     assert said["held_out"].keys() == {"gt-box", "noisy-box", "1-point", "3-points"}
     assert_same_plugin(tmp_path / "run", unbroken[0])
+
+
+@pytest.mark.slow
+def test_the_best_step_is_the_result_and_the_same_after_a_kill(config, tmp_path, monkeypatch):
+    choosing = dataclasses.replace(
+        config, keep="best", eval_every=1, steps=4, save_every=2, learning_rate=0.05, devices=1
+    )
+    unbroken, killed = (dataclasses.replace(choosing, output=tmp_path / name) for name in ("unbroken", "killed"))
+
+    class Killed(Exception):
+        pass
+
+    log = Run.log
+
+    def log_until_the_kill(self, record):
+        if record["step"] == 3 and "held_out" in record:  # its parameters may be kept, its record is not written
+            raise Killed
+        log(self, record)
+
+    with small.quick_compilation():
+        printed = train(unbroken)
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "log", log_until_the_kill)
+            with pytest.raises(Killed):
+                train(killed)
+        assert "continuing after step 2" in train(killed)
+    evaluated = [record for record in measurements(unbroken.output) if "held_out" in record]
+    assert [record["step"] for record in evaluated] == [1, 2, 3, 4]
+    scores = [np.mean([row["miou"] for row in record["held_out"].values()]) for record in evaluated]
+    best = 1 + int(np.argmax(scores))
+    assert f"the result is step {best} of 4, best in mean mIoU of the held-out pictures: " in printed
+    assert f"- Step: {best} of 4, with the best mean of mIoU" in (unbroken.output / "report.md").read_text()
+    stored, metadata = checkpoint.load_tree(unbroken.output / "best" / f"{best:08d}")
+    plugin, _, about = load_plugin(unbroken.output / "plugin.safetensors")
+    assert (metadata["step"], about["best_step"], about["last_step"]) == (best, best, 4)
+    kept = params.flatten(stored["plugin"])
+    assert all(kept[path].tobytes() == leaf.tobytes() for path, leaf in params.flatten(plugin).items())
+    assert_same_plugin(unbroken.output, killed.output)
+    assert measurements(unbroken.output) == measurements(killed.output)
+    assert (unbroken.output / "report.md").read_text() == (killed.output / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_without_patience_ends_early_and_has_ended_when_it_is_started_again(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(looks, "score_of", lambda _: 0.5)  # no evaluation is better than the first
+    impatient = dataclasses.replace(
+        config, output=tmp_path / "run", keep="best", patience=1, eval_every=1, steps=9, devices=1
+    )
+    with small.quick_compilation():
+        printed = train(impatient)
+        assert "ended after step 2: 1 evaluations were not better than the best" in printed
+        assert "the result is step 1 of 2, " in printed
+        before = contents(tmp_path / "run")
+        assert "kept: " in train(impatient)
+    assert contents(tmp_path / "run") == before
+    assert [record["step"] for record in measurements(tmp_path / "run")] == [1, 1, 2, 2]
 
 
 @pytest.mark.slow
