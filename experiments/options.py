@@ -152,6 +152,7 @@ class PaperConfig:
             "engine": self.engine,
             "held_out": 0,  # the paper trains on all pictures, and the tables are its evaluation
             "eval_every": 0,
+            "reduced_jpeg": True,
             **system.changes,
             **(self.scale.long if system.long else {}),
         }

@@ -77,7 +77,7 @@ class WeightsAndBiases:
             )
         except self.wandb.Error as error:
             reason = str(error).split("\n")[0].rstrip(".")
-            raise InputError(f"--wandb {project}: {reason}. Run wandb login, or set WANDB_MODE=offline.") from None
+            raise InputError(f"--wandb {project}: {reason}; WANDB_MODE=offline needs no login.") from None
 
     def add(self, step: int, scalars: Mapping[str, float], figure: Figure | None) -> None:
         """See `Board`."""

@@ -81,6 +81,9 @@ class TrainConfig:
     """Large-scale jitter: longest side as a share of the model's input."""
     occlusion: float = OCCLUSION
     """Share of views in which a cut-out of another picture hides a part of an object, or is partly hidden by one."""
+    reduced_jpeg: bool = False
+    """Decodes JPEG files at 1/2, 1/4 or 1/8 of their size where a view needs no more of it: faster, and pixels differ a
+    little."""
     objective: Objective = "stable"
     """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone, at sampled points or at every pixel
     (full-resolution); or SAM's own for pre-training."""

@@ -167,6 +167,7 @@ def describe_views(config: TrainConfig, model: SamConfig) -> ViewConfig:
         scale_range=config.scale_range,
         views=config.views,
         occlusion=config.occlusion,
+        reduced_jpeg=config.reduced_jpeg,
         seed=config.seed,
     )
 

@@ -4,12 +4,16 @@ HQ-SAM, `train/utils/dataloader.py`: scale 0.1 to 2.0 of the frame's side, paddi
 the picture is cropped before it is resized, which has the same result in a fraction of the time.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
 PADDING = 128  # grey level beyond the picture
 TRIES = 10  # draws of a crop until one contains an object
 MIN_AREA = 5e-4  # least share of the frame that an object must cover to be prompted
+REDUCTIONS = (8, 4, 2)  # of which a JPEG file can be decoded
 MIN_VISIBLE = 0.3  # least share of an object that must be inside the crop
 
 
@@ -29,30 +33,70 @@ def resize_masks(masks: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def large_scale_jitter(
-    rng: np.random.Generator,
-    picture: np.ndarray,
-    masks: np.ndarray,
-    *,
-    size: int,
-    scale_range: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flips, scales and crops a picture and its masks to fit into the frame, see `pad`.
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """What is taken of a picture, and how large it becomes."""
+
+    crop: tuple[slice, slice]  # rows and columns of the picture
+    size_hw: tuple[int, int]  # in the frame
+    flip: bool  # left to right, after the crop
+    masks: np.ndarray  # (M', h, w) bool of size_hw, M' >= 1, none empty
+
+    @property
+    def reduction(self) -> int:
+        """The largest of `REDUCTIONS` at which the crop is not smaller than in the frame; 1 without any."""
+        sides = [(part.stop - part.start) // side for part, side in zip(self.crop, self.size_hw, strict=True)]
+        return next((reduction for reduction in REDUCTIONS if reduction <= min(sides)), 1)
+
+    def of(self, picture: np.ndarray) -> np.ndarray:
+        """Cuts out of the picture, (H, W, 3) uint8 -> (h, w, 3) uint8."""
+        return self._flipped(_resize_picture(picture[self.crop], self.size_hw))
+
+    def read(self, read: Callable[[int], np.ndarray], picture_hw: tuple[int, int]) -> np.ndarray:
+        """The same of a picture that is decoded no larger than the frame needs it.
+
+        Args:
+            read: reduction -> the picture, with sides of 1/reduction, rounded up, or in full size.
+            picture_hw: its full size.
+
+        Raises:
+            ValueError: what was read has neither size.
+        """
+        reduction = self.reduction
+        picture = read(reduction)
+        if picture.shape[:2] == picture_hw:
+            return self.of(picture)
+        if picture.shape[:2] != tuple(-(-side // reduction) for side in picture_hw):
+            raise ValueError(f"a picture of {picture_hw} has {picture.shape[:2]} at 1/{reduction}")
+        # The crop may begin within a pixel of the reduced picture, so that slices would move it against its masks.
+        matrix = np.zeros((2, 3))
+        for axis, part, side in zip((1, 0), self.crop, self.size_hw, strict=True):
+            step = (part.stop - part.start) / side / reduction
+            matrix[axis, axis], matrix[axis, 2] = step, part.start / reduction + step / 2 - 0.5
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        taken = cv2.warpAffine(picture, matrix, self.size_hw[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return self._flipped(taken)
+
+    def _flipped(self, picture: np.ndarray) -> np.ndarray:
+        return picture[:, ::-1] if self.flip else picture
+
+
+def draw_cut(rng: np.random.Generator, masks: np.ndarray, *, size: int, scale_range: tuple[float, float]) -> Cut:
+    """Draws flip, scale and crop of a picture, so that it fits into the frame, see `pad`.
 
     Draws without an object of `MIN_AREA` and `MIN_VISIBLE` are repeated; after `TRIES` the whole picture is taken.
 
     Args:
         rng: advanced by the call.
-        picture: (H, W, 3) uint8.
         masks: (M, H, W) bool, M >= 1, none empty.
         size: S, side of the frame in pixels.
         scale_range: bounds of the longest side as a share of S.
 
     Returns:
-        picture (h, w, 3) uint8 with h, w <= S, and the remaining masks, (M', h, w) bool with M' >= 1, none empty.
+        The cut, with h, w <= S.
     """
     flip = rng.random() < 0.5
-    height, width = picture.shape[:2]
+    height, width = masks.shape[1:]
     areas = np.array([np.count_nonzero(mask) for mask in masks])
     for _ in range(TRIES):
         scale = size * rng.uniform(*scale_range) / max(height, width)
@@ -65,10 +109,10 @@ def large_scale_jitter(
         left_over = resize_masks(masks[:, *crop][kept], (shown_h, shown_w))
         left_over = left_over[left_over.any((1, 2))]  # thin ones may vanish
         if len(left_over):
-            part = _resize_picture(picture[crop], (shown_h, shown_w))
-            return (part[:, ::-1], left_over[:, :, ::-1]) if flip else (part, left_over)
-    whole, left_over = whole_picture(picture, masks, size=size)
-    return (whole[:, ::-1], left_over[:, :, ::-1]) if flip else (whole, left_over)
+            return Cut(crop, (shown_h, shown_w), flip, left_over[:, :, ::-1] if flip else left_over)
+    left_over = _whole_masks(masks, size)
+    crop = slice(0, height), slice(0, width)
+    return Cut(crop, left_over.shape[1:], flip, left_over[:, :, ::-1] if flip else left_over)
 
 
 def _crop(rng: np.random.Generator, side: int, scale: float, size: int) -> tuple[slice, int]:
@@ -88,17 +132,22 @@ def whole_picture(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple
         size: S, side of the frame in pixels.
 
     Returns:
-        As `large_scale_jitter`.
+        picture (h, w, 3) uint8 with h, w <= S, and the remaining masks, (M', h, w) bool with M' >= 1, none empty.
     """
-    scale = size / max(picture.shape[:2])
-    size_hw = max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1)
+    kept = _whole_masks(masks, size)
+    return _resize_picture(picture, kept.shape[1:]), kept
+
+
+def _whole_masks(masks: np.ndarray, size: int) -> np.ndarray:
+    scale = size / max(masks.shape[1:])
+    size_hw = max(round(masks.shape[1] * scale), 1), max(round(masks.shape[2] * scale), 1)
     resized = resize_masks(masks, size_hw)
     if not resized.any():  # all objects are thinner than a pixel of the new size: map their pixels to the nearest
         resized = np.zeros_like(resized)
         index, rows, columns = np.nonzero(masks)
         resized[index, np.minimum(rows * scale, size_hw[0] - 1).astype(int),
                 np.minimum(columns * scale, size_hw[1] - 1).astype(int)] = True  # fmt: skip
-    return _resize_picture(picture, size_hw), resized[resized.any((1, 2))]
+    return resized[resized.any((1, 2))]
 
 
 def pad(picture: np.ndarray, masks: np.ndarray, *, size: int) -> tuple[np.ndarray, np.ndarray]:

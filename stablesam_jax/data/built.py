@@ -4,6 +4,7 @@ The bytes of a picture's file are kept unchanged. Objects are in layers, PNG fil
 object that overlaps the current layer begins a new one. Any tfds can read the files; TensorFlow is not needed.
 """
 
+import functools
 import io
 import itertools
 import json
@@ -122,9 +123,9 @@ class _Records(Reader):
         """Nothing: everything was checked when the set was built."""
         return []
 
-    def picture(self, index: int) -> np.ndarray:
-        """The picture alone, (H, W, 3) uint8 RGB."""
-        return self._decoded(index, _picture)
+    def picture(self, index: int, reduce: int = 1) -> np.ndarray:
+        """See `Reader.picture`."""
+        return self._decoded(index, functools.partial(_picture, reduce=reduce))
 
     def _decoded(self, index: int, decode: Callable[[dict[str, Any]], Any]) -> Any:
         name = self.names[index]
@@ -192,8 +193,8 @@ def _masks(label: np.ndarray) -> np.ndarray:
     return label[None] == np.arange(1, int(label.max()) + 1)[:, None, None]
 
 
-def _picture(record: dict[str, Any]) -> np.ndarray:
-    return read_picture(io.BytesIO(record["picture"]))
+def _picture(record: dict[str, Any], reduce: int = 1) -> np.ndarray:
+    return read_picture(io.BytesIO(record["picture"]), reduce=reduce)
 
 
 def _objects(record: dict[str, Any]) -> Objects:

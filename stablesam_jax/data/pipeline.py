@@ -5,6 +5,7 @@ objects and prompts of step t depend on (seed, t) alone, not on devices, threads
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,10 @@ import grain
 import numpy as np
 
 from stablesam_jax import prompts
-from stablesam_jax.data.augment import large_scale_jitter, pad
+from stablesam_jax.data.augment import draw_cut, pad
 from stablesam_jax.data.occlusion import Cutouts, occlude
 from stablesam_jax.data.readers import Pictures
+from stablesam_jax.data.reduced import masks_first
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.prompt_encoder import sparse_tokens
 from stablesam_jax.parallel import count_cores
@@ -36,6 +38,7 @@ class ViewConfig:
     scale_range: tuple[float, float]  # of large-scale jitter
     views: int  # augmented versions of each picture
     occlusion: float = 0.0  # share of the views with synthetic occlusion (sec. 4.4)
+    reduced_jpeg: bool = False  # whether JPEG files are decoded no larger than a view needs them
     seed: int
 
     def __post_init__(self):
@@ -67,11 +70,20 @@ class Views:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The picture (S, S, 3) uint8 and the masks of its objects (M, S, S) bool, M >= 1."""
         number, view = divmod(index, self.config.views)
-        labelled = self.pictures[number]
         rng = np.random.default_rng([self.config.seed, self._numbers[number], view])
-        picture, masks = large_scale_jitter(
-            rng, labelled.picture, labelled.masks, size=self.config.size, scale_range=self.config.scale_range
-        )
+        draw = functools.partial(draw_cut, rng, size=self.config.size, scale_range=self.config.scale_range)
+        if self.config.reduced_jpeg:
+            every, read = masks_first(self.pictures, number)
+            cut = draw(every)
+            try:
+                picture, masks = cut.read(read, every.shape[1:]), cut.masks
+            except ValueError:
+                name = self.pictures.names[number]
+                raise InputError(f"{name}: picture and label differ in size; make them equal.") from None
+        else:
+            labelled = self.pictures[number]
+            cut = draw(labelled.masks)
+            picture, masks = cut.of(labelled.picture), cut.masks
         if self.config.occlusion and rng.random() < self.config.occlusion:
             cutout = self.cutouts[int(rng.integers(len(self.cutouts)))]
             if cutout is not None:

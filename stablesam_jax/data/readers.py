@@ -111,9 +111,9 @@ class Reader(abc.ABC):
         """
         return None
 
-    def picture(self, index: int) -> np.ndarray:
-        """The picture alone, (H, W, 3) uint8 RGB."""
-        return read_picture(self.picture_file(index))
+    def picture(self, index: int, reduce: int = 1) -> np.ndarray:
+        """The picture alone, (H, W, 3) uint8 RGB; a JPEG at 1/`reduce` of its size, see `read_picture`."""
+        return read_picture(self.picture_file(index), reduce=reduce)
 
     def signature(self, index: int) -> list[int] | None:
         """Numbers that change with the files of a picture: size, time of change, inode; None if they cannot be told."""

@@ -100,7 +100,7 @@ class Stored:
     raw: str  # Pillow's raw mode of the file, such as "L;4"
 
 
-def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
     """Reads a picture as (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
     Transparency is ignored: pixels have their stored colour. Of several frames or pages the first is read.
@@ -109,11 +109,14 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         source: path of a file, an open file, or a picture that Pillow opened.
         max_pixels: largest H times W, checked before decoding. Pillow has its own, higher limit, twice
             PIL.Image.MAX_IMAGE_PIXELS.
+        reduce: 1, 2, 4 or 8: a JPEG file is decoded at this part of its size, each side rounded up, in less time. Other
+            formats have their full size, and so has a picture that is turned by its orientation if its sides are no
+            multiples.
 
     Raises:
         InputError: the file is missing, broken, cut short, of floating-point pixels, or larger than `max_pixels`.
     """
-    stored = read_stored(source, max_pixels=max_pixels)
+    stored = read_stored(source, max_pixels=max_pixels, reduce=reduce)
     if stored.deep is not None:
         return _eight_bits(stored.deep, stored.white, white_is_zero=stored.white_is_zero)
     picture = stored.image
@@ -127,8 +130,8 @@ def read_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
-    """Decodes a picture with the values of the file, and makes it upright.
+def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> Stored:
+    """Decodes a picture with the values of the file, and makes it upright; `reduce` as in `read_picture`.
 
     Raises:
         InputError: it cannot be read, or is larger than `max_pixels`.
@@ -144,6 +147,10 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS) -> Stored:
         said = tags.get(TIFF_MAX_SAMPLE_VALUE, 0)
         white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
         raw = _raw_mode(picture)
+        # A side that is no multiple ends with a smaller pixel, which must not come first when the picture is turned.
+        even = width % reduce == height % reduce == 0 or _orientation(picture) == 1
+        if reduce > 1 and min(width, height) >= reduce and even:
+            picture.draft(None, (width // reduce, height // reduce))  # of JPEG alone
         image = _loaded_upright(picture)
         deep = None
         if image.mode.startswith("I;16"):

@@ -27,7 +27,8 @@ def painted(height=90, width=120):
 
 
 def jitter(seed, picture, masks, size=SIZE, scale_range=RANGE):
-    found = augment.large_scale_jitter(rng(seed), picture, masks, size=size, scale_range=scale_range)
+    cut = augment.draw_cut(rng(seed), masks, size=size, scale_range=scale_range)
+    found = cut.of(picture), cut.masks
     return augment.pad(*found, size=size)
 
 

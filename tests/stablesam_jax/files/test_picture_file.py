@@ -45,6 +45,44 @@ def test_an_orientation_that_does_not_exist_is_ignored(tmp_path):
     assert np.array_equal(read_picture(save(tmp_path / "a.png", ramp(), exif=exif(77))), ramp())
 
 
+# JPEG files at a part of their size
+
+
+def small_and_full(path, reduce):
+    return read_picture(path, reduce=reduce), read_picture(path)
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_a_reduced_photograph_is_the_mean_of_its_pixels(reduce):
+    reduced, full = small_and_full(PHOTOGRAPH, reduce)
+    height, width = full.shape[:2]
+    assert reduced.shape == (-(-height // reduce), -(-width // reduce), 3)
+    inside = full[: height // reduce * reduce, : width // reduce * reduce].astype(float)
+    means = inside.reshape(height // reduce, reduce, width // reduce, reduce, 3).mean((1, 3))
+    assert np.abs(reduced[: height // reduce, : width // reduce] - means).mean() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_turned_upright(tmp_path, orientation):
+    scene = np.kron(ramp()[:24, :32], np.ones((8, 8, 1), np.uint8))
+    path = save(tmp_path / "a.jpg", np.ascontiguousarray(turned(scene, orientation)), exif=exif(orientation))
+    reduced, full = small_and_full(path, 8)
+    assert (full.shape, reduced.shape) == ((192, 256, 3), (24, 32, 3))
+    assert np.abs(reduced.astype(int) - full[4::8, 4::8]).mean() < 6
+
+
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (13, 17, 3)), (3, (25, 33, 3))])
+def test_sides_that_are_no_multiples_are_not_reduced_where_the_picture_is_turned(tmp_path, orientation, shape):
+    path = save(tmp_path / "a.jpg", np.zeros((25, 33, 3), np.uint8), exif=exif(orientation))
+    assert read_picture(path, reduce=2).shape == shape
+
+
+def test_only_jpeg_files_are_reduced(tmp_path):
+    reduced, full = small_and_full(save(tmp_path / "a.png", ramp()), 2)
+    assert np.array_equal(reduced, full)
+    assert read_picture(save(tmp_path / "a.jpg", ramp()[:1]), reduce=2).shape == (1, 36, 3)  # a pixel stays one
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
 def test_grey_becomes_three_equal_channels(tmp_path, mode):
     grey = Image.fromarray(disc().astype(np.uint8) * 255).convert(mode)
