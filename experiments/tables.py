@@ -55,7 +55,9 @@ class TablesConfig:
     model: str = "sam_nano"
     """The base of every system."""
     image_size: int | None = None
-    """Side of the model's input in pixels. Default: the model's own."""
+    """Side of the model's input in training, in pixels. Default: the model's own."""
+    test_image_size: int | None = None
+    """Side of the model's input in the comparison. Default: that of training."""
     seeds: int = 3
     """Runs of every system; their prompts, views, order and initial parameters differ."""
     steps: int = 300
@@ -84,6 +86,11 @@ class TablesConfig:
     """Names of systems, as in the folders of their runs. Default: all of the tables."""
     cache: pathlib.Path = pathlib.Path(".cache/features")
     """Folder for the frozen encoder's features."""
+
+    @property
+    def compared_size(self) -> int | None:
+        """Side of the model's input in the comparison, None: the model's own."""
+        return self.image_size if self.test_image_size is None else self.test_image_size
 
     @property
     def choice(self) -> Choice:
@@ -154,7 +161,7 @@ class Scorer:
         settings = _plain(
             {
                 "base": self.base,
-                "options": {**options, "strength": strength},
+                "options": {**options, "strength": strength, "compared_size": self.config.compared_size},
                 "boxes_drawn_at": HQ_SAM_INPUT,
                 "prompts": dataclasses.asdict(self.protocol),
                 "pictures": {name: source.names for name, source in self.sources.items()},
@@ -167,7 +174,7 @@ class Scorer:
             system = make()
             if system is None:
                 return None
-            sam, params = load_model(system, image_size=self.config.image_size, strength=strength)
+            sam, params = load_model(system, image_size=self.config.compared_size, strength=strength)
             segmenter = RememberingSegmenter(sam, params, self.embeddings[sam.config.hq])
             scores = {
                 name: [score for of in evaluate(segmenter, source, self.protocol) for score in of]
@@ -285,7 +292,10 @@ def markdown(config: TablesConfig, found: Mapping[str, Found], groups: Mapping[s
     """All tables that have a row other than the base."""
     counts = ", ".join(f"{name} ({len(of)} pictures, {len(set(of))} groups)" for name, of in groups.items())
     part = "" if config.part is None else f", part {config.part}"
-    size = "its own size" if config.image_size is None else f"{config.image_size} px"
+    trained, compared = (
+        "its own size" if size is None else f"{size} px" for size in (config.image_size, config.compared_size)
+    )
+    size = trained if trained == compared else f"{compared}, trained at {trained}"
     sections = [
         f"{legend(METRICS)}, mean of {counts}{part}; {config.model} at {size}, {config.count} prompts of each random "
         f"kind and object, {config.steps} steps of training.\n",
@@ -322,7 +332,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
     score = Scorer(config)
     config.output.mkdir(parents=True, exist_ok=True)
     kept = config.output / "scores"
-    untrained = score(kept / "base.json", {"image_size": config.image_size}, lambda: config.model)
+    untrained = score(kept / "base.json", {}, lambda: config.model)
     assert untrained is not None
     runs = {"": [untrained]}
     for seed in range(config.seeds):

@@ -86,6 +86,18 @@ def test_scores_stand_when_an_option_without_effect_has_come_or_gone(config, tra
     assert run(config, output=tmp_path) == []
 
 
+@pytest.mark.slow
+def test_at_another_size_the_same_runs_are_compared_again(config, trained, tmp_path):
+    output = tmp_path / "tables"
+    shutil.copytree(config.output, output)
+    run(config, output=output, test_image_size=2 * small.SIZE, only=("stable-sam",), seeds=1)
+    assert f"at {2 * small.SIZE} px, trained at {small.SIZE} px" in (output / "tables.md").read_text()
+    before, after = (
+        json.loads((folder / "scores" / "base.json").read_text())["scores"] for folder in (config.output, output)
+    )
+    assert before != after
+
+
 def test_without_robust_training_nothing_is_occluded_even_where_others_are(config):
     occluded = {name for name in SYSTEMS if run_config(dataclasses.replace(config, occlusion=0.5), name, 0).occlusion}
     good = {"dsp", "dt-sam-good", "pt-sam-good", "hq-sam-good", "stable-sam-good", "ours-good"}
