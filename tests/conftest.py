@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other by spinning; the cores have a worker each
@@ -10,7 +12,13 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of a test's time is compilation, and most of that LLVM's optimisation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test leans on what another run has left
+# Workers and the programs that tests start share what is compiled. The folder is this run's: none leans on what another
+# run has left. With a largest size, JAX locks the folder for reading and writing.
+IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if IS_FIRST:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(8 << 30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import zlib
 
@@ -32,6 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     mine = [item for item in items if zlib.crc32(item.path.name.encode()) % count == index]
     config.hook.pytest_deselected(items=[item for item in items if item not in mine])
     items[:] = mine
+
+
+def pytest_unconfigure() -> None:
+    """Removes the compiled programs."""
+    if IS_FIRST:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

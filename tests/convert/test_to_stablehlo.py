@@ -19,7 +19,6 @@ from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.predict.predictor import Predictor
 from tests.reference import small
-from tests.reference.tiers import slow
 
 LOGITS, MEAN_LOGITS, IOU = 2.5e-5, 4e-6, 2e-6  # DESIGN 8, in standard deviations; of the predicted IoU absolute
 
@@ -54,11 +53,16 @@ def inputs(batch, count, tokens, seed=0):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "batch", "count", "tokens"),
     [
         ("stable", 1, 1, 2),
-        *slow(("stable", 3, 2, 5), ("stable", 1, 4, 20), ("first pass", 3, 2, 3), ("hq", 1, 2, 2), ("hq", 3, 1, 4)),
+        ("stable", 3, 2, 5),
+        ("stable", 1, 4, 20),
+        ("first pass", 3, 2, 3),
+        ("hq", 1, 2, 2),
+        ("hq", 3, 1, 4),
     ],
 )
 def test_one_export_takes_any_numbers_and_gives_what_the_model_gives(system, batch, count, tokens):

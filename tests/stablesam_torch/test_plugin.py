@@ -124,15 +124,14 @@ def test_a_first_pass_gives_our_masks_from_boxes_and_from_points(limits):
     with float64_pair(CONFIG) as pair:
         params = pair.params | {"plugin": jax.tree.map(jnp.asarray, drawn(config))}
         picture = draw(CONFIG)[0][:1]
-        embedding = quick_jit(assemble(config).apply, static_argnames="method")(
-            {"params": params}, picture, method="encode"
-        )
+        apply = quick_jit(assemble(config).apply, static_argnames="method")
+        embedding = apply({"params": params}, picture, method="encode")
         stable = torch_plugin.stabilise(pair.official, state_of(config))
         features = torch.from_numpy(np.array(embedding.features)).permute(0, 3, 1, 2)
         for kind in ("boxes", "points"):
             labels = np.tile([[2, 3]] if kind == "boxes" else [[1, 0]], (4, 1)).astype(np.int32)
             prompts = Prompts(jnp.asarray(boxes)[None], jnp.asarray(labels)[None], jnp.ones((1, 4, 2), bool))
-            ours = assemble(config).apply({"params": params}, embedding, prompts, method="decode")
+            ours = apply({"params": params}, embedding, prompts, method="decode")
             coords = torch.from_numpy(boxes)
             given = {"boxes": coords.reshape(4, 4), "points": None}
             if kind == "points":

@@ -16,6 +16,7 @@ from stablesam_jax.model.first_pass import better_masks, mask_boxes, poor_masks
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from tests.reference import small
+from tests.reference.sam_pair import quick_jit
 from tests.reference.tiers import slow
 
 ALL, NONE = (1.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0)  # limits that all masks are below, and none
@@ -92,7 +93,7 @@ def systems(hq=False):
         jax.device_get(with_plugin["plugin"]),
     )
     picture = jax.random.normal(jax.random.key(0), (1, small.SIZE, small.SIZE, 3))
-    embedding = base.apply({"params": params}, picture, method="encode")
+    embedding = quick_jit(base.apply, static_argnames="method")({"params": params}, picture, method="encode")
     return base, stable, params, {**with_plugin, "plugin": waves}, embedding
 
 
@@ -102,15 +103,17 @@ PROMPTS = boxes_and_points([(5, 5, 40, 30), (20, 8, 60, 60)], [(30, 30), (10, 50
 @functools.cache
 def decode(limits, masks="single", hq=False, at_once=False):
     base, stable, params, with_plugin, embedding = systems(hq)
-    if limits == "base":
-        return base.apply({"params": params}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
-    config = dataclasses.replace(stable.config, plugin=dataclasses.replace(stable.config.plugin, first_pass=limits))
-    sam = build.assemble(config)
-    return sam.apply({"params": with_plugin}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
+    sam, values = base, params
+    if limits != "base":
+        plugin = dataclasses.replace(stable.config.plugin, first_pass=limits)
+        sam, values = build.assemble(dataclasses.replace(stable.config, plugin=plugin)), with_plugin
+    apply = quick_jit(sam.apply, static_argnames=("masks", "at_once", "method"))
+    return apply({"params": values}, embedding, PROMPTS, masks=masks, at_once=at_once, method="decode")
 
 
-@pytest.mark.parametrize("at_once", [False, *slow(True)])
-@pytest.mark.parametrize("masks", ["single", *slow("multi")])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("masks", ["single", "multi"])
 def test_where_no_mask_is_below_the_limits_all_are_those_of_the_base(masks, at_once):
     kept, base = decode(NONE, masks, at_once=at_once), decode("base", masks, at_once=at_once)
     np.testing.assert_allclose(kept.low_res_masks, base.low_res_masks, atol=2e-5)
