@@ -20,10 +20,14 @@ if IS_FIRST:
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(8 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import gc
 import zlib
+from collections.abc import Iterator
 
+import jax
 import pytest
 
+STATM, LARGE = pathlib.Path("/proc/self/statm"), 3 << 30  # pages in memory are its second number; bytes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -46,6 +50,15 @@ def pytest_unconfigure() -> None:
     """Removes the compiled programs."""
     if IS_FIRST:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Drops the compiled programs of a worker that holds much: two of them would fill a machine of 16 GB."""
+    yield
+    if STATM.exists() and int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LARGE:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ def test_what_trains_the_neck_has_entries_of_its_own(config, filled, tmp_path):
 
 @pytest.mark.slow
 def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
-    stopped = dataclasses.replace(config, cache=tmp_path)
+    stopped = dataclasses.replace(config, cache=tmp_path, views=2 * VIEWS, epochs=2.0 * VIEWS)
     call = FeatureCache.__call__
 
     def call_and_stop(self, pictures):
@@ -117,9 +117,9 @@ def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(FeatureCache, "__call__", call_and_stop)
-        assert embed(stopped) == "stopped after 8 views; the same command continues\n"
-    assert len(entries(stopped)) == 8
-    assert "16/16 views, 8 encoded" in embed(stopped)
+        assert embed(stopped) == "stopped after 16 views; the same command continues\n"
+    assert len(entries(stopped)) == 16
+    assert "32/32 views, 16 encoded" in embed(stopped)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_it_with_one_line_and_status_1(config, tmp_path, monkey
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", fill)
     monkeypatch.setattr(sys, "argv", ["train.embed"])
-    monkeypatch.setattr(embed_module, "parse", lambda *_: dataclasses.replace(config, cache=tmp_path))
+    monkeypatch.setattr(embed_module, "parse_run", lambda *_: dataclasses.replace(config, cache=tmp_path))
     with pytest.raises(SystemExit) as end, small.quick_compilation():
         embed_module.main()
     assert end.value.code == 1
