@@ -119,7 +119,9 @@ def test_it_stops_when_asked_and_continues(config, tmp_path, monkeypatch):
         patch.setattr(FeatureCache, "__call__", call_and_stop)
         assert embed(stopped) == "stopped after 16 views; the same command continues\n"
     assert len(entries(stopped)) == 16
-    assert "32/32 views, 16 encoded" in embed(stopped)
+    encoded = re.match(r"32/32 views, (\d+) encoded", embed(stopped))
+    assert encoded is not None
+    assert 0 < int(encoded[1]) == len(entries(stopped)) - 16  # at most 16: equal views are one entry
 
 
 @pytest.mark.slow
