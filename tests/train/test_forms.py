@@ -1,4 +1,4 @@
-"""What a tool exported trains and evaluates as what is built of it, and as the other tools' exports of the same masks."""
+"""An export of any tool trains and is evaluated as what is built of it."""
 
 import contextlib
 import io
