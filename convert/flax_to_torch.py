@@ -29,7 +29,7 @@ from stablesam_jax.files.disk import new_path, whole_file
 from stablesam_jax.files.plugin_file import load_plugin
 from stablesam_jax.model.encoders import encoder_of
 from stablesam_jax.params import Params, count, flatten
-from stablesam_torch.plugin import CONFIG_KEY, packed
+from stablesam_torch.plugin_config import CONFIG_KEY, packed
 
 NANO = "sam_nano"
 NO_MEMORY = "no_mem_embed"  # a tensor of every SAM 2
@@ -154,7 +154,7 @@ def plugin_state(params: Params, config: PluginConfig, metadata: Mapping[str, An
 
     Returns:
         leaves as tensors, named by their paths with dots, axes unchanged, and configuration and metadata in a tensor
-        under PyTorch's key for what is no parameter, see `stablesam_torch.plugin.packed`.
+        under PyTorch's key for what is no parameter, see `stablesam_torch.plugin_config.packed`.
     """
     state: dict[str, Any] = {path.replace("/", "."): _tensor(leaf) for path, leaf in flatten(params).items()}
     return state | {CONFIG_KEY: packed(dataclasses.asdict(config), metadata)}

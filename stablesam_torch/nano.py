@@ -4,48 +4,27 @@
     sam.load_state_dict(torch.load("sam_nano.pth", weights_only=True))
     stabilise(sam, load_plugin_state("stable_sam_nano.pth"))  # if wanted
 
-This file imports only torch and can be copied alone into any project. Prompt encoder and mask decoder are SAM's, with
+The package imports only torch and can be copied into any project. Prompt encoder and mask decoder are SAM's, with
 the names of its state dict, so that whatever drives a SAM drives this one: SamPredictor, SamAutomaticMaskGenerator, the
 exporter. The state is written by `python -m convert.flax_to_torch --checkpoint sam_nano --output sam_nano.pth`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-WIDTH = 256  # channels of the image embedding and of every token
+from .layers import to_float32
+from .nano_encoder import WIDTH, ImageEncoder, LayerNorm2d
+
 HEADS = 8
 MLP_WIDTH = 2048
 PATCH_SIZE = 16  # pixels per cell of the image embedding
 NOT_A_POINT, POINT_LABELS = -1, 4  # labels: -1 no point, 0 background, 1 foreground, 2 and 3 the corners of a box
 MASK_TOKENS = 4  # the first makes the single mask, the others those of multimask_output
-ENCODER_EPS, TRANSFORMER_EPS = 1e-6, 1e-5  # of the norms over maps, and of those in the transformer
-
-
-class Stage(NamedTuple):
-    """One row of EfficientNet-Lite0: `repeats` inverted bottlenecks, the first with `stride`."""
-
-    repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    width: int
-
-
-STEM_WIDTH = 32
-STAGES = (
-    Stage(repeats=1, kernel=3, stride=1, expansion=1, width=16),
-    Stage(repeats=2, kernel=3, stride=2, expansion=6, width=24),
-    Stage(repeats=2, kernel=5, stride=2, expansion=6, width=40),
-    Stage(repeats=3, kernel=3, stride=2, expansion=6, width=80),
-    Stage(repeats=3, kernel=5, stride=1, expansion=6, width=112),
-    Stage(repeats=4, kernel=5, stride=2, expansion=6, width=192),
-    Stage(repeats=1, kernel=3, stride=1, expansion=6, width=320),
-)
-TAPS = (1, 2, 4, 6)  # stages whose outputs (strides 4, 8, 16, 32) feed the neck
+TRANSFORMER_EPS = 1e-5
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0  # EfficientNet-Lite's own normalisation
 
 
@@ -125,106 +104,6 @@ class NanoSam(nn.Module):
             masks = logits > self.mask_threshold
             outputs.append({"masks": masks, "iou_predictions": iou_predictions, "low_res_logits": low_res})
         return outputs
-
-
-class ImageEncoder(nn.Module):
-    """EfficientNet-Lite0 with its batch norms folded, and a neck over four of its scales."""
-
-    def __init__(self, image_size: int):
-        super().__init__()
-        self.img_size = image_size
-        self.backbone = Backbone()
-        self.neck = Neck()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) normalised pictures -> (B, 256, G, G) image embedding, G = S / 16."""
-        return self.neck(self.backbone(x))
-
-
-class Backbone(nn.Module):
-    """EfficientNet-Lite0 without its classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = SameConv(3, STEM_WIDTH, 3, stride=2)
-        self.blocks = nn.ModuleList()
-        width = STEM_WIDTH
-        for stage in STAGES:
-            for repeat in range(stage.repeats):
-                stride = stage.stride if repeat == 0 else 1
-                self.blocks.append(InvertedBottleneck(width, stage.width, stage.expansion, stage.kernel, stride))
-                width = stage.width
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 3, S, S) -> features of the tapped stages, finest first."""
-        x = F.relu6(self.stem(x))
-        outputs = []
-        blocks = iter(self.blocks)
-        for stage in STAGES:
-            for _ in range(stage.repeats):
-                x = next(blocks)(x)
-            outputs.append(x)
-        return [outputs[tap] for tap in TAPS]
-
-
-class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME" for sizes that the stride divides: the odd zero comes last."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, width, H / stride, W / stride)."""
-        total = self.kernel_size[0] - self.stride[0]
-        return super().forward(F.pad(x, (total // 2, total - total // 2) * 2))
-
-
-class InvertedBottleneck(nn.Module):
-    """Expand, filter each channel, project; with a residual where the shapes allow one."""
-
-    def __init__(self, inputs: int, width: int, expansion: int, kernel: int, stride: int):
-        super().__init__()
-        hidden = inputs * expansion
-        self.expand = nn.Conv2d(inputs, hidden, 1) if expansion != 1 else None
-        self.depthwise = SameConv(hidden, hidden, kernel, stride, groups=hidden)
-        self.project = nn.Conv2d(hidden, width, 1)
-        self.residual = stride == 1 and inputs == width
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, width, H / stride, W / stride)."""
-        hidden = x if self.expand is None else F.relu6(self.expand(x))
-        hidden = self.project(F.relu6(self.depthwise(hidden)))
-        return hidden + x if self.residual else hidden
-
-
-class Neck(nn.Module):
-    """Sums four scales at stride 16, mixes them with one 3 x 3 convolution, normalises as SAM's neck ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        finest, fine, middle, coarse = (STAGES[tap].width for tap in TAPS)
-        self.finest = nn.Conv2d(finest, WIDTH, 4, stride=4, bias=False)
-        self.fine = nn.Conv2d(fine, WIDTH, 2, stride=2)
-        self.middle = nn.Conv2d(middle, WIDTH, 1)
-        self.coarse = nn.Conv2d(coarse, WIDTH, 1)
-        self.norm = LayerNorm2d(WIDTH)
-        self.output = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)
-        self.output_norm = LayerNorm2d(WIDTH)
-
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Maps of 4G, 2G, G and G / 2 cells -> (B, 256, G, G)."""
-        finest, fine, middle, coarse = features
-        lifted = F.interpolate(self.coarse(coarse), scale_factor=2.0, mode="nearest")
-        x = self.fine(fine) + self.middle(middle) + lifted + self.finest(finest)
-        return self.output_norm(self.output(F.gelu(self.norm(x))))
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Normalises the channels of a map."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=ENCODER_EPS)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> the same."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class PositionEmbedding(nn.Module):
@@ -483,8 +362,3 @@ class MaskDecoder(nn.Module):
         weights = torch.stack([network(tokens[:, index]) for index, network in networks], dim=1)
         masks = (weights @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
         return masks, self.iou_prediction_head(tokens[:, 0])
-
-
-def to_float32(x: torch.Tensor) -> torch.Tensor:
-    """Casts half precision to float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -3,7 +3,7 @@
     sam = stabilise(sam_model_registry["vit_b"](checkpoint="sam_vit_b_01ec64.pth"), load_plugin_state("plugin.pth"))
     masks, scores, logits = SamPredictor(sam).predict(...)  # and everything else as before
 
-This file imports only torch and can be copied alone into any project. The official packages are not edited: forward
+The package imports only torch and can be copied into any project. The official packages are not edited: forward
 hooks replace keys and values of the two-way transformer's token-to-image attentions. The state is written by `python -m
 convert.flax_to_torch --checkpoint plugin.safetensors --output plugin.pth`. Parameters have the names and axes of
 stablesam_jax, with dots: kernels are (in, out), that of the depthwise convolution is (k, k, C).
@@ -11,53 +11,21 @@ stablesam_jax, with dots: kernels are (in, out), that of the depthwise convoluti
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-CONFIG_KEY = "_extra_state"  # PyTorch's key in a state dict for what is no parameter, see `packed`
-REFERENCE_GRID = 64  # side of SAM's map in cells, to which max_offset_cells refers
+from .plugin_config import CONFIG_KEY, Config, FirstPass, packed, unpacked
+from .resampling import ChannelPooledAttention, CoordinateAttention, LinearMaps, OffsetNetwork, Router, sample
+
 MASK_TOKENS = slice(1, 5)  # after the IoU token; the first is that of the single mask
 SAM2_MASK_TOKENS = slice(2, 6)  # of a SAM 2, which has its object token before these
 HQ_TOKEN = 5  # of an HQ-SAM, which is trained on this token's mask alone
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class FirstPass(NamedTuple):
-    """Limits of a first pass, as stablesam_jax.config.FirstPass, which documents them."""
-
-    fit: float
-    least_fit: float
-    lost_fit: float
-    predicted_iou: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Configuration of a plugin. The fields are those of stablesam_jax.config.PluginConfig, which documents them."""
-
-    attentions: tuple[int, ...]
-    resample: str
-    amplitude: str
-    max_offset_cells: float
-    groups: int
-    offset_kernel: int
-    padding: str
-    positions: str
-    router: bool
-    router_token: str
-    router_width: int
-    start: str  # initialisation; unused here, where weights are loaded
-    embedding_width: int
-    rank: int = 40  # older files lack it
-    strength: float = 1.0  # older files lack it
-    first_pass: tuple[float, float, float, float] | None = None  # older files lack it
 
 
 def load_plugin_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -104,26 +72,6 @@ def stabilise(sam: Model, state: Mapping[str, Any]) -> Model:
         plugin.hook_first_pass(sam.prompt_encoder, decoder)
     sam.plugin = plugin
     return sam
-
-
-def packed(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> torch.Tensor:
-    """Configuration and metadata as JSON in a (length,) uint8 tensor: exporters take state dicts of tensors alone."""
-    text = json.dumps({"config": dict(config), "metadata": dict(metadata)}, sort_keys=True)
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-
-
-def unpacked(state: torch.Tensor | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The inverse: {"config", "metadata"}. Older files hold that dictionary itself.
-
-    Raises:
-        ValueError: the tensor does not hold it.
-    """
-    if isinstance(state, Mapping):
-        return state
-    found = json.loads(bytes(state.tolist()))
-    if not isinstance(found, dict) or found.keys() != {"config", "metadata"}:
-        raise ValueError(f"{CONFIG_KEY!r} holds no plugin's configuration. Write it by convert.flax_to_torch.")
-    return found
 
 
 class Plugin(nn.Module):
@@ -321,174 +269,3 @@ def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]
     return shared / (areas[0] + areas[1] - shared).clamp(min=1e-6)
-
-
-class OffsetNetwork(nn.Module):
-    """Offsets and amplitudes of the image features (eq. 3 and figure 3b)."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        width = config.embedding_width
-        if config.amplitude == "project":
-            self.project = Dense(width, width)
-        elif config.amplitude == "gate":
-            self.gate = Dense(width, width)
-        self.depthwise = Depthwise(config.offset_kernel, width)
-        self.norm = LayerNorm(width)
-        self.offset = Dense(width, 2 * config.groups)
-
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W, C) -> amplitudes (N, H, W, C), and offsets (N, H, W, groups, 2), (x, y) in cells."""
-        amplitudes = features
-        if self.config.amplitude == "project":
-            amplitudes = self.project(features)
-        elif self.config.amplitude == "gate":
-            amplitudes = features * (1 + self.gate(features))
-        hidden = F.gelu(self.norm(self.depthwise(amplitudes)))
-        direction = to_float32(self.offset(hidden)).unflatten(-1, (self.config.groups, 2))
-        height, width = features.shape[1:3]
-        limit = direction.new_tensor([width, height]) * (self.config.max_offset_cells / REFERENCE_GRID)
-        return amplitudes, limit * torch.tanh(direction)
-
-
-def sample(features: torch.Tensor, offsets: torch.Tensor, padding: str) -> torch.Tensor:
-    """Reads features at p + delta p for every cell p (eq. 4).
-
-    Args:
-        features: (N, H, W, C); neighbouring channels form a group.
-        offsets: (N, H, W, groups, 2), (x, y) in cells.
-        padding: values outside the map: "border" or "zeros", as of `grid_sample`.
-
-    Returns:
-        (N, H, W, C).
-    """
-    count, height, width, channels = features.shape
-    groups = offsets.shape[-2]
-    x, y = torch.arange(width).to(offsets), torch.arange(height).to(offsets)
-    cells = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    last = offsets.new_tensor([width - 1, height - 1]).clamp(min=1)  # a map of one cell would divide by zero
-    positions = 2 * (cells[:, :, None] + offsets) / last - 1  # grid_sample's [-1, 1], from the first cell to the last
-    positions = positions.permute(0, 3, 1, 2, 4).flatten(0, 1)
-    maps = features.to(offsets.dtype).permute(0, 3, 1, 2).reshape(count * groups, -1, height, width)
-    sampled = F.grid_sample(maps, positions, "bilinear", padding, align_corners=True)
-    return sampled.view(count, channels, height, width).permute(0, 2, 3, 1).to(features.dtype)
-
-
-class ChannelPooledAttention(nn.Module):
-    """The spatial attention of CBAM, the alternative to deformable sampling in table 11."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(7, 7, 2, 1))
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) -> factors (N, H, W, 1)."""
-        pooled = torch.stack([features.mean(dim=-1), features.amax(dim=-1)], dim=1)
-        logits = F.conv2d(pooled, self.kernel.permute(3, 2, 0, 1), self.bias[None], padding="same")
-        return 2 * torch.sigmoid(to_float32(logits)).permute(0, 2, 3, 1)  # twice, so that zero logits are the identity
-
-
-class CoordinateAttention(nn.Module):
-    """Coordinate attention, another alternative: the product of a factor for each row and one for each column."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        hidden_width = max(8, width // 32)
-        self.hidden = Dense(width, hidden_width)
-        self.norm = LayerNorm(hidden_width)
-        self.rows = Dense(hidden_width, width)
-        self.columns = Dense(hidden_width, width)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) -> factors (N, H, W, C)."""
-
-        def factors(last: nn.Module, means: torch.Tensor) -> torch.Tensor:
-            return 2 * torch.sigmoid(to_float32(last(F.hardswish(self.norm(self.hidden(means))))))
-
-        rows, columns = factors(self.rows, features.mean(dim=2)), factors(self.columns, features.mean(dim=1))
-        return rows[:, :, None] * columns[:, None]
-
-
-class LinearMaps(nn.Module):
-    """Maps of low rank for the keys and the values of each attention, another alternative: not in the paper."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attentions = config.attentions
-        count, width, rank = len(config.attentions), config.embedding_width, config.rank
-        self.keys_down, self.values_down = (nn.Parameter(torch.zeros(count, width, rank)) for _ in range(2))
-        self.keys_up, self.values_up = (nn.Parameter(torch.zeros(count, rank, width)) for _ in range(2))
-        self.values_bias = nn.Parameter(torch.zeros(count, width))
-
-    def forward(
-        self, keys: torch.Tensor, key_pe: torch.Tensor, attention: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, H, W, C) twice -> what is added to keys + key_pe for the keys, and to keys for the values."""
-        place = 0 if attention is None else self.attentions.index(attention)
-        of_keys = (keys + key_pe) @ self.keys_down[place] @ self.keys_up[place]
-        return of_keys, keys @ self.values_down[place] @ self.values_up[place] + self.values_bias[place]
-
-
-class Router(nn.Module):
-    """Mixing weights from the output mask token (eq. 5): softmax(MLP(t_o)) * s."""
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.hidden = Dense(config.embedding_width, config.router_width)
-        self.norm = LayerNorm(config.router_width)
-        self.logits = Dense(config.router_width, 2)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, token: torch.Tensor) -> torch.Tensor:
-        """(N, C) -> (N, 2): alpha_1 of the deformable, alpha_2 of the original features."""
-        hidden = F.gelu(self.norm(self.hidden(token)))
-        return torch.softmax(self.logits(hidden), dim=-1) * self.scale
-
-
-def to_float32(x: torch.Tensor) -> torch.Tensor:
-    """Casts half precision to float32, float64 unchanged: half precision loses positions and small factors."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class Dense(nn.Module):
-    """A linear layer over the last axis, hence also a 1x1 convolution."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., inputs) -> (..., outputs)."""
-        return F.linear(x, self.kernel.T, self.bias)
-
-
-class Depthwise(nn.Module):
-    """A depthwise convolution, channels-last."""
-
-    def __init__(self, size: int, channels: int):
-        super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(size, size, channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) -> (N, H, W, C)."""
-        kernel = self.kernel.permute(2, 0, 1)[:, None]
-        y = F.conv2d(x.permute(0, 3, 1, 2), kernel, self.bias, padding="same", groups=len(kernel))
-        return y.permute(0, 2, 3, 1)
-
-
-class LayerNorm(nn.Module):
-    """Normalises the last axis."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.width = width
-        self.scale = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., width) -> (..., width)."""
-        return F.layer_norm(x, (self.width,), self.scale, self.bias, eps=1e-6)

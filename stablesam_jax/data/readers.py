@@ -277,7 +277,7 @@ class LabelledFiles(Reader):
         twin = twins(pictures, labels)
         for stem, files in pictures.items():
             of_picture = labels.get(twin.get(stem, ""), [])
-            usable = [file for file in of_picture if _holds_masks(file)]
+            usable = [file for file in of_picture if file.suffix.lower() in MASK_SUFFIXES]
             picture = f"{name}/{shown(stem)}"
             for several in (files, usable):
                 if len(several) > 1:
@@ -441,10 +441,6 @@ class Joined:
 def folder_name(folder: pathlib.Path) -> str:
     """The last part of a folder's absolute path, so that "." and "a/.." have a name too."""
     return shown(os.path.basename(os.path.abspath(folder)))
-
-
-def _holds_masks(file: pathlib.Path) -> bool:
-    return file.suffix.lower() in MASK_SUFFIXES
 
 
 def _times(size: tuple[int, int]) -> str:

@@ -29,9 +29,7 @@ class StableMask:
     low_res_mask: np.ndarray  # (1, 4G, 4G) float32 logits, a mask_input for the next call
     stability: float  # mSF of this mask and those of the jittered prompts, in (0, 1]; 0 if all are empty
     needs_review: bool  # whether the stability is below the threshold
-    ambiguity: float | None = (
-        None  # spread over other clicks on the same object, see `ambiguity`; None if not asked for
-    )
+    ambiguity: float | None = None  # spread over other clicks on the object, see `ambiguity`; None if not asked for
 
     @property
     def sensitivity(self) -> float:

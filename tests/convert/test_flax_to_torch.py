@@ -19,6 +19,7 @@ from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.files.plugin_file import load_plugin, save_plugin
 from stablesam_jax.params import unflatten
 from stablesam_torch import plugin as torch_plugin
+from stablesam_torch import plugin_config
 from stablesam_torch.nano import NanoSam
 from tests.reference import official, small
 from tests.reference.tiers import slow
@@ -173,7 +174,7 @@ def test_a_plugin_makes_an_official_model_stable_and_its_numbers_are_equal_to_th
 
     state = sam.plugin.state_dict()
     params, config, metadata = load_plugin(plugin_file)
-    extra = torch_plugin.unpacked(state.pop("_extra_state"))
+    extra = plugin_config.unpacked(state.pop("_extra_state"))
     assert PluginConfig.from_json(extra["config"]) == config
     assert extra["metadata"] == metadata
     again = unflatten({name.replace(".", "/"): leaf.numpy() for name, leaf in state.items()})
