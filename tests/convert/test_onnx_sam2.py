@@ -18,7 +18,6 @@ from stablesam_jax.predict.postprocess import upscale_masks
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.prompts import Prompt
 from tests.reference import small
-from tests.reference.tiers import slow
 
 CONFIG = small.SAM2_CONFIG
 PICTURE = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
@@ -96,7 +95,8 @@ def test_names_and_shapes_are_those_of_samexporter(files):
         onnx.checker.check_model(files() / name, full_check=True)
 
 
-@pytest.mark.parametrize("single", [True, *slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("single", [True, False])
 def test_masks_are_ours_for_every_form_of_prompt(files, predictor, single):
     run, own = client(files(single=single)), predictor.encode(PICTURE)
     maps = run.encode(PICTURE, CONFIG)

@@ -103,6 +103,7 @@ def test_names_and_shapes_are_those_of_sams_exporter(files):
     onnx.checker.check_model(folder / "decoder.onnx", full_check=True)
 
 
+@pytest.mark.slow
 def test_masks_are_ours_for_every_form_of_prompt(files, predictor, resized, forms):
     run, own = client(files(single=True)), predictor.encode(resized)
     embedding = run.encode(resized)

@@ -28,6 +28,7 @@ def test_boxes_get_worse_along_every_curve_from_the_true_one(name):
     assert all(good > bad for good, bad in itertools.pairwise(overlap))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rclicks", "cdconcepts-click"])
 def test_clicks_get_nearer_to_the_border_along_every_curve(name):
     depth = prompts.depth(MASK)

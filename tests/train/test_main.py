@@ -72,6 +72,16 @@ def test_the_plugin_names_its_base_its_data_and_its_recipe_but_no_folders(unbrok
     assert (metadata["steps"], metadata["learning_rate"]) == (STEPS, 1e-3)
 
 
+def test_other_options_pictures_or_another_base_do_not_continue_a_run(unbroken, config, tmp_path):
+    before = contents(unbroken[0])
+    with pytest.raises(InputError, match=r"another configuration \(seed 0 -> 1\)"):
+        train(dataclasses.replace(config, seed=1))
+    other = small.save_pairs(tmp_path / "pairs", 4)
+    with pytest.raises(InputError, match=r"pictures 10, content \w+ -> 4, content \w+\)"):
+        train(dataclasses.replace(config, data_dir=(other,)))
+    assert contents(unbroken[0]) == before
+
+
 def test_a_finished_run_that_is_started_again_keeps_its_files(unbroken, config):
     before = contents(unbroken[0])
     printed = train(config)

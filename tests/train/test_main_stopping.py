@@ -97,16 +97,6 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_the_checkpoints(
     assert not (diverging.output / "plugin.safetensors").exists()
 
 
-def test_other_options_pictures_or_another_base_do_not_continue_a_run(unbroken, config, tmp_path):
-    before = contents(unbroken[0])
-    with pytest.raises(InputError, match=r"another configuration \(seed 0 -> 1\)"):
-        train(dataclasses.replace(config, seed=1))
-    other = small.save_pairs(tmp_path / "pairs", 4)
-    with pytest.raises(InputError, match=r"pictures 10, content \w+ -> 4, content \w+\)"):
-        train(dataclasses.replace(config, data_dir=(other,)))
-    assert contents(unbroken[0]) == before
-
-
 # what is chosen or averaged on the way
 
 

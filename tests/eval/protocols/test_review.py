@@ -73,6 +73,7 @@ def test_the_stability_score_is_segment_anythings():
     assert stability_score(np.full((4, 4), -9.0)) == 0
 
 
+@pytest.mark.slow
 def test_a_case_is_what_the_predictor_gives():
     predictor = Predictor(*small.stable_nano())
     picture = predictor.encode(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8))

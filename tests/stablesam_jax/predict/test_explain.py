@@ -173,6 +173,7 @@ def test_cells_of_the_padding_are_left_out_and_the_others_lie_in_the_picture():
     assert (found.before.sum((1, 2)) < 0.999).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("picture", "cells"), [((64, 2), (4, 1)), ((2, 64), (1, 4))])
 def test_a_picture_thinner_than_half_a_cell_has_one_row_of_them(picture, cells):
     thin = predictor(picture=picture)
