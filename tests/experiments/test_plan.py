@@ -101,6 +101,7 @@ def test_only_views_that_are_seen_again_are_kept_and_the_most_saving_first(confi
     assert disk_plan.plan_disk(config, models, PICTURES, 0.0) == {}
 
 
+@pytest.mark.slow
 def test_the_plan_on_the_official_layouts_names_what_is_missing(config, rate):
     for name in ("hqseg-44k", "dis5k-vd", "coift", "hrsod"):
         write_official(name, config.data)

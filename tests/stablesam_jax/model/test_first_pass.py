@@ -17,7 +17,6 @@ from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from tests.reference import small
 from tests.reference.sam_pair import quick_jit
-from tests.reference.tiers import slow
 
 ALL, NONE = (1.0, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 0.0)  # limits that all masks are below, and none
 
@@ -127,7 +126,8 @@ def test_where_all_masks_are_below_the_limits_they_are_those_of_one_pass():
     np.testing.assert_allclose(changed, one_pass, atol=2e-4)
 
 
-@pytest.mark.parametrize("masks", ["single", *slow("multi")])
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", ["single", "multi"])
 def test_of_a_plugin_that_runs_away_from_every_box_nothing_is_left_for_boxes(masks):
     kept, base, one_pass = (decode(limits, masks).low_res_masks for limits in ((1.0, 1.0, 1.0, 1.0), "base", None))
     np.testing.assert_allclose(kept[:, :2], base[:, :2], atol=2e-5)

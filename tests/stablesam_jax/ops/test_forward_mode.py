@@ -57,6 +57,7 @@ def test_derivatives_backwards_are_the_same_inside(function):
             np.testing.assert_allclose(one, other, atol=2e-5 * max(1, float(jnp.abs(other).max())), rtol=0)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_sampling_are_those_of_the_bilinear_form():
     """Along x within a cell a sample is linear: the second derivative of its square is twice the slope's square."""
     features = jnp.asarray([[[[0.0], [1.0]], [[2.0], [7.0]]]])

@@ -65,6 +65,7 @@ def found():
     return {goal: search(*arguments, BOXES, list(MASKS), goal) for goal in ("worst", "best")}
 
 
+@pytest.mark.slow
 def test_the_first_box_is_the_given_one_with_its_own_mask(found):
     predictor = nano()[0]
     picture = predictor.encode(SQUARES[0])
@@ -85,6 +86,7 @@ def soft_dice(logits, mask):
     return 2 * (shares * target).sum() / (shares.sum() + target.sum())
 
 
+@pytest.mark.slow
 def test_the_worst_search_lowers_dice_and_the_best_one_raises_it(found):
     for number, mask in enumerate(MASKS):
         worst, best = (
@@ -97,6 +99,7 @@ def test_the_worst_search_lowers_dice_and_the_best_one_raises_it(found):
         assert min(worst) < min(best)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_adams_against_the_gradient_of_the_loss(found):
     """Adam's first step is the learning rate in the direction of the gradient, taken here by differences."""
     predictor = nano()[0]
