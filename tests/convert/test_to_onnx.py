@@ -42,20 +42,6 @@ def _with_noise(tree, rng):
     return np.float32(tree + 0.1 * rng.standard_normal(np.shape(tree)))
 
 
-@pytest.fixture(scope="module")
-def files(system, tmp_path_factory):
-    """(options) -> folder of the exported files; each form is exported once."""
-    root = tmp_path_factory.mktemp("onnx")
-
-    @functools.cache
-    def export(**options):
-        folder = root / "-".join([*map(str, options.values()), "files"])
-        to_onnx.convert(to_onnx.Options(system=str(system), output=folder, **options))
-        return folder
-
-    return export
-
-
 @functools.cache
 def client(folder):
     return Client(folder / "encoder.onnx", folder / "decoder.onnx")
