@@ -33,16 +33,6 @@ SIDE = CONFIG.mask_size
 HQ_CONFIG = dataclasses.replace(CONFIG, hq=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One thread of PyTorch, which would spin, and programs without optimisation: both are faster at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with small.quick_compilation():
-        yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def models(config=CONFIG):
     """The official model and ours, with the same random weights."""

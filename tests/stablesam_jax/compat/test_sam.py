@@ -8,9 +8,7 @@ from stablesam_jax import compat
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
 from tests.reference import small
-from tests.stablesam_jax.compat.test_predictor import BOXES, HEIGHT, HQ_CONFIG, PICTURE, WIDTH, check, models, quick
-
-quick  # noqa: B018 (a fixture of all tests here)
+from tests.stablesam_jax.compat.test_predictor import BOXES, HEIGHT, HQ_CONFIG, PICTURE, WIDTH, check, models
 
 RNG = np.random.default_rng(0)
 POINTS = torch.from_numpy(RNG.uniform(0, 300, (3, 4, 2)).astype(np.float32)), torch.tensor([[1, 0, 1, -1]] * 3)

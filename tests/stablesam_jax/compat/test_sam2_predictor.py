@@ -30,16 +30,6 @@ BOXES = np.array([[40, 30, 260, 280], [120, 60, 480, 320], [10, 10, 160, 90]])
 SIDE = CONFIG.mask_size
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One thread of PyTorch, which would spin, and programs without optimisation: both are faster at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with small.quick_compilation():
-        yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def models():
     """The official model and ours, with the same random weights."""
