@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stablesam_jax.compat import sam
+from stablesam_jax.compat.holder import Holder
 from stablesam_jax.compat.sam import Sam, Shown
 from stablesam_jax.compat.tensors import Tensor, array, tensor
 from stablesam_jax.compat.transforms import ResizeLongestSide
@@ -15,7 +16,6 @@ from stablesam_jax.errors import InputError
 from stablesam_jax.model import sam as linen
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.params import Params
-from stablesam_jax.predict.current import Current
 from stablesam_jax.predict.mask_generator import MaskGenerator
 from stablesam_jax.predict.postprocess import Size
 from stablesam_jax.predict.preprocess import check_picture
@@ -49,7 +49,7 @@ class _State:
         return Shown(sam.fuse(self.of, self.embedding), self.original_size, self.input_size)
 
 
-class SamPredictor:
+class SamPredictor(Holder[Sam, _State]):
     """segment_anything/predictor.py, with the additional argument of segment_anything_hq.
 
     Threads may share it: each has its own picture, see `stablesam_jax.Predictor`, and its own assigned values.
@@ -65,27 +65,13 @@ class SamPredictor:
             if params is None:
                 raise InputError("sam_model has no parameters; give SamPredictor(*load_model(...)).")
             sam_model = Sam(sam_model, params)
-        self._model = sam_model
+        super().__init__(sam_model, _State(of=sam_model))
         self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
-        self._current: Current[_State] = Current()
-
-    @property
-    def model(self) -> Sam:
-        """The model."""
-        return self._model
-
-    @property
-    def device(self) -> Any:
-        """The device of returned tensors: the CPU."""
-        return self.model.device
 
     @property
     def is_image_set(self) -> bool:
         """Whether there is a picture to prompt."""
-        try:
-            return self._state.is_image_set
-        except InputError:  # those of several other threads
-            return False
+        return self._has_picture
 
     @is_image_set.setter
     def is_image_set(self, value: bool) -> None:
@@ -269,13 +255,6 @@ class SamPredictor:
     def reset_image(self) -> None:
         """Removes the current picture."""
         self._current.clear()
-
-    @property
-    def _state(self) -> _State:
-        return self._current.read() or _State(of=self.model)
-
-    def _assign(self, **changes: Any) -> None:
-        self._current.set(dataclasses.replace(self._current.own() or _State(of=self.model), **changes))
 
 
 class SamAutomaticMaskGenerator(MaskGenerator):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from stablesam_jax.compat.holder import Holder
 from stablesam_jax.compat.predictor import ImageNotSet
 from stablesam_jax.compat.sam import channels_first, size
 from stablesam_jax.compat.sam2 import SAM2Base, build_sam2_hf
@@ -16,7 +17,6 @@ from stablesam_jax.compat.tensors import CHANNELS_LAST, Tensor, array, tensor
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.ops.layers import cells, pixels
-from stablesam_jax.predict.current import Current
 from stablesam_jax.predict.decode import as_mask_inputs, decode
 from stablesam_jax.predict.mask_generator import MaskGenerator
 from stablesam_jax.predict.postprocess import Size, upscale_logits, upscale_masks
@@ -46,7 +46,7 @@ class _State:
         return tuple(zip(self.embeddings, self.sizes, strict=True))
 
 
-class SAM2ImagePredictor:
+class SAM2ImagePredictor(Holder[SAM2Base, _State]):
     """sam2/sam2_image_predictor.py.
 
     Threads may share it: each has its own pictures, see `stablesam_jax.Predictor`, and its own assigned values.
@@ -71,10 +71,9 @@ class SAM2ImagePredictor:
             raise InputError(f"sam_model is of type {type(sam_model).__name__}; give SAM2Base(*load_model(...)).")
         if max_hole_area or max_sprinkle_area:
             raise InputError("max_hole_area and max_sprinkle_area: holes and specks stay here; leave both at 0.")
-        self._model = sam_model
+        super().__init__(sam_model, _State())
         self.mask_threshold = mask_threshold
         self._encoder = Predictor(sam_model.sam, sam_model.params)
-        self._current: Current[_State] = Current()
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike[str], **options: Any) -> "SAM2ImagePredictor":
@@ -82,21 +81,8 @@ class SAM2ImagePredictor:
         return cls(build_sam2_hf(model_id), **options)
 
     @property
-    def model(self) -> SAM2Base:
-        """The model."""
-        return self._model
-
-    @property
-    def device(self) -> Any:
-        """The device of returned tensors: the CPU."""
-        return self.model.device
-
-    @property
     def _is_image_set(self) -> bool:
-        try:
-            return self._state.is_image_set
-        except InputError:  # those of several other threads
-            return False
+        return self._has_picture
 
     @_is_image_set.setter
     def _is_image_set(self, value: bool) -> None:
@@ -275,13 +261,6 @@ class SAM2ImagePredictor:
         found = masks, iou, as_mask_inputs(low_res, sam.config)
         masks, iou, low_res = (part[0] for part in found) if len(prompts) == 1 else found
         return masks, iou, low_res
-
-    @property
-    def _state(self) -> _State:
-        return self._current.read() or _State()
-
-    def _assign(self, **changes: Any) -> None:
-        self._current.set(dataclasses.replace(self._current.own() or _State(), **changes))
 
 
 class SAM2AutomaticMaskGenerator(MaskGenerator):
