@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from convert.onnx_graph import FRAME, MASKS, NOT_A_POINT, SAM_MEAN, SAM_STD
+from convert.onnx_graph import EARLY, FRAME, MASKS, NOT_A_POINT, SAM_MEAN, SAM_STD
 from stablesam_jax.config import Frame
 from stablesam_jax.data.collage import ASSETS, SPLITS
 from stablesam_jax.data.label_file import read_masks
@@ -33,17 +33,18 @@ class Client:
             for file in (encoder, decoder)
         )
 
-    def encode(self, picture: np.ndarray) -> np.ndarray:
-        """A picture (H, W, 3) uint8, its longer side FRAME pixels -> image embedding."""
+    def encode(self, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """A picture (H, W, 3) uint8, its longer side FRAME pixels -> what the decoder reads of it, by name."""
         (given,) = self.encoder.get_inputs()
         pixels = picture.astype(np.float32)
         if len(given.shape) == 4:
             normalised = (pixels - np.array(SAM_MEAN, np.float32)) / np.array(SAM_STD, np.float32)
             pixels = np.zeros((1, 3, FRAME, FRAME), np.float32)
             pixels[0, :, : picture.shape[0], : picture.shape[1]] = normalised.transpose(2, 0, 1)
-        return self.encoder.run(None, {given.name: pixels})[0]
+        features, *layers = self.encoder.run(None, {given.name: pixels})
+        return {"image_embeddings": features} | ({EARLY: np.stack(layers)} if layers else {})
 
-    def decode(self, embedding: np.ndarray, prompt: Prompt, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+    def decode(self, embedding: Mapping[str, np.ndarray], prompt: Prompt, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
         """The decoder's outputs by name.
 
         Args:
@@ -54,7 +55,7 @@ class Client:
         corners = np.empty((0, 2)) if prompt.box is None else np.reshape(prompt.box, (2, 2))
         labels = [*prompt.labels, *range(2, 2 + len(corners)), NOT_A_POINT]
         feeds = {
-            "image_embeddings": embedding,
+            **embedding,
             "point_coords": np.concatenate([prompt.points, corners, np.zeros((1, 2))])[None].astype(np.float32),
             "point_labels": np.array([labels], np.float32),
             "mask_input": np.zeros((1, 1, MASKS, MASKS), np.float32),
@@ -64,7 +65,7 @@ class Client:
         names = [output.name for output in self.decoder.get_outputs()]
         return dict(zip(names, self.decoder.run(None, feeds), strict=True))
 
-    def mask(self, embedding: np.ndarray, prompt: Prompt, size_hw: tuple[int, int]) -> np.ndarray:
+    def mask(self, embedding: Mapping[str, np.ndarray], prompt: Prompt, size_hw: tuple[int, int]) -> np.ndarray:
         """The mask (H, W) bool that a client shows: the single one, or of one point the best of three."""
         found = self.decode(embedding, prompt, size_hw)
         if "xtl" in found:

@@ -14,6 +14,10 @@ EMBEDDING and mask inputs of MASKS cells. A model of fewer pixels, S = FRAME / r
   of the next one, and the mean of both sides is taken. What the decoder returned comes back to float32 rounding.
 - Full-size masks come from the model's own logits, as `postprocess_masks` computes them.
 
+HQ-SAM has one tensor more, the early features, by the name and with the shape of its own exporter and of X-AnyLabeling
+(segment_anything/utils/onnx.py of SysCV/sam-hq): the encoder returns those of one layer, (1, 64, 64, W), and the decoder
+reads the first of any number of layers, (L, 1, 64, 64, W).
+
 The tokens "not a point" (label -1) that clients send are replaced by what SamPredictor has: one after points without a
 box, none with a box. So it does not matter whether and how often a client pads.
 """
@@ -26,6 +30,7 @@ from torch.nn import functional as F
 
 FRAME = 1024  # pixels of the longer side of a picture, as clients resize it
 EMBEDDING, MASKS = 64, 256  # cells of the image embedding and of mask inputs, as clients hard-code them
+EARLY = "interm_embeddings"  # the name of HQ-SAM's early features
 NOT_A_POINT, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # by which clients normalise pixels
 
@@ -42,7 +47,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", sam.pixel_mean.clone().reshape(3, 1, 1))
         self.register_buffer("std", sam.pixel_std.clone().reshape(3, 1, 1))
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+    def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Encodes a picture.
 
         Args:
@@ -50,14 +55,18 @@ class Encoder(nn.Module):
                 longer side FRAME pixels, normalised by SAM's mean and standard deviation, then padded with zeros.
 
         Returns:
-            (1, 256, EMBEDDING, EMBEDDING) float32.
+            the image embedding (1, 256, EMBEDDING, EMBEDDING) float32; of HQ-SAM also the early features (1, EMBEDDING,
+            EMBEDDING, W).
         """
         if self.normalised:
-            features = self.encoder(self._from_normalised(picture))
+            encoded = self.encoder(self._from_normalised(picture))
         else:
             channels = picture.permute(2, 0, 1)
-            features = self.encoder(self._fitted(channels, *_size(channels)))
-        return repeat_cells(features, EMBEDDING // features.shape[-1])
+            encoded = self.encoder(self._fitted(channels, *_size(channels)))
+        features, layers = encoded if isinstance(encoded, tuple) else (encoded, [])  # HQ-SAM's encoders return a pair
+        times = EMBEDDING // features.shape[-1]
+        early = [repeat_cells(layer.permute(0, 3, 1, 2), times).permute(0, 2, 3, 1) for layer in layers[:1]]
+        return (repeat_cells(features, times), *early)
 
     def _from_normalised(self, picture: torch.Tensor) -> torch.Tensor:
         """(1, 3, FRAME, FRAME) -> (1, 3, S, S)."""
@@ -100,6 +109,7 @@ class Decoder(nn.Module):
         mask_input: torch.Tensor,
         has_mask_input: torch.Tensor,
         orig_im_size: torch.Tensor,
+        interm_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Decodes one prompt.
 
@@ -110,11 +120,13 @@ class Decoder(nn.Module):
             mask_input: (1, 1, MASKS, MASKS) logits.
             has_mask_input: (1,), above 0 if there is a mask input.
             orig_im_size: (2,) height and width of the picture.
+            interm_embeddings: (L, 1, EMBEDDING, EMBEDDING, W) early features, of which the first are read; HQ-SAM needs
+                them.
 
         Returns:
             `masks` (1, M, H, W) logits, `iou_predictions` (1, M) and, with `low_res`, `low_res_masks` (1, M, MASKS,
             MASKS). With `single`, M = 1: of a single point the best of three masks, else the single mask; otherwise
-            M = 4, the single mask first. With `boxes`, `masks` are uint8, 0 or 1, and cropped to the box around them,
+            M = 4, the single mask first. Each mask of HQ-SAM has that of the HQ token added. With `boxes`, `masks` are uint8, 0 or 1, and cropped to the box around them,
             and its edges follow, each a scalar: `xtl`, `ytl`, `xbr`, `ybr`, the last two inclusive.
         """
         height, width = orig_im_size.double().unbind()
@@ -129,8 +141,13 @@ class Decoder(nn.Module):
             corners = [(coords * (labels == label)[..., None]).sum(dim=1) for label in (TOP_LEFT, BOTTOM_RIGHT)]
             plugin.set_boxes(has_box, torch.cat(corners, dim=1))
         cells = EMBEDDING // encoder.image_embedding_size[0]
+        features = image_embeddings[:, :, ::cells, ::cells]
+        of_hq = {}
+        if interm_embeddings is not None:
+            early = interm_embeddings[0, :, ::cells, ::cells].permute(0, 3, 1, 2)
+            of_hq["hq_features"] = decoder.embedding_encoder(features) + decoder.compress_vit_feat(early)
         logits, iou_predictions = decoder.predict_masks(
-            image_embeddings=image_embeddings[:, :, ::cells, ::cells],
+            image_embeddings=features,
             image_pe=encoder.get_dense_pe(),
             sparse_prompt_embeddings=embedded(encoder, coords, labels),
             dense_prompt_embeddings=torch.where(
@@ -138,7 +155,10 @@ class Decoder(nn.Module):
                 encoder.mask_downscaling(shrunk(mask_input, cells)),
                 encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
             ),
+            **of_hq,
         )
+        if of_hq:
+            logits = logits[:, :4] + logits[:, 4:]
         if self.single:
             ambiguous = (point_labels != NOT_A_POINT).sum() <= 1
             of_three = torch.tensor([-1e3, 0, 0, 0])

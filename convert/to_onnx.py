@@ -21,7 +21,7 @@ import tyro
 
 from convert import official_sam2, onnx_check, onnx_sam2_check
 from convert.flax_to_torch import NANO, plugin_state
-from convert.onnx_graph import EMBEDDING, FRAME, MASKS, Decoder, Encoder
+from convert.onnx_graph import EARLY, EMBEDDING, FRAME, MASKS, Decoder, Encoder
 from convert.onnx_sam2 import MAPS, Sam2Decoder, Sam2Encoder
 from convert.onnx_store import LARGEST, Dtype, stored
 from convert.rules import to_torch
@@ -117,13 +117,11 @@ def torch_model(sam: Sam, params: Params, name: str) -> Any:
         InputError: it has no such class, or ONNX clients cannot use it.
     """
     config = sam.config
-    if config.hq:
-        raise InputError(f"{name}: is an HQ-SAM, whose early features SAM's ONNX files have no input for. Give a SAM.")
     if config.sam2 and config.plugin is not None and config.plugin.first_pass is not None:
         raise InputError(f"{name}: its plugin has a first pass, which PyTorch's SAM 2 cannot have. Give one without.")
     if not config.sam2 and (FRAME % config.image_size or (FRAME // config.image_size).bit_count() != 1):
         raise InputError(f"{name}: is for {config.image_size} px; ONNX clients can use 1024, 512, 256 and so on.")
-    if config.name == NANO or (config.plugin is not None and config.name == f"stable_{NANO}"):
+    if config.name in (NANO, f"stable_{NANO}"):
         model: Any = NanoSam(config.image_size)
     elif encoder_of(config).official is None:
         raise InputError(f"{name}: has an encoder that neither the official packages nor stablesam_torch have.")
@@ -155,7 +153,8 @@ def export_encoder(model: Any, *, normalised: bool) -> onnx.ModelProto:
     picture = torch.zeros(1, 3, FRAME, FRAME) if normalised else torch.zeros(96, 128, 3)
     name = NORMALISED if normalised else RAW
     sizes = {} if normalised else {RAW: {0: "height", 1: "width"}}
-    return _export(Encoder(model, normalised=normalised), {name: picture}, ["image_embeddings"], sizes)
+    outputs = ["image_embeddings", *([EARLY] if _early_width(model) else [])]
+    return _export(Encoder(model, normalised=normalised), {name: picture}, outputs, sizes)
 
 
 def export_decoder(model: Any, *, single: bool, boxes: bool, low_res: bool) -> onnx.ModelProto:
@@ -168,11 +167,19 @@ def export_decoder(model: Any, *, single: bool, boxes: bool, low_res: bool) -> o
         "has_mask_input": torch.zeros(1),
         "orig_im_size": torch.tensor([96.0, 128.0]),
     }
+    if width := _early_width(model):
+        feeds[EARLY] = torch.zeros(1, 1, EMBEDDING, EMBEDDING, width)
     outputs = ["masks", "iou_predictions", *(["low_res_masks"] if low_res else [])]
     outputs += ["xtl", "ytl", "xbr", "ybr"] if boxes else []
     sizes = {name: {1: "num_points"} for name in ("point_coords", "point_labels")}
-    sizes["masks"] = {2: "height", 3: "width"}
+    sizes |= {"masks": {2: "height", 3: "width"}, EARLY: {0: "num_layers"}}
     return _export(Decoder(model, single=single, boxes=boxes, low_res=low_res), feeds, outputs, sizes)
+
+
+def _early_width(model: Any) -> int:
+    """Channels of the early features that an HQ-SAM's decoder reads, 0 of another model."""
+    compress = getattr(model.mask_decoder, "compress_vit_feat", None)
+    return 0 if compress is None else compress[0].in_channels
 
 
 def export_sam2(model: Any, *, single: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:

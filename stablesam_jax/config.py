@@ -332,8 +332,9 @@ class SamConfig:
         """
         hints = get_type_hints(cls)
         hints["encoder"] = {kind.__name__: kind for kind in get_args(hints["encoder"])}[encoder]
-        hints["plugin"] = PluginConfig if fields["plugin"] is not None else None
-        return cls(**{name: _from_json(hints[name], value) for name, value in fields.items()})
+        plugin = None if fields["plugin"] is None else PluginConfig.from_json(fields["plugin"])
+        others = {name: _from_json(hints[name], value) for name, value in fields.items() if name != "plugin"}
+        return cls(**others, plugin=plugin)
 
 
 def _check_heads(widths: Sequence[int], heads: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +12,7 @@ from convert import to_onnx
 from convert.onnx_check import Client, in_frame, our_mask, prompts, uncropped
 from convert.onnx_graph import SAM_MEAN, SAM_STD
 from eval.parity import torch_sam, twins
-from stablesam_jax.build import load_model
+from stablesam_jax.build import assemble, load_model, with_plugin
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.predict.postprocess import upscale_masks
@@ -114,7 +115,7 @@ def test_all_four_masks_start_with_the_single_one(files, resized, forms):
 def feeds_of(embedding, **changed):
     """What every client sends, for a point of the picture."""
     return {
-        "image_embeddings": embedding,
+        **embedding,
         "point_coords": np.array([[[400.0, 300], [0, 0]]], np.float32),
         "point_labels": np.array([[1.0, -1]], np.float32),
         "mask_input": np.zeros((1, 1, 256, 256), np.float32),
@@ -153,12 +154,11 @@ def test_no_mask_input_is_zero_or_minus_one_whatever_the_mask_is(files, resized)
 def osam(run, picture):
     """Feeds of osam (labelme): a normalised square, -1 for no mask, padding after any prompt, by position."""
     pixels = np.pad((in_frame(picture) - np.float32(SAM_MEAN)) / np.float32(SAM_STD), ((0, 1024 - 682), (0, 0), (0, 0)))
-    embedding = run.encoder.run(None, {"x": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0]
+    features = run.encoder.run(None, {"x": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0]
     coords = np.array([[[300.0, 200], [900, 600], [0, 0]]], np.float32)
     labels, absent = np.array([[2.0, 3, -1]], np.float32), np.array([-1.0], np.float32)
-    masks, _, _ = run.decoder.run(
-        None, feeds_of(embedding, point_coords=coords, point_labels=labels, has_mask_input=absent)
-    )
+    changed = {"point_coords": coords, "point_labels": labels, "has_mask_input": absent}
+    masks, _, _ = run.decoder.run(None, feeds_of({"image_embeddings": features}, **changed))
     return masks[0, 0] > 0
 
 
@@ -167,7 +167,8 @@ def x_anylabeling(run, picture):
     frame = np.zeros((684, 1024, 3), np.uint8)
     frame[:682] = in_frame(picture)
     name = run.encoder.get_inputs()[0].name
-    embedding = run.encoder.run(None, {name: frame.astype(np.float32)})[0]
+    features, *early = run.encoder.run(None, {name: frame.astype(np.float32)})
+    embedding = {"image_embeddings": features} | ({"interm_embeddings": np.stack(early)} if early else {})
     coords = np.array([[[300.0, 200], [900, 600], [0, 0]]], np.float32)
     masks, _, _ = run.decoder.run(
         None,
@@ -184,10 +185,11 @@ def x_anylabeling(run, picture):
 def samexporter(run, picture):
     """Feeds of samexporter 0.5: the resized picture; without low_res_masks it takes the first output."""
     name = run.encoder.get_inputs()[0].name
-    embedding = run.encoder.run(None, {name: in_frame(picture).astype(np.float32)})[0]
+    features = run.encoder.run(None, {name: in_frame(picture).astype(np.float32)})[0]
     outputs = [output.name for output in run.decoder.get_outputs()]
     assert "low_res_masks" not in outputs
-    feeds = feeds_of(embedding, point_coords=np.array([[[300.0, 200], [900, 600], [0, 0]]], np.float32))
+    coords = np.array([[[300.0, 200], [900, 600], [0, 0]]], np.float32)
+    feeds = feeds_of({"image_embeddings": features}, point_coords=coords)
     masks = run.decoder.run(None, feeds | {"point_labels": np.array([[2.0, 3, -1]], np.float32)})[0]
     assert masks.shape[-2:] == SIZE
     return masks[0, 0] > 0
@@ -195,8 +197,8 @@ def samexporter(run, picture):
 
 def cvat(run, picture):
     """Feeds of CVAT's worker: the embedding as a flat buffer, corners first, no padding; bytes and edges by name."""
-    flat = run.encode(in_frame(picture)).tobytes()
-    embedding = np.frombuffer(flat, np.float32).reshape(1, 256, 64, 64)
+    flat = run.encode(in_frame(picture))["image_embeddings"].tobytes()
+    embedding = {"image_embeddings": np.frombuffer(flat, np.float32).reshape(1, 256, 64, 64)}
     coords = np.array([[[300.0, 200], [900, 600]]], np.float32)
     names = ["xtl", "ytl", "xbr", "ybr", "masks", "low_res_masks"]
     feeds = feeds_of(embedding, point_coords=coords, point_labels=np.array([[2.0, 3]], np.float32))
@@ -239,21 +241,53 @@ def test_smaller_weights_keep_most_of_the_mask(files, resized, forms, dtype, sma
     assert np.mean(found == expected) >= equal
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [official.VIT, dataclasses.replace(official.TINY_VIT, hq=False)])
-def test_an_official_sam_has_our_masks(tmp_path, resized, forms, config):
+def official_sam(folder, config, plugin=None):
+    """A small official model with random weights, and the folder of its files."""
     config = dataclasses.replace(config, image_size=64)
     model = torch_sam.build(config)
     torch_sam.randomise(model, seed=0)
-    params = twins.convert(model.state_dict(), config)
-    save_model(tmp_path / "model", params, config=config, source={})
-    to_onnx.convert(to_onnx.Options(system=str(tmp_path / "model"), output=tmp_path / "onnx", single=True))
-    predictor = Predictor(*load_model(tmp_path / "model"))
-    run = client(tmp_path / "onnx")
+    sam, params = assemble(config), twins.convert(model.state_dict(), config)
+    if plugin is not None:
+        plugin = dataclasses.replace(plugin, embedding_width=config.embedding_width)
+        sam, params = with_plugin(sam, params, plugin, jax.random.key(0))
+        params = params | {"plugin": _with_noise(jax.device_get(params["plugin"]), np.random.default_rng(5))}
+    save_model(folder / "model", params, config=sam.config, source={})
+    to_onnx.convert(to_onnx.Options(system=str(folder / "model"), output=folder / "onnx", single=True))
+    return Predictor(sam, params), client(folder / "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [official.VIT, dataclasses.replace(official.TINY_VIT, hq=False)])
+def test_an_official_sam_has_our_masks(tmp_path, resized, forms, config):
+    predictor, run = official_sam(tmp_path, config)
     found = run.mask(run.encode(resized), forms["points"], SIZE)
     expected = our_mask(predictor, predictor.encode(resized), forms["points"], SIZE)
     assert 0.005 < expected.mean() < 0.995
     assert np.mean(found == expected) >= EQUAL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [official.SMALL["hq_small_vit"], official.SMALL["hq_small_tiny_vit"]])
+def test_an_hq_sam_has_our_masks_and_reads_the_first_of_any_number_of_early_layers(
+    tmp_path, picture, resized, forms, config
+):
+    predictor, run = official_sam(tmp_path, config, PLUGIN)
+    embedding, own = run.encode(resized), predictor.encode(resized)
+    early = embedding["interm_embeddings"]
+    width = early.shape[-1]
+    assert [given.shape for given in run.decoder.get_inputs() if given.name == "interm_embeddings"] == [
+        ["num_layers", 1, 64, 64, width]
+    ]
+    others = np.random.default_rng(0).standard_normal((3, *early.shape[1:]), np.float32)
+    for form, prompt in forms.items():
+        expected = our_mask(predictor, own, prompt, SIZE)
+        assert 0.005 < expected.mean() < 0.995, form
+        assert np.mean(run.mask(embedding, prompt, SIZE) == expected) >= EQUAL, form
+        of_four = embedding | {"interm_embeddings": np.concatenate([early, others])}
+        np.testing.assert_array_equal(run.mask(of_four, prompt, SIZE), run.mask(embedding, prompt, SIZE))
+    frame, found = x_anylabeling(run, picture)
+    box = Prompt(box=np.array([300.0, 200, 900, 600], np.float32))
+    assert np.mean(found == our_mask(predictor, predictor.encode(frame), box, found.shape)) >= EQUAL
 
 
 def refusal(capsys, *arguments):
@@ -275,7 +309,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(system, tmp_path
     assert "--boxes: crops one mask to its box; add --single" in refused(system, "--boxes")
     hq, params = small.system(hq=True, plugin=None)
     save_model(tmp_path / "hq", params, config=hq.config, source={})
-    assert "is an HQ-SAM" in refused(tmp_path / "hq")
+    assert "has an encoder that neither the official packages nor stablesam_torch have" in refused(tmp_path / "hq")
     sam, params = small.nano()
     save_model(tmp_path / "odd", params, config=dataclasses.replace(sam.config, image_size=96), source={})
     assert "is for 96 px; ONNX clients can use 1024, 512, 256" in refused(tmp_path / "odd")

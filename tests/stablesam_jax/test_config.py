@@ -66,10 +66,19 @@ def test_a_model_of_other_sizes_is_called_own():
     assert dataclasses.replace(MODELS["sam_vit_b"], encoder=encoder).name == "own_sam"
 
 
-@pytest.mark.parametrize("config", [*MODELS.values(), dataclasses.replace(MODELS["sam_nano"], pixel_mean=(1, 2, 3))])
-def test_any_configuration_is_the_same_after_json(config):
+@pytest.mark.parametrize(
+    "config",
+    [
+        *MODELS.values(),
+        dataclasses.replace(MODELS["sam_nano"], pixel_mean=(1, 2, 3)),
+        dataclasses.replace(MODELS["sam_nano"], plugin=PluginConfig(first_pass=(0.9, 0.1, 0.5, 0.6))),
+    ],
+)
+def test_any_configuration_is_the_same_and_hashable_after_json(config):
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert SamConfig.from_json(fields, type(config.encoder).__name__) == config
+    read = SamConfig.from_json(fields, type(config.encoder).__name__)
+    assert read == config
+    assert hash(read) == hash(config)
 
 
 @pytest.mark.parametrize(
