@@ -44,7 +44,9 @@ class Client:
         features, *layers = self.encoder.run(None, {given.name: pixels})
         return {"image_embeddings": features} | ({EARLY: np.stack(layers)} if layers else {})
 
-    def decode(self, embedding: Mapping[str, np.ndarray], prompt: Prompt, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+    def decode(
+        self, embedding: Mapping[str, np.ndarray], prompt: Prompt, size_hw: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
         """The decoder's outputs by name.
 
         Args:

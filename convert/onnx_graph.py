@@ -15,8 +15,8 @@ EMBEDDING and mask inputs of MASKS cells. A model of fewer pixels, S = FRAME / r
 - Full-size masks come from the model's own logits, as `postprocess_masks` computes them.
 
 HQ-SAM has one tensor more, the early features, by the name and with the shape of its own exporter and of X-AnyLabeling
-(segment_anything/utils/onnx.py of SysCV/sam-hq): the encoder returns those of one layer, (1, 64, 64, W), and the decoder
-reads the first of any number of layers, (L, 1, 64, 64, W).
+(segment_anything/utils/onnx.py of SysCV/sam-hq): the encoder returns those of one layer, (1, 64, 64, W), and the
+decoder reads the first of any number of layers, (L, 1, 64, 64, W).
 
 The tokens "not a point" (label -1) that clients send are replaced by what SamPredictor has: one after points without a
 box, none with a box. So it does not matter whether and how often a client pads.
@@ -126,8 +126,9 @@ class Decoder(nn.Module):
         Returns:
             `masks` (1, M, H, W) logits, `iou_predictions` (1, M) and, with `low_res`, `low_res_masks` (1, M, MASKS,
             MASKS). With `single`, M = 1: of a single point the best of three masks, else the single mask; otherwise
-            M = 4, the single mask first. Each mask of HQ-SAM has that of the HQ token added. With `boxes`, `masks` are uint8, 0 or 1, and cropped to the box around them,
-            and its edges follow, each a scalar: `xtl`, `ytl`, `xbr`, `ybr`, the last two inclusive.
+            M = 4, the single mask first. Each mask of HQ-SAM has that of the HQ token added. With `boxes`, `masks` are
+            uint8, 0 or 1, and cropped to the box around them, and its edges follow, each a scalar: `xtl`, `ytl`, `xbr`,
+            `ybr`, the last two inclusive.
         """
         height, width = orig_im_size.double().unbind()
         frame_size = model_size(height, width, FRAME)
