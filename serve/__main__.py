@@ -13,14 +13,13 @@ import uvicorn
 from serve.application import application
 from serve.limits import Limits
 from serve.origins import Origins
-from serve.service import Service
+from serve.service import JITTERS, Service
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.slots import SLOTS, Slots
-from stablesam_jax.predict.stable import JITTERS
 
 TOKEN, KEY = "STABLESAM_TOKEN", "LABEL_STUDIO_API_KEY"  # environment variables, which other users cannot list
 KEEP_ALIVE = 30  # seconds that a connection may idle

@@ -14,8 +14,9 @@ from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.stable import JITTERS, StableMask
+from stablesam_jax.predict.stable import StableMask
 
+JITTERS = 10  # half the paper's number: a second prompt on a picture is answered within 0.3 s by two cores
 STRENGTHS = 20  # steps of the plugin's strength; each has a predictor, of the same parameters
 
 
