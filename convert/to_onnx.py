@@ -173,7 +173,11 @@ def export_decoder(model: Any, *, single: bool, boxes: bool, low_res: bool) -> o
     outputs += ["xtl", "ytl", "xbr", "ybr"] if boxes else []
     sizes = {name: {1: "num_points"} for name in ("point_coords", "point_labels")}
     sizes |= {"masks": {2: "height", 3: "width"}, EARLY: {0: "num_layers"}}
-    return _export(Decoder(model, single=single, boxes=boxes, low_res=low_res), feeds, outputs, sizes)
+    graph = _export(Decoder(model, single=single, boxes=boxes, low_res=low_res), feeds, outputs, sizes)
+    if EARLY in feeds:  # the second in HQ-SAM's own exporter; some clients feed by position
+        inputs = graph.graph.input
+        inputs.insert(1, inputs.pop())
+    return graph
 
 
 def _early_width(model: Any) -> int:
