@@ -73,7 +73,8 @@ class TablesConfig:
     """Longest side of a picture as a share of the model's input. Up to 1 no picture is cropped, which improves clicks
     (results/plugin.md). The runs of results/plugin.md have this default."""
     occlusion: float = OCCLUSION
-    """Share of views with synthetic occlusion, in robust training. The runs of results/plugin.md have none."""
+    """Share of views with synthetic occlusion, in robust training. In 300 steps it takes the gain away, so the runs of
+    results/plugin.md have none."""
     count: int = 6
     """Prompts of each random kind and object, in the comparison."""
     limit: int | None = 20
