@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from stablesam_jax.data.coco import Id, category_names, id_of, read_coco
+from stablesam_jax.data.coco import Id, category_names, id_of, is_crowd, is_number, read_coco
 from stablesam_jax.data.picture_index import clean_path
 from stablesam_jax.errors import InputError
 from stablesam_jax.prompts import Prompt
@@ -150,7 +150,7 @@ def read_coco_boxes(path: pathlib.Path) -> tuple[Requests, int]:
             raise _entry_error(path, f"picture {place}", error) from None
     for place, entry in enumerate(content["annotations"], start=1):
         try:
-            if entry.get("iscrowd"):
+            if is_crowd(entry):
                 crowds += 1
                 continue
             number, image_id, category = (id_of(entry, key) for key in ("id", "image_id", "category_id"))
@@ -185,16 +185,12 @@ def _size(entry: Mapping[str, object]) -> tuple[int, int] | None:
 
 def _box(value: object) -> np.ndarray:
     """XYXY of a `bbox`."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
         raise _Fault(f"has the bbox {value!r}; x, y, width and height are four numbers")
     x, y, width, height = map(float, value)
     if width <= 0 or height <= 0:
         raise _Fault(f"has a bbox without area, {value}")
     return np.array([x, y, x + width, y + height])
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _requests(pictures: Mapping[str, Sequence[Target]], categories: Mapping[Id, str]) -> Requests:

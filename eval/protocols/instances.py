@@ -19,7 +19,7 @@ from eval.journal import Record
 from eval.prompt_kinds import BOX_KINDS, draw_boxes
 from eval.protocols import systems
 from eval.protocols.average_precision import Detection, average_precision
-from stablesam_jax.data.coco import Annotation, CocoPictures
+from stablesam_jax.data.coco import Annotation, CocoPictures, id_of
 from stablesam_jax.data.findings import refuse
 from stablesam_jax.data.sources import open_instances
 from stablesam_jax.errors import InputError
@@ -284,12 +284,12 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
     faults: list[str] = []
     for number, entry in enumerate(entries):
         try:
-            prompt = _box_prompt(entry, sizes, source.categories)
-        except (KeyError, TypeError, ValueError) as error:
+            image_id, prompt = _box_prompt(entry, sizes, source.categories)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             faults.append(f"{path}: detection {number} {reason}; mend or remove it.")
             continue
-        by_image.setdefault(entry["image_id"], []).append(prompt)
+        by_image.setdefault(image_id, []).append(prompt)
     refuse(faults)
     for prompts in by_image.values():
         prompts.sort(key=lambda prompt: -prompt.box_score)
@@ -298,13 +298,13 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
 
 def _box_prompt(
     entry: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str]
-) -> BoxPrompt:
-    """Checks a detection of the file.
+) -> tuple[int, BoxPrompt]:
+    """Checks a detection of the file; returns the id of its picture, too.
 
     Raises:
-        KeyError, TypeError, ValueError: what is wrong with it.
+        KeyError, TypeError, ValueError, OverflowError: what is wrong with it.
     """
-    image_id, category_id = entry["image_id"], entry["category_id"]
+    image_id, category_id = id_of(entry, "image_id"), id_of(entry, "category_id")
     if image_id not in sizes:
         raise ValueError(f"is of picture {image_id}, which is not in the data set")
     if category_id not in categories:
@@ -316,4 +316,4 @@ def _box_prompt(
     height, width = sizes[image_id]
     if min(corners[2:]) < 0 or corners[0] > width or corners[1] > height:
         raise ValueError(f"has a box outside its picture of {width} x {height} pixels")
-    return BoxPrompt(kind=DETECTOR, category_id=category_id, box=corners, box_score=score)
+    return image_id, BoxPrompt(kind=DETECTOR, category_id=category_id, box=corners, box_score=score)

@@ -1,6 +1,7 @@
 """Object masks from a COCO json: polygons and both kinds of run lengths, decoded as pycocotools decodes them.
 
-Crowds, annotations without a mask and masks without a pixel are not objects. They are left out and counted.
+Crowds, annotations without a mask and masks without a pixel are not objects. They are left out and counted. Masks of
+CVAT's brush are objects, though CVAT marks them as crowds.
 """
 
 import array
@@ -9,8 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ class CocoPictures(Reader):
         images, unusable = self._images(content.pop("images"), pictures_in, findings)
         by_image: dict[Id, list[Annotation]] = {image_id: [] for image_id in images}
         passed_over: collections.Counter[str] = collections.Counter()
-        crowds = 0
+        crowds = brushed = 0
         entries = content.pop("annotations")
         entries.reverse()
         while entries:  # popped, so that the memory of each entry is freed; there may be a million
@@ -125,6 +126,7 @@ class CocoPictures(Reader):
                 continue
             by_image[image_id].append(annotation)
             crowds += annotation.iscrowd
+            brushed += is_brushed(entry)
             passed_over["masks without a pixel"] += not annotation.iscrowd and not annotation.pixels
         for image_id, found in by_image.items():
             if len({one.annotation_id for one in found}) < len(found):
@@ -133,6 +135,9 @@ class CocoPictures(Reader):
         findings += left_out(name, annotations, passed_over)
         if crowds:
             findings.append(Finding("crowds", name, name, annotations, f"holds {crowds} crowds; they are left out."))
+        if brushed:
+            text = f"holds {brushed} masks that CVAT marks as crowds, as all of its brush; they are read as objects."
+            findings.append(Finding("brush", name, name, annotations, text))
         self._images_by_id, self._annotations_by_id = images, by_image
         self._list(image_id for image_id, found in by_image.items() if _objects(found))
         for image_id in images.keys() - set(self.image_ids):
@@ -309,7 +314,8 @@ def _holds_something(part: Any) -> bool:
 
 
 def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], place: int) -> Annotation:
-    """Checks an annotation. Missing box and area are measured on the mask; a missing id is its place in the picture.
+    """Checks an annotation. Missing box and area, or zeros, are measured on the mask; a missing id is its place in the
+    picture.
 
     Raises:
         ValueError: its mask is malformed.
@@ -318,16 +324,35 @@ def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], p
         lengths = outlines.run_lengths(entry["segmentation"], size)
     except ValueError as error:
         raise ValueError(f"has {error}") from None
-    number, area = _id_or(entry, "id", place), entry.get("area") if _is_number(entry.get("area")) else None
+    number, area = _id_or(entry, "id", place), entry.get("area", 0)
     return Annotation(
         annotation_id=number if isinstance(number, int) else place,
         image_id=image_id,
         category_id=_id_or(entry, "category_id", None),
         bbox_xywh=_box(entry.get("bbox"), size) or outlines.box_xywh(lengths),
-        area=float(outlines.area(lengths) if area is None else area),
-        iscrowd=bool(entry.get("iscrowd", 0)),
+        area=float(area if is_number(area) and area > 0 else outlines.area(lengths)),
+        iscrowd=is_crowd(entry),
         run_lengths=lengths,
     )
+
+
+def is_crowd(entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a crowd, which is no single object."""
+    return _marked_as_crowd(entry) and "attributes" not in entry
+
+
+def is_brushed(entry: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a mask of CVAT's brush.
+
+    CVAT marks all of them as crowds, since they are no polygons (datumaro, `coco/exporter.py`). Unlike crowds of COCO
+    itself they have attributes.
+    """
+    return _marked_as_crowd(entry) and "attributes" in entry
+
+
+def _marked_as_crowd(entry: Mapping[str, Any]) -> bool:
+    value = entry.get("iscrowd")
+    return bool(value) and str(value).lower() not in ("0", "false")
 
 
 def id_of(entry: Mapping[str, Any], key: str) -> Id:
@@ -362,7 +387,7 @@ def _size(entry: Mapping[str, Any], file: str) -> tuple[int, int]:
     width, height = entry.get("width"), entry.get("height")
     if width is None or height is None:
         return read_header(file).size
-    if not (_is_number(width) and _is_number(height)) or width != int(width) or height != int(height):
+    if not (is_number(width) and is_number(height)) or width != int(width) or height != int(height):
         raise ValueError(f"has {width!r} x {height!r} pixels")
     width, height = int(width), int(height)
     if min(width, height) < 1 or width * height > MAX_PIXELS:
@@ -370,17 +395,19 @@ def _size(entry: Mapping[str, Any], file: str) -> tuple[int, int]:
     return width, height
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """X, y, width, height of a box; None if it is malformed or outside its picture."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+    """X, y, width, height of a box; None if it is malformed, outside its picture or a point."""
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
         return None
     left, top, width, height = map(float, value)
     inside = left + width <= size[0] + SLACK and top + height <= size[1] + SLACK
-    return (left, top, width, height) if min(left, top) >= -SLACK and min(width, height) >= 0 and inside else None
+    sound = min(left, top) >= -SLACK and min(width, height) >= 0 and max(width, height) > 0
+    return (left, top, width, height) if sound and inside else None
 
 
 def _reason(error: KeyError | ValueError) -> str:

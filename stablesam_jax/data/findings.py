@@ -29,6 +29,7 @@ KINDS = {  # in the order in which they are printed
     "parts": Kind("hint", "folders of several parts"),
     "left out": Kind("hint", "annotations that are left out"),
     "crowds": Kind("hint", "crowds, which are no objects"),
+    "brush": Kind("hint", "masks of a brush that are marked as crowds"),
     "no object": Kind("hint", "pictures without an object"),
     "turned": Kind("hint", "pictures that are turned by their EXIF data, unlike their masks"),
     "bits": Kind("hint", "pictures of 16 bits whose values need fewer"),

@@ -74,7 +74,7 @@ def _polygon(kind: str, points: Any) -> list[float] | None:
     """
     try:
         corners = np.array(points, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("has points that are not x, y") from None
     if not np.isfinite(corners).all():
         raise ValueError("has points that are not x, y")
@@ -105,7 +105,7 @@ def _mask(shape: dict[str, Any], size: tuple[int, int]) -> rle.RunLengths:
         corners = np.array(shape.get("points"), np.float64).reshape(2, 2)
         data = base64.b64decode(shape["mask"], validate=True)
         pixels = np.asarray(read_stored(io.BytesIO(data)).image.convert("L")) > 0
-    except (KeyError, TypeError, InputError, binascii.Error, ValueError):
+    except (KeyError, TypeError, InputError, binascii.Error, ValueError, OverflowError):
         raise ValueError("has a mask that is no PNG file, or no box") from None
     if not np.isfinite(corners).all() or np.abs(corners).max() > 2**31:
         raise ValueError("has a mask that is no PNG file, or no box")

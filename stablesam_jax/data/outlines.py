@@ -107,17 +107,17 @@ def _length(polygon: np.ndarray) -> float:
 
 def _of_run_lengths(segmentation: Any, size: tuple[int, int]) -> CompressedRunLengths:
     width, height = size
-    said = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if said != [height, width]:
-        raise ValueError(f"run lengths for a size of {said}, not [{height}, {width}]")
+    said, size_hw = segmentation.get("size") if isinstance(segmentation, dict) else None, [height, width]
+    if said != size_hw:
+        raise ValueError(f"run lengths for a size of {said}, not {size_hw}")
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != width * height:
             raise ValueError("run lengths that do not fill its picture")
-        return compress({"size": said, "counts": counts})
+        return compress({"size": size_hw, "counts": counts})
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError("no run lengths")
-    lengths: CompressedRunLengths = {"size": said, "counts": counts}
+    lengths: CompressedRunLengths = {"size": size_hw, "counts": counts}
     try:
         mask_api.decode(lengths)  # the library checks their sum only here
     except (ValueError, RuntimeError, TypeError) as error:

@@ -203,6 +203,12 @@ def test_boxes_of_a_detector_are_read_the_best_first(source, tmp_path):
     assert len(found.sha256) == 64
 
 
+def test_ids_of_detections_may_be_written_as_words_or_with_a_point_as_those_of_a_json(source, tmp_path):
+    file = written(tmp_path / "boxes.json", detections({"image_id": "2", "category_id": 3.0}))
+    ((image_id, (prompt,)),) = read_boxes(file, source).by_image.items()
+    assert (image_id, prompt.category_id) == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
@@ -213,6 +219,7 @@ def test_boxes_of_a_detector_are_read_the_best_first(source, tmp_path):
         ({"score": float("nan")}, "and score nan"),
         ({"bbox": [61, 2, 3, 4]}, "has a box outside its picture of 60 x 40 pixels"),
         ({"score": None}, "float"),
+        ({"score": 10**400}, "too large"),
     ],
 )
 def test_detections_that_fit_nothing_are_named_all_at_once(source, tmp_path, entry, words):

@@ -95,6 +95,7 @@ def test_points_and_lines_of_labelme_are_counted(tmp_path, kind):
         (shape("polygon", [[1, "x"]]), "shape 1 has points that are not x, y"),
         (shape("polygon", [[1, float("nan")], [2, 3], [4, 5]]), "shape 1 has points that are not x, y"),
         (shape("polygon", None), "shape 1 has points that are not x, y"),
+        (shape("polygon", [[1, 10**400], [2, 3], [4, 5]]), "shape 1 has points that are not x, y"),
         (shape("circle", [[1, 2]]), "shape 1 is a circle of 1 points, not 2"),
         (shape("mask", [[1, 2], [3, 4]], mask="no PNG"), "shape 1 has a mask that is no PNG file, or no box"),
         (shape("mask", [[1, 2], [3, 4]]), "shape 1 has a mask that is no PNG file, or no box"),

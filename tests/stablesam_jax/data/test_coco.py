@@ -64,6 +64,8 @@ def test_run_lengths_of_both_kinds_give_the_mask_that_they_were_made_of(tmp_path
     plain = rle.encode(disc())
     assert np.array_equal(first_mask(tmp_path, plain), disc())
     assert np.array_equal(first_mask(tmp_path, rle.compress(plain)), disc())
+    for lengths in (plain, rle.compress(plain)):
+        assert np.array_equal(first_mask(tmp_path, lengths | {"size": [40.0, 60.0]}), disc())
 
 
 def test_a_mask_that_begins_with_an_object_survives_its_run_lengths(tmp_path):
@@ -139,6 +141,11 @@ def test_annotation_ids_may_begin_anew_in_each_picture(tmp_path):
     assert [source[index].numbers for index in range(2)] == [(1, 2), (1, 2)]
 
 
+@pytest.mark.parametrize(("value", "crowd"), [("0", 0), ("false", 0), (None, 0), ("1", 1), (True, 1)])
+def test_a_crowd_may_be_marked_by_a_word(tmp_path, value, crowd):
+    assert len(opened(tmp_path, with_segmentation([SQUARE], iscrowd=value), findings=[])) == 2 - crowd
+
+
 @pytest.mark.parametrize("ids", [(7, 7), (None, 3), ("x", "y"), (True, 2), ([1], {}), (2**70, 1)])
 def test_ids_that_tell_no_objects_apart_are_replaced_by_their_place(tmp_path, ids):
     content = coco_json(["a.jpg"])
@@ -181,11 +188,12 @@ def test_categories_may_be_absent_or_of_any_form(tmp_path, categories, category,
     assert opened(tmp_path, content, ("a.jpg",))[0].categories == ()
 
 
+@pytest.mark.parametrize("area", [float("inf"), 0, 10**400])
 @pytest.mark.parametrize(
-    "box", [None, [1, 2, 3], [0, 0, -5, 3], [0, 0, float("nan"), 3], [50, 1, 20, 5], "box", [True] * 4]
+    "box", [None, "x", [1, 2, 3], [0, 0, -5, 3], [50, 1, 20, 5], *([x] * 4 for x in (True, 0, float("nan"), 10**400))]
 )
-def test_a_box_that_is_none_of_its_picture_is_measured(tmp_path, box):
-    source = opened(tmp_path, with_segmentation([SQUARE], bbox=box, area=float("inf")))
+def test_a_box_and_an_area_that_are_none_of_a_mask_are_measured(tmp_path, box, area):
+    source = opened(tmp_path, with_segmentation([SQUARE], bbox=box, area=area))
     assert source.objects(0)[0].bbox_xywh == (10, 10, 20, 15)
     assert source.objects(0)[0].area == 300
 

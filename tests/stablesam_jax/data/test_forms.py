@@ -8,7 +8,7 @@ import pytest
 
 from convert import check_data
 from convert.build_dataset import build
-from stablesam_jax.data import forms, sources
+from stablesam_jax.data import forms, rle, sources
 from stablesam_jax.data.built import open_built
 from stablesam_jax.data.json_file import SMALL
 from stablesam_jax.errors import InputWarning
@@ -102,6 +102,18 @@ def test_annotations_json_goes_before_other_jsons(tmp_path):
     (folder / "older.json").write_text(json.dumps(shapes_json(SHAPES) | {"annotations": []}))
     (folder / "copy.json").write_text((folder / "annotations.json").read_text())
     equal(sources.open_data([folder]), "coco")
+
+
+def test_masks_of_cvats_brush_are_objects_though_cvat_marks_them_as_crowds(tmp_path):
+    folder = write_export("cvat", tmp_path / "set")
+    file = folder / "annotations" / "instances_default.json"
+    content = json.loads(file.read_text())
+    masks = [mask for name in SHAPES for mask in shape_masks(name)]
+    for entry, mask in zip(content["annotations"], masks, strict=True):
+        entry |= {"segmentation": rle.encode(mask), "iscrowd": 1, "attributes": {"occluded": False}}
+    file.write_text(json.dumps(content))
+    with pytest.warns(InputWarning, match="holds 3 masks that CVAT marks as crowds, .* they are read as objects"):
+        equal(sources.open_data([folder]), "cvat")
 
 
 def test_a_part_of_a_folder_may_be_given_alone(tmp_path):
