@@ -112,7 +112,7 @@ def _is_yolo_text(file: pathlib.Path) -> bool:
 def _yolo(folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Reader]:
     apart = (folder / yolo.IMAGES).is_dir() and (folder / yolo.LABELS).is_dir()
     places = (folder / yolo.IMAGES, folder / yolo.LABELS) if apart else (folder, folder)
-    parse = functools.partial(yolo.parse, classes=yolo.read_classes(folder))
+    parse = functools.partial(yolo.parse, classes=yolo.read_classes(folder), keypoints=yolo.has_keypoints(folder))
     return [AnnotatedFolder(name, *places, ".txt", parse, findings)]
 
 

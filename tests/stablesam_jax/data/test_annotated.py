@@ -166,6 +166,19 @@ def test_a_file_that_names_no_classes_is_passed_over(tmp_path, text):
     assert yolo.read_classes(tmp_path) == {}
 
 
+@pytest.mark.parametrize("points", ["0.3 0.3 0.6 0.6", "0.3 0.3 2 0.6 0.6 0", "0.1 0.1 2"])
+def test_a_rectangle_with_keypoints_is_no_outline_where_the_settings_say_that_it_is_one(tmp_path, points):
+    for part in ("train", "valid"):
+        save(tmp_path / part / "images" / "a.jpg", ramp(40, 60))
+        (tmp_path / part / "labels").mkdir()
+        (tmp_path / part / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.4 0.4 {points}\n1 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text("names: [cow, calf]\nkpt_shape: [2, 2]\n")
+    found = []
+    assert "holds no picture with an object" in refusal(sources.open_data, [tmp_path], found)
+    texts = [finding.text for finding in found if finding.kind == "left out"]
+    assert texts == ["left out: keypoints without a mask 1, rectangles without a mask 1."] * 2
+
+
 # SA-1B
 
 
