@@ -18,7 +18,7 @@ from stablesam_jax.errors import InputError
 
 IMAGES, LABELS = "images", "labels"  # folders
 YAML, CLASSES = ("data.yaml", "data.yml", "dataset.yaml"), ("classes.txt", "obj.names")
-FAULTS = (TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError)  # of a file with other contents
+FAULTS = (TypeError, ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError)  # of other contents
 FAR = 1.0  # shares of the picture by which an outline may exceed it and is clipped; larger values are pixels, a fault
 
 

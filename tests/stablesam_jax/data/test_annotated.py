@@ -160,7 +160,9 @@ def test_classes_have_the_names_that_a_file_here_or_above_gives_them(tmp_path, f
     assert yolo.read_classes(tmp_path / "set") == {0: "soil", 1: "crop"}
 
 
-@pytest.mark.parametrize("text", ["names: 3", "[", "", "names: {a: b}", "!!python/object/apply:os.system [exit]"])
+@pytest.mark.parametrize(
+    "text", ["names: 3", "train: images", "[", "", "names: {a: b}", "!!python/object/apply:os.system [exit]"]
+)
 def test_a_file_that_names_no_classes_is_passed_over(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)
     assert yolo.read_classes(tmp_path) == {}
