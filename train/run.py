@@ -1,5 +1,6 @@
 """The folder of a training run: its configuration, its measurements, its checkpoints."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -88,14 +89,17 @@ class Run:
         path = self.folder / "config.json"
         try:
             if config.fresh and path.exists():
-                old = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.old")
-                self.folder.rename(old)  # atomic: a kill during the removal must not leave half a run under its name
+                real = self.folder.resolve()  # a link stays one
+                if pathlib.Path.cwd().is_relative_to(real):
+                    raise InputError(f"--fresh would remove {real}, the working folder; start the command elsewhere.")
+                old = real.with_name(f".{real.name}.{uuid.uuid4().hex}.old")
+                real.rename(old)  # atomic: a kill during the removal must not leave half a run under its name
                 shutil.rmtree(old)
             if path.exists():
                 self._compare(path)
             elif self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: is not empty and holds no run; give another --output.")
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.resolve().mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(self.settings, indent=2) + "\n")
             if pictures:
                 write_text(self.folder / PICTURES, json.dumps(pictures, indent=1) + "\n")
@@ -168,11 +172,7 @@ class Run:
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has an evaluation after a step."""
-        path = self.folder / "metrics.jsonl"
-        if not self.first_host or not path.exists():
-            return False
-        records = map(json.loads, path.read_text().splitlines())
-        return any(record["step"] == step and "held_out" in record for record in records)
+        return self.first_host and any(record["step"] == step and "held_out" in record for record in self._logged())
 
     def oldest_checkpoint(self) -> int:
         """The step of the oldest checkpoint; 0 without any."""
@@ -205,11 +205,19 @@ class Run:
     def _steps(self) -> list[pathlib.Path]:
         return sorted(path for path in self.checkpoints.glob("*") if path.name.isdigit())
 
+    def _logged(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, without one that a kill or a full disk has torn."""
+        records = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    records.append(json.loads(line))
+        return records
+
     def _forget_after(self, step: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # without a torn last line
-            write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        if records := self._logged():
+            kept = [f"{json.dumps(record)}\n" for record in records if record["step"] <= step]
+            write_text(self.folder / "metrics.jsonl", "".join(kept))
 
 
 def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

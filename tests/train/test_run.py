@@ -187,11 +187,12 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_does_it_drop_another(ru
     assert steps(run) == ["00000001", "00000002"]
 
 
-def test_measurements_after_the_checkpoint_are_forgotten_for_their_steps_are_done_again(run):
+@pytest.mark.parametrize("torn", ['{"step": 4, "lo', '{"step": 4, "held_out": {"gt-box": {"miou": 0.5}'])
+def test_measurements_after_the_checkpoint_are_forgotten_for_their_steps_are_done_again(run, torn):
     for step in (1, 2, 3):
         run.log({"step": step, "loss": 0.5})
     with open(run.folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4, "lo')  # the program was killed here
+        file.write(torn)  # the program was killed here, or the disk was full
     run.restore(state(0))
     run.log({"step": 3, "loss": 0.25})
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -210,6 +211,23 @@ def test_fresh_removes_whatever_run_is_there_and_nothing_else(run, config):
     with pytest.raises(InputError, match="is not empty and holds no run"):
         Run(dataclasses.replace(config, output=neighbour, fresh=True), FACTS)
     assert (neighbour / "thesis.tex").exists()
+
+
+def test_fresh_keeps_a_link_to_the_folder_of_the_run(run, config, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(run.folder)
+    again = Run(dataclasses.replace(config, output=link, fresh=True), FACTS)
+    assert again.restore(state(0)) is None
+    assert link.is_symlink()
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+
+
+def test_fresh_does_not_remove_the_working_folder(run, config, monkeypatch):
+    monkeypatch.chdir(run.checkpoints)
+    with pytest.raises(InputError, match=r"--fresh would remove .*, the working folder; start the command"):
+        Run(dataclasses.replace(config, output=pathlib.Path(".."), fresh=True), FACTS)
+    assert steps(run) == ["00000001", "00000002"]
 
 
 def test_another_host_than_the_first_touches_no_file(config):
