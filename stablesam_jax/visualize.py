@@ -18,6 +18,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from stablesam_jax.files.disk import whole_file
 from stablesam_jax.metrics import stability
@@ -128,15 +129,24 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
+    _make_texts_plain(figure)
     with whole_file(path, replace=True) as temporary:
         figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def pixels(figure: Figure) -> np.ndarray:
     """The figure as (H, W, 3) uint8."""
+    _make_texts_plain(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _make_texts_plain(figure: Figure) -> None:
+    """Lets texts hold any name: matplotlib takes what is between two `$` for a formula, and no font has surrogates."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(text.get_text().encode(errors="backslashreplace").decode())
 
 
 def masks_figure(picture: np.ndarray, prompts: Sequence[Prompt], masks: np.ndarray) -> Figure:

@@ -91,11 +91,13 @@ def whole_folder(path: PathLike) -> Iterator[pathlib.Path]:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes or replaces a text file atomically, as UTF-8, without changing line ends.
 
+    What UTF-8 cannot hold, as bytes of a file's name that are none, is escaped: a report never fails on a name.
+
     Raises:
         InputError: it cannot be written.
     """
     with whole_file(path, replace=True) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
@@ -142,11 +144,13 @@ class _Quiet(logging.Filter):
 
 
 def _disk_fault(error: BaseException | None) -> str | None:
-    """The disk's error message inside an error of Orbax, safetensors or PyTorch; None if it is another error."""
+    """The disk's error message inside an error of Orbax, safetensors, ArrayRecord or PyTorch; None of another error."""
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror
         if code := re.search(r"os[_ ]error(?:_code=')? ?(\d+)", str(error)):  # in messages of Orbax and safetensors
             return os.strerror(int(code[1]))
+        if call := re.match(r"\w+\(\) failed: ([^;]+);", str(error)):  # of ArrayRecord
+            return call[1]
         error = error.__context__  # PyTorch raises another error while it handles the disk's
     return None

@@ -39,7 +39,8 @@ def owned(folder: PathLike) -> Iterator[None]:
         reason = getattr(error, "strerror", "its file system has no locks")
         raise InputError(f"{folder}: cannot be used ({reason}); give a place that you may write to.") from None
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%F %T}")
+        with contextlib.suppress(OSError):  # a full disk, which what is done here will report
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%F %T}")
         yield
     finally:
         # Unlinked before the release: a process that gets the lock then checks whether its file still exists.

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -237,6 +238,18 @@ def test_bad_input_exits_with_status_2_and_one_line(tmp_path, monkeypatch, capsy
     assert printed.count("\n") == 1
     assert expected in printed
     assert not (tmp_path / "built").exists()
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(tmp_path):
+    folder = many_pairs(tmp_path / "set", 200)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        message = refusal(build, "pairs", folder, tmp_path / "built")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{tmp_path / 'built' / 'set'}: cannot be written (File too large). Make room" in message
+    assert list((tmp_path / "built").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

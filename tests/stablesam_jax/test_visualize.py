@@ -17,7 +17,9 @@ from stablesam_jax.visualize import (
     attention_figure,
     masks_figure,
     offsets_figure,
+    pixels,
     samples_figure,
+    save_figure,
     stability_figure,
     wobble_figure,
 )
@@ -55,6 +57,14 @@ def test_a_row_for_each_object_and_a_column_for_each_system_beside_the_prompts(c
             "2 prompts: noisy-box",
             *[f"{name}\n{name}'s figures" for name in systems],
         ]
+
+
+@pytest.mark.parametrize("name", ["price_$5_vs_$6", r"a$\b$", "caf\udce9"])
+def test_a_figure_holds_names_that_are_broken_formulas_or_no_utf_8(tmp_path, name):
+    figure = wobble_figure([wobble(systems=(name,))])
+    save_figure(figure, tmp_path / "a.png")
+    assert pixels(figure).std() > 0
+    assert panels(figure, 1)[0, 1].get_title().startswith(name.replace("\udce9", r"\udce9"))
 
 
 def test_colours_are_shares_of_the_masks_on_one_scale_over_the_picture():

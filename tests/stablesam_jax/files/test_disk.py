@@ -69,6 +69,11 @@ def test_text_is_utf_8_with_its_own_line_ends(file):
     assert file.read_bytes() == "≈ 1\r\n2\n".encode()
 
 
+def test_a_name_that_is_no_utf_8_is_escaped(file):
+    write_text(file, "caf\udce9 \ud800\n")
+    assert file.read_text() == "caf\\udce9 \\ud800\n"
+
+
 def test_where_a_file_could_not_be_written_is_said_beforehand(file):
     for path in (file / "absent" / "c", file.parent):
         with pytest.raises(InputError, match=rf"--json {path}: must be a file in a folder that can be written to or"):

@@ -1,5 +1,6 @@
 """A folder has one owner, whose end, however it comes, frees it."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_what_was_made_meanwhile_stays(tmp_path):
     with owned(tmp_path / "a" / "run"):
         (tmp_path / "a" / "run").mkdir()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["run"]
+
+
+def test_a_full_disk_does_not_keep_a_folder_from_being_locked(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        with owned(tmp_path / "run"):
+            assert (tmp_path / ".run.lock").stat().st_size <= 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
