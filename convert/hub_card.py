@@ -12,7 +12,8 @@ PAPER = "arxiv.org/abs/2311.15776"
 METRICS = {"miou": "mIoU", "mbiou": "mBIoU", "msf": "mSF"}
 RECIPE = ("data_dir", "pictures", "steps", "batch_size", "prompts_per_picture", "learning_rate", "prompts", "seed")
 
-Results = Mapping[str, Mapping[str, Mapping[str, float]]]  # data set -> kind of prompts -> metric -> fraction
+# Data set -> kind of prompts -> metric -> fraction, or None where it is not defined; other metrics are passed over.
+Results = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 USE = {
     "ours": """from stablesam_jax import Predictor, load_model
@@ -112,19 +113,25 @@ def _index(results: Results) -> Iterator[dict[str, Any]]:
     """Entries of the hub's model-index."""
     for data_set, kinds in results.items():
         metrics = [
-            {"type": metric, "name": f"{METRICS[metric]}, {kind}", "value": round(100 * of[metric], 2)}
+            {"type": metric, "name": f"{METRICS[metric]}, {kind}", "value": round(100 * value, 2)}
             for kind, of in kinds.items()
             for metric in METRICS
-            if metric in of
+            if (value := of.get(metric)) is not None
         ]
         task = {"type": "mask-generation", "name": "Segmentation from prompts"}
         yield {"task": task, "dataset": {"type": data_set, "name": data_set}, "metrics": metrics}
 
 
 def _table(results: Results) -> str:
-    kinds = list(next(iter(results.values())))
-    lines = ["## Results\n", f"| mIoU / mBIoU / mSF in % | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    kinds = list(dict.fromkeys(kind for of in results.values() for kind in of))
+    measured = [metric for metric in METRICS if any(metric in of for each in results.values() for of in each.values())]
+    titles = " / ".join(METRICS[metric] for metric in measured)
+    lines = ["## Results\n", f"| {titles} in % | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for data_set, of in results.items():
-        cells = [" / ".join(f"{100 * of[kind][metric]:.1f}" for metric in METRICS) for kind in kinds]
+        cells = [" / ".join(_figure(of.get(kind, {}).get(metric)) for metric in measured) for kind in kinds]
         lines.append(f"| {data_set} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

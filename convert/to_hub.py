@@ -15,14 +15,14 @@ import numpy as np
 import safetensors.numpy
 import tyro
 
-from convert.hub_card import card
+from convert.hub_card import METRICS, card
 from convert.rules import to_torch
 from convert.transformers_names import transformers_names
 from stablesam_jax import names
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.config import SamConfig, ViTConfig
-from stablesam_jax.errors import InputError, exit_on_input_error
+from stablesam_jax.errors import InputError, exit_on_input_error, shown
 from stablesam_jax.files import hub_folder
 from stablesam_jax.files.disk import new_path, whole_folder
 from stablesam_jax.files.hub_folder import CARD, CONFIG, WEIGHTS
@@ -62,14 +62,14 @@ def convert(options: Options) -> list[tuple[str, str]]:
             exists or cannot be written. No partial output remains.
     """
     new_path(options.output)
-    results = {} if options.results is None else _results(options.results, options.system)
+    results = {} if options.results is None else read_results(options.results, options.system)
     sam, params = load_model(options.system, strength=options.strength)
     params = jax.device_get(params)
     plugin_file = names.find(options.system).plugin
     source: dict[str, Any] = {"system": pathlib.Path(options.system).name}
     if plugin_file is not None:
         source["plugin"] = load_plugin(plugin_file)[2]
-    text = card(pathlib.Path(options.output).name, sam.config, params, source, results, options.license, options.layout)
+    text = card(shown(options.output.name), sam.config, params, source, results, options.license, options.layout)
     if options.layout == "ours":
         hub_folder.save_model(options.output, params, config=sam.config, source=source, card=text)
     else:
@@ -159,12 +159,16 @@ def _processor(config: SamConfig) -> dict[str, Any]:
     }
 
 
-def _results(path: pathlib.Path, system: str) -> Mapping[str, Any]:
+def read_results(path: pathlib.Path, system: str) -> Mapping[str, Any]:
     """Data set -> kind of prompts -> metric -> fraction, of one system."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["systems"][system]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))["systems"][system]
+        metrics = {metric for kinds in found.values() for of in kinds.values() for metric in of}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--results {path}: is no results.json of an evaluation of {system}.") from None
+    if not metrics & METRICS.keys():
+        raise InputError(f"--results {path}: has none of {', '.join(METRICS.values())}, which the card shows.")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,10 +12,12 @@ import torch
 import yaml
 
 from convert import sam_to_flax, to_hub
+from convert.hub_card import card
 from convert.transformers_names import official_names, transformers_names
 from eval.parity import torch_sam, twins
 from stablesam_jax.build import load_model
 from stablesam_jax.config import MODELS
+from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import save_model
 from stablesam_jax.params import flatten
 from tests.convert.test_transformers_names import HQ, SHARED, state
@@ -54,6 +56,25 @@ def test_a_shipped_plugin_with_its_base_is_one_folder_with_a_card(tmp_path, resu
     assert again.config == sam.config
     for path, leaf in flatten(params).items():
         np.testing.assert_array_equal(flatten(theirs)[path], leaf)
+
+
+def test_a_card_shows_those_of_its_metrics_that_an_evaluation_has(tmp_path):
+    file = tmp_path / "results.json"
+    kinds = {"oracle-box": {"miou": 0.8}, "noisy-box": {"miou": None, "other": 3.0}}
+    file.write_text(json.dumps({"systems": {"own": {"mess/cwfid": kinds, "General": {"oracle-box": {"miou": 0.5}}}}}))
+    text = card("own", small.CONFIG, small.nano()[1], {}, to_hub.read_results(file, "own"), None, "ours")
+    assert "| mIoU in % | oracle-box | noisy-box |" in text
+    assert "| mess/cwfid | 80.0 | - |" in text
+    assert "| General | 50.0 | - |" in text
+    values = [one["metrics"] for one in yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]]
+    assert [[metric["value"] for metric in of] for of in values] == [[80.0], [50.0]]
+
+
+@pytest.mark.parametrize("of", [{"coco": {"gt-box, iou": {"ap": 0.5}}}, {}, {"a": {}}])
+def test_results_without_any_metric_of_the_card_are_refused(tmp_path, of):
+    (tmp_path / "results.json").write_text(json.dumps({"systems": {"own": of}}))
+    with pytest.raises(InputError, match="has none of mIoU, mBIoU, mSF, which the card shows"):
+        to_hub.read_results(tmp_path / "results.json", "own")
 
 
 def refusal(capsys, *arguments):
