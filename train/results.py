@@ -108,7 +108,6 @@ def report(
         return
     title = f"{count} held-out pictures, {protocol.prompts} prompts of each kind"
     console.show("report", table(rows, title=title, first=""), title=title, systems=rows)
-    figure_path.parent.mkdir(exist_ok=True)
     save_figure(figure, figure_path)
     text = f"# {title}\n\n{markdown(rows, first='')}\n{_about(run, chosen)}"
     write_text(path, text)  # last: if it exists, the figure does too

@@ -135,7 +135,6 @@ def write_figures(
         results: of all systems on all sources.
         protocol: of the evaluation.
     """
-    folder.mkdir(exist_ok=True)
     names = dict(zip(results, short_names(list(results)), strict=True))
     means = {
         system: mean_of_sets({name: part.summary for name, part in sets.items()}) for system, sets in results.items()

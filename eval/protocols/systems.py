@@ -1,5 +1,6 @@
 """Runs every system on every data set: what the protocols of `eval.main` share."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -41,6 +42,7 @@ from stablesam_jax.config import Dtype
 from stablesam_jax.data.readers import Named, on_all_cores
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
+from stablesam_jax.files.locks import owned
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params, digest
 from stablesam_jax.version import __version__
@@ -167,111 +169,129 @@ def run(
 
     Raises:
         InputError: no system is named, one cannot be loaded, a picture cannot be read, a data set is called like the
-            mean, or the output holds an unfinished evaluation with other options or of files that have changed since.
+            mean, or the output is in use or holds an unfinished evaluation with other options or of files that have
+            changed since.
     """
     if not options.system:
         raise InputError("--system: name at least one.")
     if MEAN in sources:
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
-    began = time.monotonic()
-    alone = options.devices is None and jax.default_backend() == "cpu"  # a program on one of a CPU's has all cores
-    devices = parallel.of_this_host(parallel.choose_devices(1 if alone else options.devices))
-    built = {
-        system: load_model(system, image_size=options.image_size, dtype=options.dtype) for system in options.system
-    }
-    # Systems and data are identified by their digests below; the results do not depend on output and hosts.
-    left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
-    left_out |= {"devices", "figures"} | ({"dtype"} if options.dtype is None else set())
-    recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
-    settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
-    made_by = {
-        "versions": versions(),
-        "parameters": {name: digest(params) for name, (_, params) in built.items()},
-        "plugins": {
-            name: dataclasses.asdict(sam.config.plugin)
-            for name, (sam, _) in built.items()
-            if sam.config.plugin is not None
-        },
-    }
-    names = {name: [source.names[index] for index in options.choice.drawn(source)] for name, source in sources.items()}
-    groups = {name: options.choice.groups(source) for name, source in sources.items()}
-    refuse_training_pictures(options.system, options.trained_on, sources, options.choice.drawn)
-    depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
-    parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
-    first_host = jax.process_index() == 0
-    journal = Journal(options.output, depends, host=jax.process_index())
-    if journal.found and first_host:
-        print(f"continuing: {journal.found} pictures are done", flush=True)
-    for name, source in sources.items():
-        if first_host and len(names[name]) < len(source):
-            part = "" if options.part is None else f" of {options.part}"
-            drawn = "" if options.limit is None else f", drawn evenly with seed {options.seed}"
-            print(f"{name}: {len(names[name])} of {len(source)} pictures{part}{drawn}")
-
-    found: dict[str, dict[str, Found]] = {}
-    results: dict[str, dict[str, Summary]] = {}
-    truths: dict[str, list[str]] = {}
-    for system, (sam, params) in built.items():
-        found[system] = {}
+    with _alone(options.output):
+        began = time.monotonic()
+        alone = options.devices is None and jax.default_backend() == "cpu"  # a program on one of a CPU's has all cores
+        devices = parallel.of_this_host(parallel.choose_devices(1 if alone else options.devices))
+        built = {
+            system: load_model(system, image_size=options.image_size, dtype=options.dtype) for system in options.system
+        }
+        # Systems and data are identified by their digests below; the results do not depend on output and hosts.
+        left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
+        left_out |= {"devices", "figures"} | ({"dtype"} if options.dtype is None else set())
+        recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+        settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
+        made_by = {
+            "versions": versions(),
+            "parameters": {name: digest(params) for name, (_, params) in built.items()},
+            "plugins": {
+                name: dataclasses.asdict(sam.config.plugin)
+                for name, (sam, _) in built.items()
+                if sam.config.plugin is not None
+            },
+        }
+        names = {
+            name: [source.names[index] for index in options.choice.drawn(source)] for name, source in sources.items()
+        }
+        groups = {name: options.choice.groups(source) for name, source in sources.items()}
+        refuse_training_pictures(options.system, options.trained_on, sources, options.choice.drawn)
+        depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
+        parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
+        first_host = jax.process_index() == 0
+        journal = Journal(options.output, depends, host=jax.process_index())
+        if journal.found and first_host:
+            print(f"continuing: {journal.found} pictures are done", flush=True)
         for name, source in sources.items():
-            truths[name] = []
-            of_devices = parallel.on_each(params, devices)
-            indices = options.choice.drawn(source)
-            check = functools.partial(_check_unchanged, source, identify or identity_of_objects)
-            each = _each_picture(journal, system, name, indices, check, truths[name], of_devices)
-            found[system][name] = evaluate(sam, params, source, each)
-        results[system] = {name: one.summary for name, one in found[system].items()}
-        if means is not None:
-            results[system] |= means(results[system])
-        elif len(sources) > 1:
-            results[system][MEAN] = mean_of_sets(results[system])
+            if first_host and len(names[name]) < len(source):
+                part = "" if options.part is None else f" of {options.part}"
+                drawn = "" if options.limit is None else f", drawn evenly with seed {options.seed}"
+                print(f"{name}: {len(names[name])} of {len(source)} pictures{part}{drawn}")
 
-    if not first_host:
-        parallel.on_any_host(False)  # a barrier: waits until the first host has written the results
-        journal.remove()
-        return
-    options.output.mkdir(parents=True, exist_ok=True)
-    shown = {} if illustrate is None else illustrate(built, found)
-    lines = [
-        {"system": system, "data_set": name, **line}
-        for system, sets in found.items()
-        for name, one in sets.items()
-        for line in one.lines
-    ]
-    write_text(options.output / lines_file, _csv(lines))
-    data = {
-        name: {"pictures": len(of), "groups": len(set(groups[name])), "sha256": _digest([of, truth])}
-        for (name, of), truth in zip(names.items(), truths.values(), strict=True)
-    }
-    this_run = {
-        "command": [f"{called('eval')} {protocol}", *sys.argv[2:]],
-        "device": jax.devices()[0].device_kind,
-        "hosts": jax.process_count(),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    write_results(
-        options.output,
-        results,
-        {**settings, **made_by, "data": data, "run": this_run},
-        metrics=metrics,
-        uncertainty=_uncertainty(found, groups, options.seed),
-        more=shown,
-    )
-    parallel.on_any_host(False)  # the barrier that the other hosts wait at
-    journal.remove()
-    datasets = next(iter(results.values()))
-    show(
-        [
-            table(
-                {system: sets[dataset] for system, sets in results.items()},
-                title=dataset,
-                first="system",
-                metrics=metrics,
-            )
-            for dataset in datasets
+        found: dict[str, dict[str, Found]] = {}
+        results: dict[str, dict[str, Summary]] = {}
+        truths: dict[str, list[str]] = {}
+        for system, (sam, params) in built.items():
+            found[system] = {}
+            for name, source in sources.items():
+                truths[name] = []
+                of_devices = parallel.on_each(params, devices)
+                indices = options.choice.drawn(source)
+                check = functools.partial(_check_unchanged, source, identify or identity_of_objects)
+                each = _each_picture(journal, system, name, indices, check, truths[name], of_devices)
+                found[system][name] = evaluate(sam, params, source, each)
+            results[system] = {name: one.summary for name, one in found[system].items()}
+            if means is not None:
+                results[system] |= means(results[system])
+            elif len(sources) > 1:
+                results[system][MEAN] = mean_of_sets(results[system])
+
+        if not first_host:
+            parallel.on_any_host(False)  # a barrier: waits until the first host has written the results
+            journal.remove()
+            return
+        shown = {} if illustrate is None else illustrate(built, found)
+        lines = [
+            {"system": system, "data_set": name, **line}
+            for system, sets in found.items()
+            for name, one in sets.items()
+            for line in one.lines
         ]
-    )
-    print(f"written: {options.output / 'results.json'}")
+        write_text(options.output / lines_file, _csv(lines))
+        data = {
+            name: {"pictures": len(of), "groups": len(set(groups[name])), "sha256": _digest([of, truth])}
+            for (name, of), truth in zip(names.items(), truths.values(), strict=True)
+        }
+        this_run = {
+            "command": [f"{called('eval')} {protocol}", *sys.argv[2:]],
+            "device": jax.devices()[0].device_kind,
+            "hosts": jax.process_count(),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        write_results(
+            options.output,
+            results,
+            {**settings, **made_by, "data": data, "run": this_run},
+            metrics=metrics,
+            uncertainty=_uncertainty(found, groups, options.seed),
+            more=shown,
+        )
+        parallel.on_any_host(False)  # the barrier that the other hosts wait at
+        journal.remove()
+        datasets = next(iter(results.values()))
+        show(
+            [
+                table(
+                    {system: sets[dataset] for system, sets in results.items()},
+                    title=dataset,
+                    first="system",
+                    metrics=metrics,
+                )
+                for dataset in datasets
+            ]
+        )
+        print(f"written: {options.output / 'results.json'}")
+
+
+@contextlib.contextmanager
+def _alone(output: pathlib.Path) -> Iterator[None]:
+    """Locks the output, so that no other evaluation writes into it, and checks it again, since one may have ended.
+
+    Raises:
+        InputError: another evaluation is running there, or has left results.
+    """
+    if jax.process_index():
+        yield  # the first host has the lock
+        return
+    with owned(output):
+        check_output(output)
+        yield
 
 
 def versions() -> dict[str, str]:

@@ -167,7 +167,6 @@ def write_results(
             f"### {dataset}\n\n" + differences_markdown({name: sets[dataset] for name, sets in rows.items()}, metrics)
             for dataset in next(iter(rows.values()))
         ]
-    folder.mkdir(parents=True, exist_ok=True)
     about = "".join(
         f"- {title}: {f'`{text}`' if title == 'Command' else text}\n" for title, text in described(meta).items()
     )

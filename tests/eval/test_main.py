@@ -19,7 +19,10 @@ from eval.protocols import hq as hq_module
 from eval.protocols import systems
 from eval.protocols.hq import HqConfig, hq
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.disk import write_text
+from stablesam_jax.files.locks import owned
 from stablesam_jax.files.plugin_file import save_plugin
 from stablesam_jax.params import digest
 from stablesam_jax.version import __version__
@@ -239,6 +242,22 @@ def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"other options was begun here: seed was 0, is 7\. Repeat its options to"):
         hq(dataclasses.replace(asked, seed=7))
     assert (asked.output / JOURNAL).read_bytes() == before
+
+
+def test_two_evaluations_do_not_write_into_one_folder(config, tmp_path, monkeypatch):
+    asked = dataclasses.replace(config, output=tmp_path / "out")
+    monkeypatch.setattr(systems, "load_model", pytest.fail)
+    with owned(asked.output), pytest.raises(InputError, match=r"out: in use by process .*; nothing was changed"):
+        hq(asked)
+
+    def meanwhile(specs):
+        write_text(asked.output / "results.json", "of the other")
+        return open_sources(specs)
+
+    monkeypatch.setattr(hq_module, "open_sources", meanwhile)
+    with pytest.raises(InputError, match="out: holds results already, and nothing is overwritten"):
+        hq(asked)
+    assert [path.name for path in asked.output.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize("part", ["im", *slow("gt")])

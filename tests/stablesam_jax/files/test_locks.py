@@ -1,5 +1,6 @@
 """A folder has one owner, whose end, however it comes, frees it."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -40,6 +41,18 @@ def test_however_it_is_spelled(tmp_path, holder, monkeypatch):
     for spelled in ("run", "./a/../run", "link/run"):
         with pytest.raises(InputError, match="in use"), owned(spelled):
             pass
+
+
+def test_a_folder_beside_which_nothing_can_be_created_is_locked_itself(tmp_path, monkeypatch):
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with owned(folder):
+        assert [path.name for path in tmp_path.rglob("*")] == ["volume"]
+        with pytest.raises(InputError, match="volume: in use by another process"), owned(folder):
+            pass
+    with owned(folder):
+        pass
 
 
 def test_a_killed_owner_leaves_the_folder_free(tmp_path, holder):
