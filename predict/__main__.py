@@ -147,8 +147,8 @@ def _read(options: Options) -> tuple[str, pathlib.Path, Requests]:
 
 def _check(options: Options) -> None:
     """Raises InputError for options that no work can be done with."""
-    if not 0 <= (options.threshold or 0) <= 1 or options.jitters < 1:
-        raise InputError("--threshold is a share from 0 to 1, and --jitters at least 1.")
+    if not 0 <= (options.threshold or 0) <= 1 or options.jitters < 1 or options.seed < 0:
+        raise InputError("--threshold is a share from 0 to 1, --jitters at least 1, --seed at least 0.")
     if not options.pictures.is_dir():
         raise InputError(f"{options.pictures}: is no folder; give the folder of the pictures.")
     if options.output.resolve().is_relative_to(options.pictures.resolve()):

@@ -303,8 +303,10 @@ class Predictor:
         prompts, is_list = self._prompts(picture, point_coords, point_labels, box, mask_input)
         if is_list:
             raise InputError("predict_stable takes one prompt; call it for each of the list.")
-        if jitters < 1 or clicks < 0 or (point_coords is None and box is None):
-            raise InputError("predict_stable needs points or a box to move, jitters of at least 1, clicks at least 0.")
+        if jitters < 1 or min(clicks, seed) < 0 or (point_coords is None and box is None):
+            raise InputError(
+                "predict_stable needs points or a box to move, jitters of at least 1, clicks and seed of at least 0."
+            )
 
         def predict(prompts: list[Prompt]) -> Singles:
             logits, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)

@@ -226,7 +226,8 @@ def test_the_output_of_other_work_is_refused_and_left(place, capsys):
     ("options", "fault"),
     [
         (("--points", "p.csv"), "--boxes and --points: give one of --boxes, --points and --coco."),
-        (("--threshold", "92"), "--threshold is a share from 0 to 1, and --jitters at least 1."),
+        (("--threshold", "92"), "--threshold is a share from 0 to 1, --jitters at least 1, --seed at least 0."),
+        (("--seed", "-1"), "--threshold is a share from 0 to 1, --jitters at least 1, --seed at least 0."),
     ],
 )
 def test_options_that_do_not_fit_are_refused(place, capsys, options, fault):
