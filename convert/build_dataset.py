@@ -10,6 +10,7 @@ import fcntl
 import functools
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -102,8 +103,8 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
         left_out = [finding for finding in findings if finding.severity == "fault" or finding.kind == "no object"]
         lines = sorted(f"{finding.picture}: {finding.line}" for finding in left_out)
         (made / REFUSED_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        if (groups := source / GROUPS_FILE).is_file():
-            shutil.copyfile(groups, made / GROUPS_FILE)
+        if groups := _groups(title, readers):
+            (made / GROUPS_FILE).write_text(json.dumps(groups, indent=1) + "\n")
         for path in (*made.rglob("*"), made):
             sync(path)
         made.rename(target)
@@ -120,11 +121,21 @@ def build(name: str, source: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Pa
 
 def digest(source: pathlib.Path, readers: Sequence[Reader]) -> str:
     """SHA-256 over the relative names and the contents of all files of a source."""
-    files = sorted({file for reader in readers for file in reader.files()} | set(source.glob(GROUPS_FILE)))
+    groups = {*source.glob(GROUPS_FILE), *source.glob(f"*/{GROUPS_FILE}")}  # of parts, such as train/
+    files = sorted({file for reader in readers for file in reader.files()} | groups)
     sha = hashlib.sha256()
     for file, content in zip(files, on_all_cores(_file_digest, files), strict=True):
         sha.update(os.fsencode(os.path.relpath(file, source)) + b"\0" + content)
     return sha.hexdigest()
+
+
+def _groups(title: str, readers: Sequence[Reader]) -> dict[str, list[str]]:
+    """The groups of all parts, in the form of groups.json."""
+    found: dict[str, list[str]] = {}
+    for picture, group in {name: group for reader in readers for name, group in reader.groups.items()}.items():
+        own_name = group.removeprefix(f"{title}/").removesuffix("/*")
+        found.setdefault(own_name, []).append(picture.removeprefix(f"{title}/"))
+    return found
 
 
 def _file_digest(file: pathlib.Path) -> bytes:

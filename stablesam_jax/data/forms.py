@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from stablesam_jax.commands import called
-from stablesam_jax.data import coco, labelme, sa1b, yolo
+from stablesam_jax.data import coco, groups, labelme, sa1b, yolo
 from stablesam_jax.data.annotated import AnnotatedFolder, Parse
 from stablesam_jax.data.built import is_built, open_built
 from stablesam_jax.data.coco import CocoPictures
@@ -134,7 +134,14 @@ def _open_splits(folder: pathlib.Path, name: Name, findings: Findings) -> Sequen
             f"{', '.join(part.name for part in forms)} are taken together; give one of them to keep the others apart."
         )
         findings.append(Finding("parts", name, name, folder, text))
-    return [reader for part, form in forms.items() for reader in form.open(part, f"{name}/{part.name}", findings)]
+    return [reader for part, form in forms.items() for reader in open_form(form, part, f"{name}/{part.name}", findings)]
+
+
+def open_form(form: Form, folder: pathlib.Path, name: Name, findings: Findings) -> Sequence[Reader]:
+    """Opens a folder by the form that recognises it, with its groups; a built set has a name of its own."""
+    readers = form.open(folder, name, findings)
+    groups.assign(readers, folder, readers[0].name if form.name == "built" else name, findings)
+    return readers
 
 
 FORMS = (  # the first that recognises a folder opens it

@@ -43,7 +43,7 @@ def assign(readers: Sequence[Reader], folder: pathlib.Path, name: str, findings:
         return
     groups = {f"{name}/{shown(picture)}": f"{name}/{group}/*" for picture, group in read_groups(file).items()}
     for reader in readers:
-        reader.groups = groups
+        reader.groups = {**reader.groups, **groups}  # those of train/ and valid/ may have files of their own
     known = {picture for reader in readers for picture in reader.names}
     for picture in groups.keys() - known:
         findings.append(Finding("groups", name, picture, file, f"names {picture}, which is no usable picture."))

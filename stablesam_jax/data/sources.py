@@ -19,7 +19,7 @@ from stablesam_jax.data.class_maps import ClassMapFiles, ClassMaps
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.datasets import GROUPS, open_dataset
 from stablesam_jax.data.findings import Finding, Findings, refuse, tell
-from stablesam_jax.data.forms import FORMS, recognise
+from stablesam_jax.data.forms import FORMS, open_form, recognise
 from stablesam_jax.data.json_file import COCO, kind_of
 from stablesam_jax.data.readers import GT, IM, Joined, Pictures, Reader, folder_name, list_files
 from stablesam_jax.errors import InputError, shown
@@ -104,13 +104,11 @@ def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> 
             raise InputError(f"{path}: is a folder with {other.holds}; say {other.name} for {form}.")
         if found is None:
             raise InputError(_unknown(path))
-        readers = found.open(path, name, findings)
+        readers = open_form(found, path, name, findings)
     except OSError as error:
         raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from None
     _check_apart(readers)
-    name = readers[0].name if found.name == "built" else name
-    groups.assign(readers, path, name, findings)
-    return name, readers
+    return readers[0].name if found.name == "built" else name, readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +147,8 @@ def _walk(path: pathlib.Path, above: frozenset[str], findings: Findings) -> Iter
     """Sources in a folder. `above` has the real paths of its parents, because a symbolic link may form a loop."""
     form = recognise(path)
     if form is not None and form.name != "splits":
-        readers = form.open(path, folder_name(path), findings)
+        readers = open_form(form, path, folder_name(path), findings)
         _check_apart(readers)
-        groups.assign(readers, path, folder_name(path), findings)
         yield _found(path, readers)
         return
     files = [file for of_stem in list_files(path, SUFFIXES).values() for file in of_stem]

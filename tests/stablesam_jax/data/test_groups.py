@@ -1,6 +1,7 @@
 """Frames of a video and views of a thing are read as one group, whatever the form of their folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from convert.build_dataset import build
 from stablesam_jax.data.groups import group_of
 from stablesam_jax.data.readers import Selection
-from stablesam_jax.data.sources import open_data
+from stablesam_jax.data.sources import find, open_data
 from stablesam_jax.errors import InputError, InputWarning
 from tests.reference.pictures import disc, ramp, save
 
@@ -44,6 +45,32 @@ def test_and_keeps_it_in_a_selection(folder):
 def test_and_in_a_built_set(folder, tmp_path):
     built = build("auto", folder, tmp_path / "built")
     assert groups(open_data([built])) == groups(open_data([folder]))
+
+
+def test_and_in_the_parts_of_a_folder_which_may_have_files_of_their_own(folder, tmp_path):
+    whole = tmp_path / "whole"
+    for part in ("train", "valid"):
+        shutil.copytree(folder, whole / part)
+    (whole / "valid" / "groups.json").unlink()
+    (whole / "groups.json").write_text(json.dumps({"swan": ["valid/a_1", "valid/c"]}))
+    with pytest.warns(InputWarning, match="train, valid are taken together"):
+        found = groups(open_data([whole]))
+    assert found == [
+        *("whole/train/duck/*", "whole/train/duck/*", "whole/train/goose/*", "whole/train/c"),
+        *("whole/swan/*", "whole/valid/a_2", "whole/valid/b_1", "whole/swan/*"),
+    ]
+    assert groups(open_data([build("auto", whole, tmp_path / "built")])) == found
+    (whole / "train" / "groups.json").write_text("{}")
+    with pytest.raises(InputError, match="was built before its pictures, masks or annotations changed"):
+        build("auto", whole, tmp_path / "built")
+
+
+def test_a_built_set_of_any_name_is_checked_with_its_groups(folder, tmp_path):
+    built = build("auto", folder.rename(tmp_path / "a b-c"), tmp_path / "built")
+    found = []
+    (source,) = find(built, found)
+    assert found == []
+    assert groups(source.readers[0])[0] == "a b-c/duck/*"
 
 
 def test_a_built_set_is_of_other_data_once_its_groups_change(folder, tmp_path):
