@@ -16,8 +16,17 @@ HQ_TOKEN = OBJECT_TOKEN = MASK_TOKENS.stop
 OWN = "own_sam"  # name of a model that is none of MODELS
 
 
+class _Hashable:
+    """Base of configurations, by which compiled programs are kept: what was given as a list becomes a tuple."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(_Hashable):
     """SAM's image encoder (segment_anything/build_sam.py)."""
 
     width: int
@@ -28,6 +37,7 @@ class ViTConfig:
     patch_size: int = 16  # pixels
 
     def __post_init__(self):
+        super().__post_init__()
         _check_heads([self.width], [self.heads])
         if not all(0 <= block < self.depth for block in self.global_blocks):
             raise InputError(f"global_blocks are 0 to {self.depth - 1}, one less than depth; got {self.global_blocks}.")
@@ -39,7 +49,7 @@ class ViTConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TinyViTConfig:
+class TinyViTConfig(_Hashable):
     """MobileSAM's image encoder (segment_anything_hq/modeling/tiny_vit_sam.py, build_sam_vit_t).
 
     The first stage is convolutional, the others are windowed transformers; the stages work at strides 4, 8, 16, 16.
@@ -53,6 +63,7 @@ class TinyViTConfig:
     patch_size: int = 16  # pixels per cell of the image embedding
 
     def __post_init__(self):
+        super().__post_init__()
         if not len(self.widths) == len(self.depths) == len(self.heads) == len(self.window_sizes) == 4:
             raise InputError("widths, depths, heads and window_sizes are of four stages.")
         _check_heads(self.widths, self.heads)
@@ -75,7 +86,7 @@ class LiteStage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LiteConfig:
+class LiteConfig(_Hashable):
     """EfficientNet-Lite0 (Tan and Le 2019, table 1; the Lite variant has fixed stem and no squeeze)."""
 
     stem_width: int = 32
@@ -98,7 +109,7 @@ class LiteConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HieraConfig:
+class HieraConfig(_Hashable):
     """SAM 2's image encoder (sam2/configs/sam2.1): four stages at strides 4, 8, 16, 32, each twice as wide as the last.
 
     A model with it is a SAM 2 throughout, see `SamConfig.sam2`.
@@ -113,6 +124,7 @@ class HieraConfig:
     patch_size: int = 16  # pixels per cell of the image embedding
 
     def __post_init__(self):
+        super().__post_init__()
         if not len(self.depths) == len(self.window_sizes) == 4 or min(self.depths) < 1:
             raise InputError("depths and window_sizes are of four stages, each of one block or more.")
         _check_heads([self.width], [self.heads])
@@ -158,7 +170,7 @@ class FirstPass(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PluginConfig:
+class PluginConfig(_Hashable):
     """Stable-SAM's plugin: deformable sampling (DSP, sec. 4.2) and dynamic routing (DRP, sec. 4.3).
 
     The paper leaves much open; every choice is a field, so that each can be measured.
@@ -211,6 +223,7 @@ class PluginConfig:
     """Channels of keys and tokens."""
 
     def __post_init__(self):
+        super().__post_init__()
         limits = self.first_pass
         if limits is not None and (len(limits) != 4 or not all(0 <= limit <= 1 for limit in limits)):
             raise InputError(f"first_pass has four limits, each from 0 to 1; got {limits}.")
@@ -255,7 +268,7 @@ class PluginConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamConfig:
+class SamConfig(_Hashable):
     """A promptable segmenter: image encoder, prompt encoder, mask decoder, and what is added to them."""
 
     encoder: ViTConfig | TinyViTConfig | LiteConfig | HieraConfig
@@ -268,6 +281,7 @@ class SamConfig:
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self):
+        super().__post_init__()
         multiple = self.encoder.size_multiple
         if self.image_size < multiple or self.image_size % multiple:
             raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")

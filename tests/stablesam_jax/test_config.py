@@ -204,3 +204,12 @@ def test_a_configuration_does_not_change_and_can_be_a_key(config):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, field, None)
     assert {config: 1}[dataclasses.replace(config)] == 1
+
+
+def test_what_is_given_as_a_list_is_a_tuple():
+    limits = [0.5, 0.4, 0.3, 0.9]
+    given = PluginConfig(attentions=[1], first_pass=limits)
+    assert given == PluginConfig(attentions=(1,), first_pass=tuple(limits))
+    assert hash(given) == hash(PluginConfig(attentions=(1,), first_pass=tuple(limits)))
+    vit_b = {"width": 768, "depth": 12, "heads": 12}
+    assert SamConfig(encoder=ViTConfig(**vit_b, global_blocks=[2, 5, 8, 11])).name == "sam_vit_b"
