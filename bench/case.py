@@ -37,43 +37,42 @@ Family = Literal[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares our speed with that of others."""
+    """Compares the speed of this package with that of other implementations."""
 
     rows: tuple[Family, ...] = ("sampler", "plugin")
-    """Families to measure. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample.
+    """Rows to measure. sampler: bilinear sampling of 64 x 64 x 256 features, against plain JAX and grid_sample.
     plugin: a SAM with the plugin, against the same SAM without. data: training batches from files, against decoding the
     files. train: a training step, against HQ-SAM's loop. encoder: pictures to embeddings. point: pictures with one
     point each to low-resolution masks. decode: prompts on an embedding, of SAM and HQ-SAM, and of Stable-SAM against
     plain SAM. predict: 12 megapixels and a box to a mask. stability: a picture and 20 boxes. startup: from starting
-    Python to the first mask. box_search: the worst box of objects by gradient, as BREPS. onnx: the shipped model with
-    its plugin in onnxruntime, on the CPU."""
+    Python to the first mask. box_search: the worst box of objects by gradient, as in BREPS. onnx: the shipped model
+    with its plugin in onnxruntime, on the CPU."""
     models: tuple[str, ...] = ("sam_vit_b",)
-    """For train, encoder, point, decode, predict, stability and startup: models of segment_anything, or mobile_sam,
-    which takes the least time."""
+    """Models for train, encoder, point, decode, predict, stability and startup: of segment_anything, or mobile_sam,
+    which is the fastest."""
     image_size: tuple[int, ...] = ()
-    """Sides of the models' input in pixels, rows for each. Default: the model's own."""
+    """One or more sides of the model's input in pixels. Default: the model's own."""
     dtype: Precision = "float32"
     """Compute dtype of both sides for encoder, point, decode, predict and stability. In bfloat16 PyTorch has bfloat16
-    weights in the encoder and autocast elsewhere, whichever is faster. tf32 is for a GPU: float32 with matmuls in
-    TF32."""
+    weights in the encoder and autocast elsewhere. tf32 is float32 with matmuls in TF32, for a GPU."""
     pictures: tuple[int, ...] = (1,)
-    """Pictures in a batch, for encoder and point."""
+    """One or more numbers of pictures in a batch, for encoder and point."""
     batch_size: int = 4
-    """Pictures of a training step."""
+    """Pictures per training step."""
     compile: bool = False
     """Also compare with torch.compile; each model takes minutes to compile."""
     keras_hub: bool = False
     """Also compare encoder and SAM's decoder with keras-hub on JAX, which must be installed."""
     memory: bool = False
-    """Also measure peak memory, each side in a process of its own; on Linux."""
+    """Also measure peak memory, with each side in its own process; on Linux."""
     data_dir: tuple[pathlib.Path, ...] = ()
-    """For data: folders with im/ and gt/, a row each."""
+    """Folders with im/ and gt/ for the rows data."""
     prompts: tuple[int, ...] = (1, 20, 64)
-    """Prompts on one picture."""
+    """One or more numbers of prompts on a picture."""
     repeats: int = 9
-    """Measurements of each side; the median counts."""
+    """Number of measurements of each side, of which the median is taken."""
     threads: int = len(os.sched_getaffinity(0))
-    """Processors for each side. Default: all that are available."""
+    """Number of CPU threads of each side. Default: one for each available core."""
     json: pathlib.Path | None = None
     """File for all results; a table and a figure are written beside it, as FILE.md and FILE.png."""
 

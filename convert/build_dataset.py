@@ -43,11 +43,11 @@ REPORT = 1000  # pictures between lines of progress
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Builds ArrayRecord files, which training and evaluation take as --data-dir."""
+    """Builds ArrayRecord files for the --data-dir of training and evaluation."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """auto, which recognises a folder by its content; the form of a folder (pairs, coco, labelme, sa-1b, yolo, beside,
-    splits); or an official data set, such as hqseg-44k or mess/cwfid."""
+    """auto, which recognises the format of a folder; a format (pairs, coco, labelme, sa-1b, yolo, beside, splits); or
+    an official data set, such as hqseg-44k or mess/cwfid. See docs/data.md."""
     source: pathlib.Path
     """Folder of pictures and masks, or a COCO json; of an official data set, the folder that contains its paths."""
     data_dir: pathlib.Path

@@ -32,14 +32,14 @@ SHOWN_HINTS = 10  # of each kind in a terminal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Lists all faults of pictures and their masks."""
+    """Lists all faults of pictures and their masks. The exit status is 1 if there are any."""
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA [DATA ...]")]
     """Data in any form that training takes as --data-dir, or folders that contain such folders."""
     against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA [DATA ...]")] = ()
-    """Data whose pictures must not be among the others, such as test sets. Their masks are not checked."""
+    """Data whose pictures must not be among DATA, such as test sets. Their masks are not checked."""
     json: pathlib.Path | None = None
-    """File for all findings."""
+    """File for all findings; an existing one is replaced."""
 
 
 def check(sources: Sequence[Found], against: Sequence[Found]) -> Findings:

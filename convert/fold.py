@@ -37,29 +37,29 @@ Item = tuple[str, str]
 class Options:
     """Folds a plugin into the weights of its base, and compares the two.
 
-    Exact for a plugin of the linear form. Of deformable sampling the linear part is folded: offsets are dropped, and
-    the router's alpha becomes its mean over a sample of prompts; the comparison tells what is lost.
+    Folding is exact for a plugin of the linear form. Of deformable sampling only the linear part is folded: offsets are
+    dropped, and the router's alpha becomes its mean over a sample of prompts. The report shows what is lost.
     """
 
     system: str
     """BASE+PLUGIN_FILE, the folder of a training run, or a shipped plugin."""
     output: pathlib.Path
-    """New file with official names (.pth, .pt or .safetensors), of sam_nano for stablesam_torch, or new checkpoint
-    folder of this package. The report is written beside it, as OUTPUT.md."""
+    """New file (.pth, .pt or .safetensors) with the official names, of sam_nano for stablesam_torch; or new checkpoint
+    folder of this package. The report is written to OUTPUT.md."""
     video_weights: pathlib.Path | None = None
-    """For a file of a SAM 2: the official file that was converted, whose weights for videos the output gets. Without it
-    sam2 loads the output with strict=False."""
+    """For a file of a SAM 2: the official file that was converted. The output gets its weights for videos; without them
+    sam2 loads the output only with strict=False."""
     strength: float | None = None
-    """Of the plugin, 0 to 1. Default: its own."""
+    """Strength of the plugin, 0 to 1. Default: its own."""
     data_dir: tuple[pathlib.Path, ...] = ()
-    """Pictures with masks for the mean alpha and for the comparison; as of training. Default: scenes that are composed
-    from the photographs of this package."""
+    """Pictures with masks for the mean alpha and for the comparison, in any form that training takes. Default: scenes
+    composed from included photographs."""
     limit: int = 20
-    """Pictures of each data folder, the first ones."""
+    """Number of pictures of each data folder, from the first."""
     prompts: int = 6
-    """Noisy boxes, and clicks, for each object."""
+    """Number of noisy boxes, and of clicks, for each object."""
     seed: int = 0
-    """Of the prompts."""
+    """Seed of the prompts."""
 
 
 def convert(options: Options, tell: bool = False) -> tuple[list[Item], Table]:

@@ -34,7 +34,7 @@ class Options:
     output: pathlib.Path
     """New folder."""
     seed: int = 0
-    """Of the random parameters."""
+    """Seed of the random values."""
 
 
 def weights_file() -> pathlib.Path:

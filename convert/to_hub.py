@@ -35,20 +35,20 @@ Layout = Literal["ours", "transformers"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes config.json, model.safetensors and README.md with a YAML head, ready to be uploaded."""
+    """Writes config.json, model.safetensors and README.md (the model card) to a folder, ready to be uploaded."""
 
     system: str
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
     output: pathlib.Path
     """New folder."""
     layout: Layout = "ours"
-    """ours: for load_model, plugin included. transformers: for SamModel or SamHQModel, of a ViT without a plugin."""
+    """ours: for load_model, with the plugin. transformers: for SamModel or SamHQModel; a ViT without a plugin only."""
     strength: float | None = None
-    """Of the plugin, 0 to 1. Default: its own."""
+    """Strength of the plugin, 0 to 1. Default: its own."""
     license: str | None = None
     """Licence of the weights, as the hub spells it, such as apache-2.0. Default: the card names none."""
     results: pathlib.Path | None = None
-    """results.json of an evaluation of this system, under the same name, for the card."""
+    """results.json of an evaluation of this system, under the same name; its values are added to the card."""
 
 
 def convert(options: Options) -> list[tuple[str, str]]:

@@ -57,12 +57,13 @@ class Options:
     low_res_masks: bool = True
     """The third output. samexporter makes its masks of it, which for sam_nano is less exact than the first output."""
     encoder_input: Literal["raw", "normalised"] | None = None
-    """raw, the default: `input_image`, (H, W, 3) of 0..255, any size. normalised: `x`, (1, 3, 1024, 1024), as osam
-    feeds it. A SAM 2 has `image`, (1, 3, S, S), normalised, alone."""
+    """Input of the encoder. raw, the default: `input_image`, (H, W, 3) of 0..255, any size. normalised: `x`,
+    (1, 3, 1024, 1024), as for osam. A SAM 2 always has `image`, (1, 3, S, S), normalised."""
     dtype: Dtype = "float32"
     """How weights are stored: int8 only in the encoder. Arithmetic is float32 in any case."""
     check: bool = False
-    """Runs both files on included pictures beside our own predictor and reports the share of equal mask pixels."""
+    """Compares the masks of both files with those of Predictor on included pictures, and reports the share of equal
+    pixels."""
 
 
 def convert(options: Options) -> list[tuple[str, str]]:

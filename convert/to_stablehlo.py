@@ -34,14 +34,14 @@ Arrays = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Writes encoder and decoder of a model as serialised programs of jax.export, with their StableHLO."""
+    """Writes encoder and decoder of a model as serialised programs of jax.export and as StableHLO."""
 
     system: str
     """Shipped model, checkpoint folder, or BASE+PLUGIN_FILE."""
     output: pathlib.Path
     """New folder."""
     platforms: tuple[Platform, ...] = ("cpu",)
-    """Where the programs will run, one or more."""
+    """Kinds of devices that the programs will run on, one or more."""
 
 
 def exported(sam: Sam, params: Params, platforms: Sequence[Platform]) -> dict[str, export.Exported]:

@@ -56,32 +56,31 @@ class PaperConfig:
     data: pathlib.Path | None = None
     """Folder with the data sets in their official layouts (docs/paper.md)."""
     output: pathlib.Path = pathlib.Path("runs/paper")
-    """Folder of everything that is made. The same command continues where it was stopped."""
+    """Folder for all results. The same command continues where it was stopped."""
     only: tuple[str, ...] = ()
-    """Tables, as "Table 2"; all by default."""
+    """Tables to make, such as "Table 2". Default: all."""
     dry_run: bool = False
-    """Prints the plan and what is missing; writes nothing."""
+    """Only prints the plan and what is missing."""
     miniature: bool = False
-    """The same code in minutes: sam_nano at 128 px on small sets in the official layouts, which are made on the spot.
-    Its tables show that all is there, not how good anything is."""
+    """Runs the same code in minutes, with sam_nano at 128 px on small generated sets in the official layouts. Its
+    values only show that all steps run."""
     seed: int = 0
-    """Of all runs and evaluations."""
+    """Seed of all runs and evaluations."""
     tflops: float | None = None
-    """For a plan of another machine: what one of its devices reaches in large matrix products, in TFLOP/s. Default:
-    measured on the devices at hand."""
+    """With --dry-run, for a plan of another machine: what one of its devices reaches in large matmuls, in TFLOP/s.
+    Default: measured on the devices of this one."""
     dtype: Dtype | None = None
     """Compute dtype of training and evaluation. Default: bfloat16 on accelerators, float32 on CPUs."""
     devices: int | None = None
-    """Devices of every host to use; all by default."""
+    """Number of devices to use on each host. Default: all."""
     engine: EngineName = "pmap"
-    """How a step runs on them, see the command train."""
+    """How a step runs on several devices, see the command train."""
     workers: int | None = None
-    """Processes that prepare batches, see the command train."""
+    """Number of processes that prepare batches, see the command train."""
     disk: float | None = None
-    """GiB that cached features may take. Default: half of what is free in --output. 0: every picture is encoded in its
-    step."""
+    """GiB that cached features may take. Default: half of the free space in --output. 0: no cache."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several hosts that work together, see the command train; all see the same --output."""
+    """HOST:PORT of the first of several hosts that work together, see the command train; they share --output."""
     hosts: int | None = None
     """Number of hosts."""
     host: int | None = None

@@ -44,14 +44,14 @@ KINDS = ("gt-box", "noisy-box", "1-point", "3-points")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TablesConfig:
-    """Pictures, base and budget of the tables."""
+    """Trains the systems of the paper's Tables 2, 5, 6, 7 and 11 in miniature, and compares them on test pictures."""
 
     data_dir: tuple[pathlib.Path, ...]
     """Pictures to train on; see docs/data.md."""
     test_dir: tuple[pathlib.Path, ...]
-    """Pictures to test on; tables have the mean of all folders. None of them may be among those to train on."""
+    """Pictures to test on; tables have the mean of all folders. Training pictures among them are refused."""
     output: pathlib.Path = pathlib.Path("runs/tables")
-    """Folder of the runs, of their scores/ and of tables.md. The same command continues where it was stopped."""
+    """Folder for the runs, their scores/ and tables.md. The same command continues where it was stopped."""
     model: str = "sam_nano"
     """The base of every system."""
     image_size: int | None = None
@@ -59,32 +59,32 @@ class TablesConfig:
     test_image_size: int | None = None
     """Side of the model's input in the comparison. Default: that of training."""
     seeds: int = 3
-    """Runs of every system; their prompts, views, order and initial parameters differ."""
+    """Number of runs of every system, which differ in prompts, views, order and initial parameters."""
     steps: int = 300
-    """Updates of every run."""
+    """Number of steps of every run."""
     batch_size: int = 32
-    """Pictures of a step."""
+    """Pictures per step."""
     prompts_per_picture: int = 1
-    """Prompts of each; 8 pictures with 4 prompts are a quarter of the encoder's work."""
+    """Prompts per picture; 8 pictures with 4 prompts take a quarter of the encoder's time."""
     learning_rate: float = 3e-3
-    """Of Adam; decays to 1 % along a cosine. Three times the paper's, better for plugin and mask token in so few steps
+    """Learning rate of Adam; decays to 1 % along a cosine. Three times the paper's, which is better in so few steps
     (results/plugin.md)."""
     scale_range: tuple[float, float] = (0.6, 1.6)
-    """Longest side of a picture as a share of the model's input. Up to 1 no picture is cropped, which improves clicks
-    (results/plugin.md). The runs of results/plugin.md have this default."""
+    """Range of the longer side of the picture, as a share of the model's input. Above 1 the picture is cropped; without
+    crops clicks are better (results/plugin.md). Our tables have this default."""
     occlusion: float = OCCLUSION
-    """Share of views with synthetic occlusion, in robust training. In 300 steps it takes the gain away, so the runs of
-    results/plugin.md have none."""
+    """Share of views with synthetic occlusion, in robust training. In 300 steps it takes the gain away, so our tables
+    have 0 (results/README.md)."""
     count: int = 6
-    """Prompts of each random kind and object, in the comparison."""
+    """Number of prompts of each random kind for each object, in the comparison."""
     limit: int | None = 20
-    """Only so many pictures of each test folder, drawn evenly with seed 0."""
+    """Number of pictures of each test folder, spread evenly over the sorted names. None: all."""
     splits: pathlib.Path | None = None
-    """A json with the parts and groups of the test folders, see docs/evaluate.md; needs --part."""
+    """A json with the parts and groups of the test folders, such as results/splits.json; needs --part."""
     part: str | None = None
-    """Only the pictures of this part: validation for choices, test for results."""
+    """Part of --splits to evaluate, such as validation for choices and test for results."""
     only: tuple[str, ...] = ()
-    """Names of systems, as in the folders of their runs. Default: all of the tables."""
+    """Names of systems to train and compare, as in the folders of their runs. Default: all."""
     cache: pathlib.Path = pathlib.Path(".cache/features")
     """Folder for the frozen encoder's features."""
 

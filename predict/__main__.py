@@ -40,26 +40,27 @@ Faults = dict[str, str]  # name of a picture in the file of prompts -> what is w
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Predicts a mask for every box or object of a file, with its stability, sorted for review."""
+    """Predicts a mask with its stability for every object of a file, sorted for review. Give one of --boxes, --points
+    and --coco."""
 
     pictures: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the pictures, which may be in subfolders."""
     boxes: pathlib.Path | None = None
     """CSV file with the columns file,x1,y1,x2,y2 and optionally id and label (the category); pixels."""
     points: pathlib.Path | None = None
-    """CSV file with the columns file,x,y,label,object; label 1 is on the object, 0 beside it."""
+    """CSV file with the columns file,x,y,label,object; label is 1 on the object, 0 beside it."""
     coco: pathlib.Path | None = None
-    """COCO json, whose boxes are used."""
+    """COCO json, of which only the boxes are used."""
     output: pathlib.Path
-    """Folder for masks, overlays and tables: new, or of the same command before, which is then continued."""
+    """Folder for masks, overlays and tables. It has to be new, or of the same command, which is then continued."""
     system: str = "stable_sam_nano"
     """Shipped model, checkpoint folder, or BASE+PLUGIN_FILE."""
     jitters: int = JITTERS
-    """Slightly different prompts of each object, which show its stability."""
+    """Number of slightly different prompts that the stability of a mask is measured with."""
     threshold: float | None = None
-    """A mask of lower stability needs review. Default: 0.92, with --points 0.98, see results/review.md."""
+    """Masks of lower stability need review. Default: 0.92, with --points 0.98 (results/review.md)."""
     seed: int = 0
-    """Of the jitters."""
+    """Seed of these prompts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ KEEP_ALIVE = 30  # seconds that a connection may idle
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serves a model to annotation tools, to programs, and to a page in the browser."""
+    """Serves a model to annotation tools and programs, with a page to try it in the browser."""
 
     system: str = "stable_sam_nano"
     """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
@@ -36,15 +36,15 @@ class Options:
     port: int = 9090
     """Port to listen on; 0 takes a free one."""
     token: str | None = None
-    """That requests must bring. Default: $STABLESAM_TOKEN."""
+    """Token that requests have to send, of at least 8 characters. Default: $STABLESAM_TOKEN."""
     allow_host: tuple[str, ...] = ()
-    """Hosts, as HOST or HOST:PORT, that pictures may be fetched from."""
+    """Hosts from which pictures may be fetched, as HOST or HOST:PORT."""
     files: pathlib.Path | None = None
-    """Folder below which pictures may be named by path."""
+    """Folder whose pictures may be requested by path."""
     label_studio: str | None = None
     """URL of Label Studio, for pictures that were uploaded there; $LABEL_STUDIO_API_KEY is a user's key."""
     jitters: int = JITTERS
-    """Slightly different prompts that the stability of a mask is measured with."""
+    """Number of slightly different prompts that the stability of a mask is measured with."""
     image_size: int | None = None
     """Side of the model's input in pixels. Default: the model's own."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Limits)

@@ -10,17 +10,17 @@ class Limits:
     """Bounds of requests and of memory; what exceeds them is refused with status 4xx or 503."""
 
     max_pixels: int = 50_000_000
-    """Largest picture, height times width."""
+    """Largest number of pixels of a picture."""
     max_megabytes: int = 64
-    """Largest request, and largest picture that is fetched or read."""
+    """Largest size of a request, and of a picture that is fetched or read."""
     max_points: int = 64
-    """Most points of a prompt."""
+    """Largest number of points of a prompt."""
     pictures: int = 32
-    """Encoded pictures that are kept in memory; the least recently used are dropped."""
+    """Number of encoded pictures that are kept in memory; the least recently used are dropped."""
     queue: int = 64
-    """Requests that may wait while others are computed; further ones get status 503."""
+    """Number of requests that may wait; further ones get status 503."""
     threads: int = 4
-    """Requests that are computed at once."""
+    """Number of requests that are computed at the same time."""
 
     @property
     def max_bytes(self) -> int:

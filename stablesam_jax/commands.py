@@ -18,25 +18,25 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "convert": Command(
-        "convert.sam_to_flax", "convert", "official weights of SAM, HQ-SAM or MobileSAM to a checkpoint folder"
+        "convert.sam_to_flax", "convert", "official weights of SAM, HQ-SAM, MobileSAM or SAM 2.1 to a checkpoint folder"
     ),
     "export": Command("convert.flax_to_torch", "convert", "a checkpoint folder or a plugin to PyTorch"),
-    "fold": Command("convert.fold", "convert", "a plugin into the weights of its base: a plain SAM for any program"),
+    "fold": Command("convert.fold", "convert", "a plugin into its base's weights: a plain SAM file for any program"),
     "onnx": Command("convert.to_onnx", "onnx", "a model to ONNX files for labelme, CVAT, X-AnyLabeling and others"),
     "hub": Command("convert.to_hub", "convert", "a model as a folder for the Hugging Face hub, or for transformers"),
-    "stablehlo": Command("convert.to_stablehlo", "eval", "a model as programs that JAX alone, or StableHLO, can run"),
-    "check": Command("convert.check_data", "train", "names every fault of folders of pictures and masks"),
+    "stablehlo": Command("convert.to_stablehlo", "eval", "a model as exported JAX programs and StableHLO"),
+    "check": Command("convert.check_data", "train", "lists every fault in folders of pictures and masks"),
     "build": Command("convert.build_dataset", "train", "a data set to ArrayRecord files"),
     "train": Command("train.main", "train", "trains the plugin, or another part of a model"),
-    "embed": Command("train.embed", "train", "fills the feature cache of a training run ahead of it"),
-    "average": Command("train.average", "train", "one plugin or model that is the mean of several"),
+    "embed": Command("train.embed", "train", "fills the feature cache of a training run in advance"),
+    "average": Command("train.average", "train", "averages plugins or models; sets a plugin's strength and first pass"),
     "preview": Command("train.preview", "train", "draws the first samples of a training run"),
     "eval": Command("eval.main", "eval", "compares systems under sloppy prompts; eval --help has the protocols"),
     "predict": Command("predict.__main__", "eval", "masks for boxes or points of many pictures, sorted for review"),
     "serve": Command("serve.__main__", "serve", "masks by HTTP for annotation tools, and a page to try them"),
     "report": Command("eval.report.__main__", "eval", "one HTML page of several evaluations"),
     "parity": Command("eval.parity.__main__", "parity", "compares a model with the official PyTorch code"),
-    "bench": Command("bench.__main__", "train,parity", "times this package against others"),
+    "bench": Command("bench.__main__", "train,parity", "compares the speed with other implementations"),
     "tables": Command("experiments.tables", "train", "trains and compares the systems of the paper's tables"),
     "paper": Command("experiments.paper", "train,eval", "plans and makes all tables of the paper at full size"),
     "nano-start": Command("convert.lite_to_flax", "nano", "ImageNet weights as the start of pre-training sam_nano"),

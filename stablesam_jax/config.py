@@ -177,48 +177,50 @@ class PluginConfig(_Hashable):
     """
 
     attentions: tuple[int, ...] = (0, 2)
-    """Token-to-image attentions that read resampled features, one plugin for all: 0 and 1 are the decoder layers, 2 is
-    the final one. Figure 3 draws layer 2, that is 1; the text does not say. Measured, the first and the final one do as
-    much as all three and more than any one of them (results/plugin.md). Layer 0's features are the same for all
-    prompts of a picture, so that it resamples them once."""
+    """Token-to-image attentions that read resampled features, one plugin for all: 0 and 1 are the decoder's layers, 2
+    is the final one. Figure 3 draws the second layer, which is 1; the text does not say. In our measurements 0 and 2
+    gain more with sloppy boxes (results/plugin.md). The features of 0 are the same for all prompts of a picture, so
+    they are resampled once."""
     resample: Literal["deform", "cbam", "coordinate", "linear"] = "deform"
-    """What happens to the features: deformable sampling, or in its place the spatial attention of table 11, which only
-    re-weights them. The paper does not say which attention; there are CBAM's map and coordinate attention. Linear, not
-    in the paper: maps of low rank, which can be folded into SAM's weights (docs/fold.md)."""
+    """What happens to the features. deform: deformable sampling. cbam, coordinate: the spatial attention of Table 11,
+    which only re-weights them; the paper does not say which one it is. linear, not in the paper: maps of low rank,
+    which can be folded into SAM's weights (docs/fold.md)."""
     rank: int = 40
-    """Of the linear maps; 40 before two attentions makes 82,432 parameters, about as many as the paper's plugin."""
+    """Rank of the linear maps. 40 before two attentions makes 82,432 parameters, about as many as the paper's
+    plugin."""
     amplitude: Literal["project", "gate", "none"] = "project"
-    """x* of deformable sampling: W x + b, as figure 3b draws it (the first convolution's output); x (1 + W x + b), as
-    the words "feature amplitudes" may be read; or x itself, offsets only."""
+    """x* of deformable sampling. project: W x + b, as figure 3b draws it (the first convolution's output). gate:
+    x (1 + W x + b), as the words "feature amplitudes" may be read. none: x itself, offsets only."""
     max_offset_cells: float = 8.0
-    """s_p, in cells of a 64-cell map and scaled with the map, hence a fraction of it: 64 is its side. The
-    paper calls it pre-defined and gives no value."""
+    """s_p, the largest offset, in cells of a map of 64 x 64 cells; scaled for other maps. The paper calls it
+    pre-defined and gives no value."""
     groups: int = 1
-    """Groups of channels with offsets of their own, as in deformable attention. The paper has one pair of offsets."""
+    """Number of groups of channels with their own offsets, as in deformable attention. The paper has one group."""
     offset_kernel: int = 5
     """Side in cells of the depthwise convolution of the offset network (figure 3b)."""
     padding: Literal["border", "zeros"] = "border"
-    """Values outside the map: the border's, since the text keeps p + delta p within the map, or zero."""
+    """Values outside the map. border: those of the border, since the text keeps p + delta p within the map. zeros:
+    zero."""
     positions: Literal["grid", "resampled"] = "grid"
-    """Positional encoding of the keys: that of the original grid, added after mixing, or sampled and mixed as the
-    features are. The paper names image features only."""
+    """Positional encoding of the keys. grid: that of the original grid. resampled: sampled and mixed in the same way as
+    the features. The paper mentions image features only."""
     router: bool = True
-    """Whether there is a DRP; without one, the rows "+ DSP" of table 5, alpha is (1, 0)."""
+    """Whether there is a router (DRP). Without one, as in the rows "+ DSP" of Table 5, alpha is (1, 0)."""
     router_token: Literal["output", "mean"] = "output"
-    """t_o: the token of the single mask, also where several masks are decoded, or the mean of the four mask
-    tokens. On an HQ-SAM, which is trained on the HQ token's mask alone, "output" is the HQ token. The text names the
-    output mask token, and nothing of HQ-SAM; one alpha serves all tokens of a prompt either way."""
+    """t_o, the token that the router reads. output: that of the single mask, also where several masks are decoded; of
+    an HQ-SAM, which is trained on the HQ token's mask, the HQ token. mean: the mean of the four mask tokens. The
+    paper says "output mask token", and nothing about HQ-SAM."""
     router_width: int = 32
-    """Hidden units of the router; the paper gives none, this width gives its 0.08 M parameters."""
+    """Hidden units of the router. The paper gives no number; this one gives its 0.08 M parameters."""
     start: Literal["identity", "perturbed"] = "identity"
-    """Identity: SAM's masks are unchanged before training. Perturbed: small random values in the last layers of DSP
-    and DRP, so that every layer has a gradient from the first step. The paper does not say."""
+    """Initial values. identity: SAM's masks are unchanged before training. perturbed: small random values in the last
+    layers of DSP and DRP, so that every layer has a gradient from the first step. The paper does not say."""
     strength: float = 1.0
-    """Interpolates between SAM's features, at 0, and the plugin's, at 1. Not in the paper. Train with 1; a lower value
-    afterwards loses less with true boxes and keeps most of the gain (results/plugin.md)."""
+    """Interpolates between SAM's features (0) and the plugin's (1). Not in the paper. Train with 1; a lower value
+    afterwards loses less with exact boxes and keeps most of the gain (results/plugin.md)."""
     first_pass: tuple[float, float, float, float] | None = None
-    """The limits of `FirstPass`: the plugin changes a mask only where SAM's own is poor. None: one pass. Not in the
-    paper: a token hardly tells the router as much (`eval.main alpha`). Train without."""
+    """Four limits, such as 0.8 0.45 0.2 0.4: the plugin changes a mask only where SAM's own is poor (docs/train.md).
+    None: it changes every mask. Not in the paper. Train without."""
     embedding_width: int = 256
     """Channels of keys and tokens."""
 

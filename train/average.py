@@ -28,20 +28,21 @@ from stablesam_jax.params import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-    """Averages plugins, or models."""
+    """Averages plugins or models, or changes the strength and the first pass of a plugin."""
 
     parts: tuple[str, ...]
-    """Plugin files of one base and configuration, or checkpoint folders of one model."""
+    """One or more plugin files of one base and configuration, or checkpoint folders of one model."""
     output: pathlib.Path
     """New file or folder."""
     shares: tuple[float, ...] = ()
-    """Weight of each part; need not sum to 1. Default: equal weights."""
+    """Weight of each part; their sum may differ from 1. Default: equal weights."""
     strength: float | None = None
-    """Strength of the averaged plugin, from 0, which is SAM, to 1. Default: that of the parts."""
+    """Strength of the resulting plugin, from 0 (SAM) to 1. Default: that of the parts."""
     first_pass: tuple[float, float, float, float] | None = None
-    """Limits of the averaged plugin's first pass, see `config.FirstPass`. Default: those of the parts."""
+    """Four limits, such as 0.8 0.45 0.2 0.4: the plugin acts only where SAM's own mask is poor (docs/train.md).
+    Default: those of the parts."""
     store: Literal["float32", "float16"] | None = None
-    """Dtype of a model's stored parameters. Default: float32, the dtype of plugin files."""
+    """Dtype of a model's stored parameters. Default: float32."""
 
 
 def average(config: AverageConfig) -> None:

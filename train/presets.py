@@ -34,13 +34,13 @@ class TrainConfig:
     model: str = "sam_nano"
     """Base model: a shipped name, or a folder written by convert or by training."""
     image_size: int | None = None
-    """Side of the model's input in pixels, for sam_nano: smaller trains faster. Default: the model's own."""
+    """Side of the model's input in pixels; smaller trains faster. Meant for sam_nano. Default: the model's own."""
     data_dir: tuple[pathlib.Path, ...] = ()
-    """Folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR as hqseg-44k:/data/hq. Default: the embedded
-    scenes."""
+    """Pictures to train on, one or more: folders with im/ and gt/, COCO folders, built data sets, or NAME:DIR such as
+    hqseg-44k:/data/hq; see docs/data.md. Default: the included scenes."""
     skip_bad: bool = False
-    """Leaves out pictures that cannot be used, as those with an empty mask; all are read before the first step. The run
-    lists them in pictures.json and goes on without them when it is continued."""
+    """Leaves out pictures that cannot be used, such as those with an empty mask. All pictures are read before the first
+    step, and pictures.json of the run lists those that are left out."""
     limit: int | None = None
     """Number of training pictures to use, the same choice for every seed (Table 7). Default: all."""
     output: pathlib.Path = pathlib.Path("runs/stable-sam")
@@ -48,74 +48,76 @@ class TrainConfig:
     fresh: bool = False
     """Removes an existing run, whatever its options, and starts over."""
     steps: int | None = None
-    """Updates; overrides epochs."""
+    """Number of steps; overrides epochs."""
     epochs: float = 1.0
     """Passes over the pictures."""
     batch_size: int = 32
-    """Pictures per step, over all devices. The paper has 32 (sec. 9); that each has one prompt is HQ-SAM's recipe."""
+    """Pictures per step, on all devices together. The paper has 32 (sec. 9); one prompt for each is HQ-SAM's recipe."""
     prompts_per_picture: int = 1
     """Prompts per picture and step."""
     learning_rate: float = 1e-3
-    """Of Adam, without weight decay (sec. 9)."""
+    """Learning rate of Adam, without weight decay (sec. 9)."""
     schedule: Schedule = "constant"
-    """constant: the paper's one epoch. cosine: 2 % of warm-up, then down to 1 %. step: HQ-SAM's, a tenth after 10 of 12
-    epochs."""
+    """Of the learning rate. constant: for the paper's one epoch. cosine: warm-up for 2 % of the steps, then a cosine
+    down to 1 %. step: HQ-SAM's, a tenth after 10 of 12 epochs."""
     clip_norm: float | None = None
-    """Largest norm of a gradient; longer ones are scaled to it. The paper names no clipping."""
+    """Largest norm of the gradient; larger gradients are scaled down. The paper mentions no clipping."""
     accumulate: int = 1
-    """Steps whose mean gradient makes one update, where memory is too small for a batch."""
+    """Gradient accumulation: number of steps whose mean gradient makes one update."""
     ema: float | None = None
-    """Decay of a moving average of the trained parameters, such as 0.999; the average is the result. The paper names
+    """Decay of a moving average of the trained parameters, such as 0.999; the average is the result. The paper mentions
     none."""
     dtype: Dtype = "float32"
     """Compute dtype of layers; parameters, losses and the optimizer are always float32."""
     remat: bool = False
-    """Gradient checkpointing: the decoder's two layers are computed again in the backward pass, for less memory on
-    accelerators and more time."""
+    """Gradient checkpointing: the backward pass computes the decoder's two layers again. Takes less memory on GPUs and
+    TPUs, and more time."""
     seed: int = 0
     """Seed of augmentation, prompts, loss points and initial parameters."""
     prompts: tuple[str, ...] = ROBUST_PROMPTS
-    """KIND=WEIGHT of training prompts. Kinds: gt-box, jittered-box (as in SAM's training), noisy-box, points (1, 3, 5
-    or 10), 10-points, coarse-mask, refine (a point and a coarse mask)."""
+    """Kinds of training prompts with their relative frequencies, as KIND=WEIGHT. Kinds: gt-box, jittered-box (as in
+    SAM's training), noisy-box, points (1, 3, 5 or 10), 10-points, coarse-mask, refine (a point and a coarse mask)."""
     scale_range: tuple[float, float] = (0.1, 2.0)
-    """Large-scale jitter: longest side as a share of the model's input."""
+    """Large-scale jitter: range of the longer side of the picture, as a share of the model's input. Above 1 the picture
+    is cropped."""
     occlusion: float = OCCLUSION
-    """Share of views in which a cut-out of another picture hides a part of an object, or is partly hidden by one."""
+    """Synthetic occlusion: share of views in which an object of another picture is pasted in front of an object or
+    behind it."""
     reduced_jpeg: bool = False
-    """Decodes JPEG files at 1/2, 1/4 or 1/8 of their size where a view needs no more of it: faster, and pixels differ a
-    little."""
+    """Decodes JPEG files at 1/2, 1/4 or 1/8 of their size where a view needs no more. This is faster, and pixels differ
+    a little."""
     objective: Objective = "stable"
-    """Loss: the paper's on the single mask, of HQ-SAM on its token's mask alone, at sampled points or at every pixel
-    (full-resolution); or SAM's own for pre-training."""
+    """Loss. stable: the paper's, on the single mask (of HQ-SAM on its own token's mask), at sampled points.
+    full-resolution: the same at every pixel. pretrain: SAM's own."""
     clicks: int = 0
-    """For SAM's pre-training: rounds after the first, each with a click where the previous mask is wrong."""
+    """For --objective pretrain: number of further rounds, each with a click where the previous mask is wrong."""
     hq: bool = False
     """Whether HQ-SAM's parts are added to a base without them, with random values."""
     plugin: PluginConfig | None = dataclasses.field(default_factory=PluginConfig)
     """Configuration of the plugin that is added to the base, or None."""
     trainable: tuple[str, ...] = PLUGIN_ONLY
-    """Patterns of the paths of trained parameters; all others are frozen."""
+    """Regular expressions for the paths of trained parameters; all others are frozen."""
     store: Literal["float32", "float16"] = "float32"
-    """Dtype of the parameters in model/; float16 halves the folder and rounds to 11 bits."""
+    """Dtype of the parameters in model/ of the run; float16 halves its size, and rounds the parameters."""
     cache: pathlib.Path | None = None
-    """Folder for the frozen encoder's features in float16, computed once per view; the command embed fills it in
-    advance."""
+    """Folder for the frozen encoder's features in float16, which are computed once per view. None: no cache. The
+    command embed fills it in advance."""
     cache_limit: float = 20.0
-    """Largest size of this folder in GiB; the least recently used features are removed."""
+    """Largest size of the cache in GiB; the least recently used features are removed."""
     views: int = 1
-    """Most augmented versions of each picture; every epoch has the next one, and the first follows the last."""
+    """Number of augmented versions of each picture; every epoch uses the next one, and starts over after the last."""
     workers: int | None = None
-    """Further processes that prepare batches. Default: one for every 8 cores beyond the first 8, each with 8 threads;
-    with 0 this process prepares them in threads."""
+    """Number of further processes that prepare batches, each with 8 threads. 0: only threads of this process. Default:
+    one for every 8 cores beyond the first 8."""
     devices: int | None = None
-    """Devices of every host to use; all by default."""
+    """Number of devices to use on each host. Default: all."""
     wandb: str | None = None
-    """Project of Weights & Biases that gets the curves of TensorBoard, too; needs pip install wandb."""
+    """Project of Weights & Biases that also gets the curves of TensorBoard; needs pip install wandb."""
     profile: int = 0
-    """Steps, after the first two, that are traced into profile/ of the run, for Perfetto or TensorBoard."""
+    """Number of steps, after the first two, that are traced to profile/ of the run, for Perfetto or TensorBoard."""
     engine: EngineName = "pmap"
-    """How a step runs on them: jax.pmap, or jax.jit with jax.shard_map. Results are equal to the bit; what one has
-    begun, the other continues."""
+    """How a step runs on several devices: jax.pmap, or jax.jit with jax.shard_map. Results are equal to the bit, and
+    either continues a run of the other."""
     coordinator: str | None = None
     """HOST:PORT of the first of several hosts that train together, each started with this command and its own --host;
     or auto, on a cluster that JAX detects (Slurm, Open MPI, Kubernetes), without --hosts and --host."""
@@ -126,16 +128,16 @@ class TrainConfig:
     save_every: int = 200
     """Steps between checkpoints."""
     held_out: int = 20
-    """Pictures held out of training for the table before / after."""
+    """Number of pictures that are held out of training for the report; at most a fifth of all."""
     eval_prompts: int = 20
-    """Prompts per object and kind in that table (sec. 3.2)."""
+    """Prompts per object and kind in the report (sec. 3.2)."""
     eval_every: int = 500
-    """Steps between short evaluations on these pictures, with 4 prompts of each kind; 0 for none."""
+    """Steps between short evaluations on the held-out pictures, with 4 prompts of each kind. 0: none."""
     keep: Literal["last", "best"] = "last"
-    """Which step is the result: the last, or that with the best mean of mIoU over the prompt kinds in these
-    evaluations."""
+    """Which step is the result: the last one, or the one with the best mean mIoU over the kinds of prompts in the
+    evaluations of --eval-every."""
     patience: int | None = None
-    """Ends the run after so many of these evaluations in a row that are not better than the best, with --keep best."""
+    """With --keep best: ends the run after this many evaluations in a row without a better result."""
 
 
 _CACHE = pathlib.Path(".cache/features")
@@ -156,7 +158,7 @@ TWELVE_EPOCHS: dict[str, Any] = {"epochs": 12.0, "schedule": "step", "views": 12
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
     "quickstart": (
-        "the plugin on sam_nano and the embedded scenes: minutes on two cores",
+        "the plugin on sam_nano and included scenes, in minutes on two cores",
         TrainConfig(
             output=pathlib.Path("runs/quickstart"),
             steps=120,
@@ -172,7 +174,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "own-pictures": (
-        "the plugin for some hundreds of pictures, as stable_sam_nano_one_object was (results/plugin.md)",
+        "the plugin on some hundreds of pictures: 300 steps of 8 pictures, Adam 3e-3",
         TrainConfig(
             output=pathlib.Path("runs/own-pictures"),
             **_FEWER_PICTURES,
@@ -185,11 +187,11 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "stable-sam": (
-        "the paper's recipe (sec. 9): layer 2, one epoch, 32 pictures with a prompt each a step, Adam 1e-3",
+        "the paper's recipe (sec. 9): layer 2, one epoch, 32 pictures with one prompt each per step, Adam 1e-3",
         _system("stable-sam"),
     ),
     "stable-sam-12ep": (
-        "the same for 12 epochs (Tables 6, 7): learning rate to a tenth after 10 of them, as HQ-SAM's",
+        "the same for 12 epochs (Tables 6, 7); a tenth of the learning rate after 10 of them, as in HQ-SAM",
         _system("stable-sam-12ep", **TWELVE_EPOCHS),
     ),
     "low-shot-220": (
@@ -201,7 +203,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _system("low-shot-440", limit=440, **TWELVE_EPOCHS),
     ),
     "stable-hq-sam": (
-        "not in the paper: plugin and HQ-SAM's parts together; its HQ-SAM + Ours is stable-sam on a trained HQ-SAM",
+        "not in the paper: plugin and HQ-SAM's parts together (its HQ-SAM + Ours is stable-sam on a trained HQ-SAM)",
         _system("stable-hq-sam", hq=True, trainable=PLUGIN_ONLY + HQ_PARTS),
     ),
     "stable-pt-sam": (
@@ -209,11 +211,11 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _system("stable-pt-sam", trainable=PLUGIN_ONLY + MASK_TOKEN),
     ),
     "finetune-decoder": (
-        "a warning (Table 11): the plugin and the whole mask decoder",
+        "an ablation (Table 11): the plugin and the whole mask decoder; gains less than the plugin alone",
         _system("finetune-decoder", trainable=PLUGIN_ONLY + MASK_DECODER),
     ),
     "spatial-cbam": (
-        "a rival (Table 11): CBAM's spatial attention in the place of deformable sampling, router kept",
+        "a rival (Table 11): CBAM's spatial attention in place of deformable sampling, router kept",
         _system("spatial-cbam", plugin=PluginConfig(resample="cbam", **_IN_PAPER)),
     ),
     "spatial-coordinate": (
@@ -221,15 +223,15 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _system("spatial-coordinate", plugin=PluginConfig(resample="coordinate", **_IN_PAPER)),
     ),
     "linear": (
-        "not in the paper: linear maps in the place of deformable sampling, which can be folded into SAM's weights",
+        "not in the paper: linear maps in place of deformable sampling, which fold exactly into SAM's weights",
         _system("linear", plugin=PluginConfig(resample="linear", router=False)),
     ),
     "dsp": (
-        "an ablation (Table 5): deformable sampling without the router, HQ-SAM's good prompts only",
+        "an ablation (Table 5): deformable sampling without the router, trained with HQ-SAM's good prompts",
         _system("dsp", plugin=PluginConfig(router=False, **_IN_PAPER), prompts=HQ_SAM_PROMPTS, occlusion=0.0),
     ),
     "dsp-rts": (
-        "an ablation (Table 5): the same with robust prompts",
+        "an ablation (Table 5): the same with robust training",
         _system("dsp-rts", plugin=PluginConfig(router=False, **_IN_PAPER)),
     ),
     "pt-sam": (
@@ -245,7 +247,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         _system("hq-sam", hq=True, plugin=None, trainable=HQ_PARTS),
     ),
     "hq-sam-recipe": (
-        "HQ-SAM as its authors train it: good prompts, 32 pictures with one prompt each, 12 epochs (Table 6, no RTS)",
+        "HQ-SAM as its authors train it: good prompts, 32 pictures with one prompt each, 12 epochs (Table 6)",
         _system(
             "hq-sam-recipe",
             hq=True,
@@ -257,7 +259,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         ),
     ),
     "pretrain-nano": (
-        "the base itself: neck, prompt encoder and decoder over a frozen ImageNet encoder, good prompts only",
+        "the base sam_nano itself: neck, prompt encoder and decoder over a frozen ImageNet encoder, good prompts only",
         TrainConfig(
             output=pathlib.Path("runs/pretrain-nano"),
             **_FEWER_PICTURES,

@@ -28,13 +28,13 @@ BOX_CORNERS, ON_OBJECT = (2, 3), 1  # labels of tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """A sheet of training samples."""
+    """Draws the first training samples of a run."""
 
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     sheet: pathlib.Path = pathlib.Path("runs/samples.png")
-    """The picture to write; an existing file is replaced."""
+    """File to draw to; an existing one is replaced."""
     count: int = 40
-    """Number of samples: the first of the run, one prompt of each picture."""
+    """Number of samples, with one prompt of each picture."""
 
 
 def preview(config: PreviewConfig) -> None:

@@ -51,35 +51,35 @@ from stablesam_jax.params import Params, flatten, unflatten
 from stablesam_jax.prompts import Prompt
 from stablesam_jax.version import __version__
 
-# 451 x 300 pixels, so that preprocessing both enlarges and pads it.
+# 451 x 216 pixels, so that preprocessing both enlarges and pads it.
 IMAGE = ASSETS / "im/chelsea.jpg"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compares a model with its twin in segment_anything, segment_anything_hq or sam2, and a plugin with its own in
-    stablesam_torch. Give --random or --checkpoint."""
+    """Compares a model with that of segment_anything, segment_anything_hq or sam2, and a plugin with that of
+    stablesam_torch, stage by stage. Give --random or --checkpoint."""
 
     random: str | None = None
-    """Name of a model, which gets random weights in every tensor."""
+    """Name of a model, which gets random weights."""
     checkpoint: str | None = None
-    """Weights: an official file, whose model is recognised; or a checkpoint folder or the name of a shipped model, each
+    """Weights to compare: an official file, whose model is recognised; or a checkpoint folder or a shipped model, each
     with or without +PLUGIN_FILE."""
     image: pathlib.Path = IMAGE
-    """Any picture."""
+    """Picture file to compare on."""
     image_size: int | None = None
-    """Side of the model's input in pixels, with --random only; by default the model's own."""
+    """Side of the model's input in pixels, with --random only. Default: the model's own."""
     dtype: Dtype = "float32"
-    """Compute dtype of our side. The official side computes in float32 always."""
+    """Compute dtype of our side. --reference is that of the official side."""
     reference: Literal["float32", "float64"] = "float32"
-    """Compute dtype of the official side. With float64, which takes twice the memory, bounds are raised to 4 times the
+    """Compute dtype of the official side. float64 takes twice the memory; the bounds are then at least 4 times the
     float32 error of the official model itself, because trained weights may lose more digits than random ones."""
     seed: int = 0
-    """Of the weights and of the prompts."""
+    """Seed of the random weights and of the prompts."""
     threads: int = 1
-    """Threads of PyTorch; its results depend on their number."""
+    """Number of threads of PyTorch; its results depend on it."""
     json: pathlib.Path | None = None
-    """File to write everything to."""
+    """File for all values."""
 
 
 def draw_prompts(seed: int, size_hw: tuple[int, int], mask_size: int) -> list[Prompt]:

@@ -46,7 +46,7 @@ class AlphaConfig(systems.Options):
     """
 
     count: int = PROMPTS_PER_OBJECT
-    """Sloppy boxes of each object."""
+    """Number of sloppy boxes for each object."""
 
 
 class Seen(NamedTuple):
@@ -68,7 +68,7 @@ class TokenReader(Segmenter):
 
 
 def alpha(config: Annotated[AlphaConfig, tyro.conf.arg(name="")]) -> None:
-    """Reads every system's tokens for true and sloppy boxes of the same objects."""
+    """How well tokens, masks and the router tell exact boxes from sloppy ones."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
     systems.check_options(config, KINDS, KINDS)

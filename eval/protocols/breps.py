@@ -41,7 +41,7 @@ class BrepsConfig(systems.Options):
 
 
 def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
-    """Searches for the worst and the best box of every object, for every system."""
+    """IoU of the worst and of the best box that users might draw, found by gradient."""
     systems.check_options(config, (KIND,), (KIND,))
     sources = open_sources(config.data_dir)
 

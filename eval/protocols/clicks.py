@@ -49,15 +49,15 @@ class ClicksConfig(systems.Options):
     """
 
     clicks: tuple[str, ...] = CLICKS
-    """usual: farthest from the border of the error. distance: drawn in proportion to the distance from that border.
-    uniform: drawn evenly from the error. likely, unlikely: drawn from the tenth of "distance" where its density is
-    highest, or lowest; RClicks does so with the density of real clicks."""
+    """Where in the error a click falls. usual: farthest from the error's border. distance: drawn in proportion to the
+    distance from that border. uniform: drawn uniformly. likely, unlikely: drawn from the tenth of the error where the
+    density of "distance" is highest, or lowest; RClicks does so with the density of real clicks."""
     rules: tuple[str, ...] = RULES
-    """Which mask is taken. single: the single mask. best: of three by predicted IoU, as RClicks does with SAM. tools:
-    best for the first click, then single, as SAM's ONNX export and the tools that use it."""
+    """Which mask is used. single: the single mask. best: the best of three by predicted IoU, as RClicks does with SAM.
+    tools: best for the first click, then single, as in SAM's ONNX export and the tools that use it."""
     user_clicks: pathlib.Path | None = None
-    """datasets/clicks.csv of RClicks, for the IoU after each user's first click. The name of a data folder begins with
-    the name that the file has for the data, as grabcut with GrabCut."""
+    """datasets/clicks.csv of RClicks, for the IoU after each user's first click. The name of a data folder has to begin
+    with the name of the data set in the file, such as grabcut for GrabCut."""
 
 
 class Click(NamedTuple):
@@ -72,7 +72,7 @@ UserClicks = Mapping[tuple[str, str], Sequence[Click]]  # (data set as the file 
 
 
 def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
-    """Clicks on every object until its mask is good, with every kind of click, for every system."""
+    """The number of clicks until a mask is good, for several kinds of clicks."""
     systems.check_options(config, config.clicks, CLICKS)
     if not config.rules or not set(config.rules) <= set(RULES):
         raise InputError(f"--rules {' '.join(config.rules)}: give one or more of {', '.join(RULES)}.")

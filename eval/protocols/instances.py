@@ -51,28 +51,27 @@ class InstancesConfig(systems.Options):
 
     prompts: tuple[str, ...] = ("n-box-50", "n-box-60")
     """Kinds: gt-box noisy-box n-box-50 n-box-60, one box for each object. An object is an annotation that is no crowd
-    and covers at least one pixel. The paper gives the range of IoU but not the noise. Noise of scale 0.4, the paper's
-    own elsewhere, is drawn on the annotation's box until the IoU is in the range; under it these two ranges are the
-    most frequent."""
+    and covers at least one pixel. For n-box-50 and n-box-60 the paper gives the range of IoU but not the noise. Here
+    noise of scale 0.4, as in noisy-box, is drawn until the IoU is in the range."""
     detections: tuple[pathlib.Path, ...] = ()
-    """Boxes of a detector in COCO's result format instead of prompts, a file for each --data-dir."""
+    """Boxes of a detector in COCO's result format, used instead of --prompts; a file for each --data-dir."""
     top: int = 100
-    """Highest-scored boxes of a picture that are used from such a file. The detectors of the paper were published with
-    100 and with 300 boxes; the paper does not say which it uses. COCOeval reads 100 a category."""
+    """Number of boxes of a picture that are used from --detections, by score. The paper does not say; its detectors
+    were published with 100 and with 300 boxes. COCOeval reads 100 per category."""
     scores: tuple[Rule, ...] = ()
-    """How a mask is scored, a column for each rule. iou: the box's score times SAM's predicted IoU; a box drawn from an
-    annotation has score 1. constant: 1. detector: the box's score alone. The paper does not say. Default for prompts:
-    iou, to which COCO's published code is equivalent, and constant; for detections: iou, and detector as in SGinW's
+    """How masks are scored, with a column for each rule. iou: the box's score times SAM's predicted IoU; the score of
+    --prompts is 1. constant: 1. detector: the box's score. The paper does not say. Default with --prompts: iou, which
+    is equivalent to COCO's published code, and constant. Default with --detections: iou, and detector as in SGinW's
     code."""
 
 
 def coco(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
-    """Evaluates the average precision of every system's masks, from boxes of given IoU or a detector's boxes."""
+    """Average precision of masks from boxes of given IoU, or from a detector's boxes, by COCOeval."""
     _run(config, "coco")
 
 
 def sginw(config: Annotated[InstancesConfig, tyro.conf.arg(name="")]) -> None:
-    """Does the same on the sets of SGinW; the result is their unweighted mean."""
+    """The same as coco on the sets of SGinW, with their unweighted mean."""
     _run(config, "sginw")
 
 

@@ -82,13 +82,14 @@ class ReviewConfig(systems.Options):
     """
 
     prompts: tuple[str, ...] = ("gt-box", "noisy-box", "1-point")
-    """Kinds of prompts."""
+    """Kinds of prompts, one of each for an object: gt-box noisy-box 1-point 3-points 5-points 10-points n-box-50
+    n-box-60."""
     objects: int = 3
-    """Most objects of a picture, the first ones."""
+    """Largest number of objects of a picture; its first ones are used."""
 
 
 def review(config: Annotated[ReviewConfig, tyro.conf.arg(name="")]) -> None:
-    """Prompts every object once with every kind of prompt, for every system."""
+    """Which signal finds bad masks without ground truth, and which rule chooses the best of several masks."""
     if config.objects < 1:
         raise InputError(f"--objects {config.objects}: must be at least 1.")
     systems.check_options(config, config.prompts, KINDS)

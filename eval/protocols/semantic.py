@@ -50,17 +50,16 @@ class MessConfig(systems.Options):
     prompts: tuple[str, ...] = REGION_KINDS
     """Kinds: oracle-point oracle-box random-point noisy-box, one prompt for each region."""
     scale: int = 1024
-    """Longer side in pixels to which class maps are resized for finding regions and drawing prompts. MESS uses the size
-    of the network's input, which is 1024 for every system of the paper; a fixed scale gives smaller systems the same
-    prompts."""
+    """Longer side in pixels to which class maps are resized to find regions and draw prompts. MESS uses the size of the
+    model's input, which is 1024 in the paper; a fixed size gives smaller models the same prompts."""
     background_prompts: bool = True
-    """Whether regions of the background class are prompted as well. The paper does not say; MESS's code does it."""
+    """Whether to prompt regions of the background class too. The paper does not say; MESS's code does."""
     add_base: bool = True
-    """Whether the logits of a system without its plugin are added to those with it, unweighted. The paper adds SAM's
-    prediction (sec. 7.1), as HQ-SAM does, and gives no weights. Every prompt is decoded twice then."""
+    """Whether to add the logits without the plugin to those with it, unweighted. The paper adds SAM's prediction (sec.
+    7.1), as HQ-SAM does, and gives no weights. Every prompt is then decoded twice."""
     router_token: Literal["single", "answer"] = "single"
     """Which token the router reads. single: that of the single mask, on which the plugin was trained. answer: that of
-    the mask that is used here, the first of three. The paper names only one output mask token. On an HQ-SAM the router
+    the mask that is used here, the first of three. The paper has only one output mask token. On an HQ-SAM the router
     always reads the HQ token."""
 
 
@@ -74,7 +73,7 @@ class Region:
 
 
 def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
-    """Evaluates the mean IoU of classes for every system and set, its means over MESS's domains and over all sets."""
+    """Mean IoU of classes on each set of MESS, by domain and over all sets."""
     if config.scale < 1:
         raise InputError(f"--scale {config.scale}: must be at least 1.")
     systems.check_options(config, config.prompts, REGION_KINDS)

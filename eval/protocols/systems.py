@@ -78,31 +78,32 @@ class Options:
     """Options of every protocol."""
 
     system: tuple[str, ...]
-    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE; one or more."""
+    """One or more models: a shipped model, a checkpoint folder, the folder of a training run, or BASE+PLUGIN_FILE."""
     data_dir: tuple[pathlib.Path, ...]
-    """The data sets, one or more; see docs/data.md."""
+    """One or more data sets, see docs/data.md."""
     output: pathlib.Path
-    """Folder for results.json, results.md and a csv with single results. A killed evaluation resumes there when the
-    same command is run again."""
+    """Folder for results.json, results.md and a csv with the values of every picture, object or class. The same command
+    continues a killed evaluation."""
     image_size: int | None = None
-    """Side of every system's input in pixels. Default: the system's own."""
+    """Side of every model's input in pixels. Default: the model's own."""
     dtype: Dtype | None = None
-    """Compute dtype of every system's layers, in place of float32. bfloat16 is several times as fast on accelerators,
-    and changes up to 1 % of a mask's pixels."""
+    """Compute dtype of the layers. Default: float32. bfloat16 is several times as fast on accelerators, and changes up
+    to 1 % of a mask's pixels."""
     devices: int | None = None
-    """Devices of every host that share the pictures. Default: all accelerators, or one CPU device. Results do not
-    depend on it."""
+    """Number of devices of each host that share the pictures. Default: all accelerators, or one CPU device. Results do
+    not depend on it."""
     seed: int = 0
-    """Of the prompts; the same for every system."""
+    """Seed of the prompts, which are the same for every system."""
     limit: int | None = None
-    """Only so many pictures of each data set, drawn evenly by the seed."""
+    """Number of pictures of each data set to evaluate, spread evenly over the sorted names and drawn by the seed.
+    Default: all."""
     splits: pathlib.Path | None = None
-    """A json with the parts and groups of the data sets, see docs/evaluate.md; needs --part."""
+    """A json with the parts and groups of the data sets, such as results/splits.json; needs --part."""
     part: str | None = None
-    """Only the pictures of this part: validation for choices, test for results."""
+    """Part of --splits to evaluate, such as validation for choices and test for results."""
     trained_on: tuple[pathlib.Path, ...] = ()
-    """Pictures that a system was trained on, none of which may be evaluated, resized or mirrored either. Those of the
-    folder of a training run are known."""
+    """Pictures that a system was trained on. If they are among the evaluated ones, also resized or mirrored, the
+    evaluation is refused. Those of a training run's folder are found without this option."""
     coordinator: str | None = None
     """HOST:PORT of the first of several hosts that share the pictures, each started with this command and its own
     --host; or auto, on a cluster that JAX detects."""

@@ -62,15 +62,15 @@ class WobbleConfig(systems.Options):
     """
 
     system: tuple[str, ...] = ()
-    """A shipped model, a checkpoint folder, or BASE+PLUGIN_FILE."""
+    """Models: a shipped model, a checkpoint folder, the folder of a training run, or BASE+PLUGIN_FILE."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Official files of SAM, HQ-SAM or MobileSAM (.pth), which are first converted into OUTPUT/checkpoints."""
+    """Official files of SAM, HQ-SAM or MobileSAM (.pth), which are first converted to OUTPUT/checkpoints."""
     noises: tuple[str, ...] = DEFAULT
-    """Curves. hq-sam: boxes with noise from 0 to 0.6 of the side, as in the paper and HQ-SAM. points: 10 to 1. By the
-    names of their papers: boxes as sam (its training), cdconcepts, pp-sam, breps; clicks as rclicks,
-    cdconcepts-click."""
+    """Curves. hq-sam: boxes with noise from 0 to 0.6 of the side, as in the paper and HQ-SAM. points: 10 to 1 points.
+    Named after their papers: boxes sam (of its training), cdconcepts, pp-sam, breps; clicks rclicks, cdconcepts-click.
+    See docs/protocols.md."""
     count: int = PROMPTS_PER_OBJECT
-    """Prompts of each kind and object."""
+    """Number of prompts of each kind, for each object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Case:
 
 
 def wobble(config: Annotated[WobbleConfig, tyro.conf.arg(name="")]) -> None:
-    """Evaluates every system over box noise and number of points, with the same prompts for all."""
+    """Accuracy and stability as boxes get sloppier and points fewer, and which signals find bad masks."""
     if config.count < 1:
         raise InputError(f"--count {config.count}: must be at least 1.")
     if not (config.system or config.checkpoint):

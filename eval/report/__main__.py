@@ -46,12 +46,12 @@ MOST_COLUMNS = 6  # kinds of prompts beside each other; with more, a kind is a r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """One self-contained HTML page from several evaluations."""
+    """Writes one self-contained HTML page about several evaluations."""
 
     run: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     """Output folders of evaluations, one or more."""
     output: pathlib.Path
-    """The page, a file; replaced if it is there."""
+    """HTML file; an existing one is replaced."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
