@@ -122,10 +122,12 @@ def worst_box(
     if target.shape != picture.original_size:
         raise InputError(f"mask is {target.shape}; it must have the picture's size {picture.original_size}.")
     tried = search(sam, params, picture.embedding, np.asarray(prompts[0].box).reshape(1, 4), [target], "worst")
+    boxes = tried.boxes[:, 0]
     masks = [upscale_masks(logits[0], *sides) for logits in tried.low_res_masks]
     ious = [mask_iou(one, target) for one in masks]
-    worst = int(np.argmin(ious))
-    return WorstBox(box=tried.boxes[worst, 0], mask=masks[worst], iou=ious[worst], iou_before=ious[0])
+    upright = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)  # edges of a small box may change places on the way
+    worst = int(np.argmin(np.where(upright, ious, np.inf)))
+    return WorstBox(box=boxes[worst], mask=masks[worst], iou=ious[worst], iou_before=ious[0])
 
 
 def distance(boxes: jax.Array, tight: jax.Array) -> jax.Array:

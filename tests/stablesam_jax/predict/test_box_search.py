@@ -140,6 +140,17 @@ def test_a_predictor_finds_the_box_whose_mask_differs_most_from_that_of_the_give
     assert mask_iou(found.mask, again[0]) > 0.999
 
 
+def test_the_worst_box_is_one_that_can_be_given_to_predict(monkeypatch):
+    boxes = np.array([[9, 9, 12, 12], [9, 12, 12, 9], [8, 9, 12, 12]], np.float32)[:, None]
+    logits = np.ones((3, 1, 16, 16), np.float32)
+    logits[1], logits[2, :, :, 8:] = -1, -1
+    monkeypatch.setattr(box_search, "search", lambda *_: box_search.Search(boxes=boxes, low_res_masks=logits))
+    predictor = nano()[0]
+    found = predictor.worst_box(boxes[0, 0], np.ones((40, 64), bool), picture=predictor.encode(SQUARES[0]))
+    assert found.box.tolist() == [8, 9, 12, 12]
+    assert (found.iou, found.iou_before) == (0.5, 1)
+
+
 @pytest.mark.slow
 def test_an_object_of_one_pixel_is_searched_for_with_finite_numbers():
     mask = np.zeros((40, 64), bool)
