@@ -11,7 +11,7 @@ import tyro
 from stablesam_jax.commands import check_choice, command_line
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.errors import InputError
-from train.presets import TrainConfig
+from train.presets import CACHE, TrainConfig
 
 FROM_RUN = "--config"
 
@@ -56,6 +56,8 @@ def parse_run(program: str, presets: Mapping[str, tuple[str, TrainConfig]]) -> T
 def read_config(path: pathlib.Path) -> TrainConfig:
     """The options that a run wrote; those that its result does not depend on have their defaults.
 
+    A run with a cache, which rounds features, is one with a cache again, in the folder of the presets.
+
     Raises:
         InputError: it cannot be read, or is not of a run.
     """
@@ -63,6 +65,7 @@ def read_config(path: pathlib.Path) -> TrainConfig:
         stored: dict[str, Any] = json.loads(path.read_text())
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         values = {name: _tuples(value) for name, value in stored.items() if name in known}
+        values["cache"] = CACHE if stored.get("cached") else None
         values["data_dir"] = tuple(map(pathlib.Path, stored["data_dir"]))
         if stored["plugin"] is not None:
             values["plugin"] = PluginConfig.from_json(stored["plugin"])

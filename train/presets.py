@@ -140,7 +140,7 @@ class TrainConfig:
     """With --keep best: ends the run after this many evaluations in a row without a better result."""
 
 
-_CACHE = pathlib.Path(".cache/features")
+CACHE = pathlib.Path(".cache/features")
 # Where figure 3 draws the plugin: in the decoder's second layer. Elsewhere `PluginConfig` has its own default.
 _IN_PAPER: dict[str, Any] = {"attentions": (1,)}
 _FEWER_PICTURES: dict[str, Any] = {"batch_size": 8, "prompts_per_picture": 4}  # of as many prompts, for small machines
@@ -168,7 +168,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             scale_range=(0.6, 1.6),
             occlusion=0.0,
             schedule="cosine",
-            cache=_CACHE,
+            cache=CACHE,
             held_out=20,
             eval_prompts=8,
         ),
@@ -273,7 +273,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             plugin=None,
             trainable=NECK_AND_DECODER,
             store="float16",
-            cache=_CACHE,
+            cache=CACHE,
             views=2,
         ),
     ),

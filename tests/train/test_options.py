@@ -19,10 +19,12 @@ def test_a_configuration_comes_back_from_the_folder_of_its_run(tmp_path, preset)
     )
     Run(config, {"base": "sam_nano"}).close()
     found = options.read_config(tmp_path / "run" / "config.json")
-    defaults = TrainConfig()
+    defaults = TrainConfig(cache=config.cache)
     for field in dataclasses.fields(config):
         wanted = getattr(defaults if field.name in FREE_FIELDS else config, field.name)
         assert getattr(found, field.name) == wanted, field.name
+    again = Run(dataclasses.replace(found, output=tmp_path / "again"), {"base": "sam_nano"})
+    assert again.settings == Run(config, {"base": "sam_nano"}).settings
 
 
 def test_options_behind_the_file_change_it(tmp_path, monkeypatch):
