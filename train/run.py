@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.checkpoint import load_tree, save_tree
 from stablesam_jax.files.disk import write_text
+from stablesam_jax.names import RUN_MODEL, RUN_PLUGIN
 from train.boards import Board, TensorBoard, WeightsAndBiases
 from train.pictures import Record, read_record
 from train.presets import TrainConfig
@@ -107,7 +108,7 @@ class Run:
             raise InputError(f"{self.folder}: cannot be used ({error.strerror}); give another --output.") from None
 
     def _compare(self, path: pathlib.Path) -> None:
-        """Refuses to continue a run of another configuration; one without a checkpoint is started over."""
+        """Refuses to continue a run of another configuration; one without checkpoint and result is started over."""
         try:
             before = json.loads(path.read_text())
             if not isinstance(before, dict):
@@ -117,7 +118,8 @@ class Run:
         if "names" in before.get("pictures", "") and "content" in self.settings.get("pictures", ""):
             del before["pictures"]  # a run of version 0.1.0, which compared names
         changed = list(changes(_without_paths(before), _without_paths(self.settings)))
-        if changed and self._steps():
+        kept = [name for name in (RUN_PLUGIN, RUN_MODEL) if (self.folder / name).exists()]  # never overwritten
+        if changed and (self._steps() or kept):
             raise InputError(
                 f"{self.folder}: holds a run of another configuration ({'; '.join(changed)}); "
                 "give another --output, the same options to continue it, or --fresh to start over."

@@ -108,6 +108,15 @@ def test_a_run_that_has_no_checkpoint_yet_may_begin_anew(config):
     assert json.loads((config.output / "config.json").read_text())["seed"] == 1
 
 
+@pytest.mark.parametrize("result", ["plugin.safetensors", "model"])
+def test_but_not_over_the_result_of_another_configuration_whose_checkpoints_were_removed(config, result):
+    Run(config, FACTS)
+    (config.output / result).mkdir()
+    with pytest.raises(InputError, match=r"another configuration \(seed 0 -> 1\)"):
+        Run(dataclasses.replace(config, seed=1), FACTS)
+    Run(config, FACTS)
+
+
 def test_a_setting_that_an_older_run_did_not_know_does_not_stop_it(run, config):
     path = run.folder / "config.json"
     settings = json.loads(path.read_text())
