@@ -10,6 +10,7 @@ bits, with all values below a quarter of white, is brightened by an integer fact
 
 import contextlib
 import dataclasses
+import numbers
 import os
 import pathlib
 import struct
@@ -159,11 +160,11 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS, reduce: int = 1
             deep = _both_bytes(source, image, raw)
     if deep is None:
         return Stored(image, None, 255, False, raw)
-    largest = max([int(_colours(deep).max()), *np.ravel(said).tolist()])
-    return Stored(image, deep, white_of(largest), white_is_zero, raw)
+    stated = [float(one) for one in np.ravel(said).tolist() if isinstance(one, numbers.Real)]  # may be a text
+    return Stored(image, deep, white_of(max([int(_colours(deep).max()), *stated])), white_is_zero, raw)
 
 
-def white_of(largest: int) -> int:
+def white_of(largest: float) -> int:
     """The value of white in a picture of 16 bits with the given largest value.
 
     >>> [white_of(value) for value in (200, 900, 2288, 4095, 4096, 30000)]

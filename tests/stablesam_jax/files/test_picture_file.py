@@ -6,7 +6,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from stablesam_jax.data import collage
 from stablesam_jax.errors import InputError
@@ -133,8 +133,10 @@ def test_a_tiff_of_sixteen_bits_of_colour_keeps_all_of_them(tmp_path, compressio
 def test_a_file_that_says_how_large_its_values_may_be_is_believed(tmp_path):
     values = np.linspace(0, 3000, 24 * 36).astype(np.uint16).reshape(24, 36)
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[281] = 65535
-    assert read_picture(save(tmp_path / "a.tif", values, tiffinfo=tags)).max() == 3000 // 257
+    for stated, largest in ((65535, 3000 // 257), ("65535", 3000 * 255 // 4095)):  # a text is not a number
+        tags.tagtype[281] = TiffTags.ASCII if isinstance(stated, str) else TiffTags.SHORT
+        tags[281] = stated
+        assert read_picture(save(tmp_path / "a.tif", values, tiffinfo=tags)).max() == largest
 
 
 def test_a_film_of_sixteen_bits_whose_zero_is_white_is_read_so(tmp_path):
