@@ -92,7 +92,7 @@ def report(
     """Prints and writes the table before / after and a figure. An existing report is kept."""
     path, figure_path = run.folder / "report.md", run.folder / "figures" / "wobble.png"
     if path.exists():
-        text = f"kept: {path} (remove it to compare again)\n\n{path.read_text()}"
+        text = f"kept: {path} (remove it to compare again)\n\n{path.read_text(encoding='utf-8')}"
         console.say("kept", text, path=str(path))
         return
     count, protocol = len(comparison.pictures), comparison.protocol

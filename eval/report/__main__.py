@@ -9,6 +9,7 @@ import html
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -93,7 +94,7 @@ def read_run(folder: pathlib.Path) -> Run:
         name=folder.resolve().name,
         results=results,
         figures=sorted(folder.rglob("*.png")),
-        words=words.read_text() if words.is_file() else "",
+        words=words.read_text(encoding="utf-8") if words.is_file() else "",
     )
 
 
@@ -137,7 +138,7 @@ def section(run: Run) -> Iterator[str]:
             caption = "In points of a percent, with 95 % intervals over groups of pictures. ≈ and grey: may be noise."
             yield html_table(data_set, kinds, rows, caption)
     yield from paragraphs(run.words)
-    sheets = [path for path in run.figures if path.stem.startswith(("best_", "worst_"))]
+    sheets = [path for path in run.figures if re.fullmatch(r"(best|worst)_\d+", path.stem)]
     yield from (figure(path, CAPTIONS.get(path.stem, "")) for path in run.figures if path not in sheets)
     if sheets:
         # By number of the system, so that systems are below each other and best and worst beside each other.

@@ -95,7 +95,7 @@ def test_the_page_says_what_it_is_of_and_what_the_protocol_found(tmp_path):
     }  # fmt: skip
     tables.write_results(tmp_path / "run", {"one": {"horses": kinds}, "two": {"horses": kinds}}, meta)
     (tmp_path / "run" / "wobble.md").write_text("# Title\n\n## one\n\nA <verdict>.\n\n| signal |\n|---|\n")
-    for name in ("worst_1", "best_1", "worst_0", "best_0"):
+    for name in ("worst_1", "best_1", "worst_0", "best_0", "best_dog"):  # the last one is a user's own
         save(tmp_path / "run" / "figures" / f"{name}.png", ramp())
     report.main([str(tmp_path / "run"), "--output", str(tmp_path / "report.html")])
     text = (tmp_path / "report.html").read_text()
