@@ -62,7 +62,7 @@ def open_source(name: str, source: pathlib.Path, findings: Findings) -> tuple[st
     """
     if name not in (AUTO, *OWN, *NAMES):
         known = ", ".join((AUTO, *OWN, *NAMES))
-        raise InputError(f"{name}: no data set of this name; known are {known}.")
+        raise InputError(f"{name}: no data set of this name; choose from {known}.")
     if name in NAMES:
         title, readers = open_readers(f"{name}:{source}", findings)
     else:

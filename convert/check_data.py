@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         options = tyro.cli(Options, args=command_line(arguments), prog=called("check"))
         if not options.data:
-            raise InputError("no data are given; give a folder that holds im/ (pictures) and gt/ (masks), say.")
+            raise InputError("no data are given; give a folder, such as one with im/ (pictures) and gt/ (masks).")
         if options.json is not None:
             check_writable(options.json, "--json")
         findings: Findings = []

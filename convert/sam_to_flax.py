@@ -84,7 +84,7 @@ def recognise(shapes_by_name: Shapes) -> SamConfig:
         raise InputError(f"This holds no image encoder of a SAM. {OURS}")
     blocks = " + ".join(map(str, depths))
     raise InputError(
-        f"Its image encoder has {blocks} blocks and {width} output channels, as no supported model. {OURS}"
+        f"Its image encoder has {blocks} blocks and {width} output channels, unlike any supported model. {OURS}"
     )
 
 
@@ -105,7 +105,7 @@ def convert(checkpoint: pathlib.Path, output: pathlib.Path, model: str | None = 
     began = time.monotonic()
     if model is not None and model not in MODELS:
         raise InputError(
-            f"--model {model}: unknown; known are {', '.join(MODELS)}. Leave it out to have it recognised."
+            f"--model {model}: unknown; choose from {', '.join(MODELS)}. Leave it out to have it recognised."
         )
     new_path(output)
     state, remarks = read_state(checkpoint)

@@ -66,7 +66,7 @@ class Journal:
         if differ:
             more = f" and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
             raise InputError(
-                f"{self._path}: work with other options was begun here: "
+                f"{self._path}: was written with other options: "
                 f"{', '.join(differ[:MOST_DIFFERENCES])}{more}. Repeat its options to continue, "
                 "or give another --output."
             )

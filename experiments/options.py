@@ -118,7 +118,7 @@ class PaperConfig:
             for option in ("weights", "data"):
                 folder = getattr(self, option)
                 if folder is None:
-                    raise InputError(f"--{option}: name the folder, or say --miniature to try everything without it.")
+                    raise InputError(f"--{option}: name the folder, or give --miniature to try everything without it.")
                 if not folder.is_dir():
                     raise InputError(f"--{option} {folder}: no such folder.")
         elif self.weights is not None or self.data is not None:

@@ -158,7 +158,7 @@ def evaluate(config: PaperConfig, model: Model, protocol: str) -> None:
         return
     system = trained_system(config.run_of(model)) if model.system else config.base_of(model.backbone)
     if system is None:
-        raise InputError("it is not trained.")
+        raise InputError("its system is not trained.")
     if protocol == "model":
         if jax.process_index() == 0:
             model_facts.measure(config, model, system, folder)

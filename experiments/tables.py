@@ -320,7 +320,7 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
         InputError: an option, the base or the pictures cannot be used, or a test picture is a training picture.
     """
     if unknown := [name for name in config.only if name not in SYSTEMS]:
-        raise InputError(f"--only {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}.")
+        raise InputError(f"--only {' '.join(unknown)}: unknown; choose from {', '.join(SYSTEMS)}.")
     for option in ("seeds", "steps", "count"):
         if (value := getattr(config, option)) < 1:
             raise InputError(f"--{option} {value}: must be at least 1.")

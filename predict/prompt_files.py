@@ -174,7 +174,7 @@ def read_coco_boxes(path: pathlib.Path) -> tuple[Requests, int]:
 
 def _entry_error(path: pathlib.Path, what: str, error: KeyError | ValueError) -> InputError:
     return InputError(
-        f"{path}: {what} {f'lacks {error}' if isinstance(error, KeyError) else error}; mend or remove it."
+        f"{path}: {what} {f'lacks {error}' if isinstance(error, KeyError) else error}; correct or remove it."
     )
 
 

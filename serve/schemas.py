@@ -103,7 +103,7 @@ def _message(error: jsonschema.ValidationError) -> str:
         case "additionalProperties":
             extra = sorted(set(error.instance) - set(error.schema.get("properties", {})))
             known = ", ".join(error.schema.get("properties", {}))
-            reason = f"has {extra[0][:SHOWN]}, which is unknown; known are {known}"
+            reason = f"has {extra[0][:SHOWN]}, which is unknown; choose from {known}"
         case "type":
             reason = f"is {given}; expected {error.validator_value}"
         case "enum":

@@ -288,7 +288,7 @@ class SamConfig(_Hashable):
         if self.image_size < multiple or self.image_size % multiple:
             raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")
         if self.dtype not in get_args(Dtype):
-            raise InputError(f"dtype {self.dtype!r}: is one of {', '.join(get_args(Dtype))}, as a word.")
+            raise InputError(f"dtype {self.dtype!r}: is one of {', '.join(get_args(Dtype))}, as a string.")
         # Eight heads of half the width attend to the image; an eighth of the width makes the masks.
         if self.embedding_width < 16 or self.embedding_width % 16:
             raise InputError(f"embedding_width {self.embedding_width}: must be a multiple of 16 channels.")

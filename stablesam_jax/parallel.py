@@ -45,7 +45,7 @@ def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
         raise InputError(f"--coordinator {coordinator}: write HOST:PORT of the first host, or auto on a cluster.")
     elif hosts is None or host is None or not 0 <= host < hosts:
         raise InputError(
-            f"--hosts {hosts}, --host {host}: with --coordinator say how many there are, and which this is, from 0."
+            f"--hosts {hosts}, --host {host}: with --coordinator give their number, and the index of this one, from 0."
         )
     else:
         settings = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
@@ -53,7 +53,7 @@ def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
         jax.distributed.initialize(**settings)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(f"--coordinator {coordinator}: the hosts did not come together ({reason}).") from None
+        raise InputError(f"--coordinator {coordinator}: the hosts did not connect ({reason}).") from None
 
 
 def count_cores() -> int:

@@ -180,8 +180,8 @@ def _refusal(faults: Mapping[str, str]) -> str:
     shown = "; ".join(reason.rstrip(".") for reason in list(faults.values())[:SHOWN])
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return (
-        f"{len(faults)} pictures cannot be used: {shown}{more}. Mend or remove them ({called('check')} names all), or "
-        "leave them out with --skip-bad."
+        f"{len(faults)} pictures cannot be used: {shown}{more}. Correct or remove them ({called('check')} lists all), "
+        "or leave them out with --skip-bad."
     )
 
 

@@ -149,13 +149,13 @@ def check_trainable(config: TrainConfig, sam: Sam, trained: params.Params, at_ra
             "train HQ-SAM's parts too, as presets hq-sam and stable-hq-sam do, or give --model an HQ-SAM."
         )
     if config.hq and config.objective == "pretrain":
-        raise InputError("--objective pretrain is SAM's loss and does not reach HQ-SAM's parts; say --no-hq.")
+        raise InputError("--objective pretrain is SAM's loss and does not reach HQ-SAM's parts; give --no-hq.")
     neck_trains = encoder_of(sam.config).in_two_steps and "neck" in trained.get("image_encoder", {})
     moving = trained.get("image_encoder", {}).keys() - ({"neck"} if neck_trains else set())
     if config.cache is not None and moving:
         raise InputError(
             f"--trainable: image_encoder/{min(moving)} would train, but --cache holds features of a frozen encoder; "
-            "say --cache None."
+            "give --cache None."
         )
     return neck_trains
 
@@ -197,7 +197,7 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             raise InputError(f"--prompts {option}: write KIND=WEIGHT, as in noisy-box=1.") from None
         if kind not in TRAINING_KINDS:
-            raise InputError(f"--prompts {option}: unknown kind; known are {', '.join(TRAINING_KINDS)}.")
+            raise InputError(f"--prompts {option}: unknown kind; choose from {', '.join(TRAINING_KINDS)}.")
         if not 0 <= kinds[kind] < math.inf:
             raise InputError(f"--prompts {option}: the weight must be a number from 0 up.")
     if not any(kinds.values()):

@@ -286,7 +286,7 @@ def read_boxes(path: pathlib.Path, source: CocoPictures) -> Boxes:
             image_id, prompt = _box_prompt(entry, sizes, source.categories)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            faults.append(f"{path}: detection {number} {reason}; mend or remove it.")
+            faults.append(f"{path}: detection {number} {reason}; correct or remove it.")
             continue
         by_image.setdefault(image_id, []).append(prompt)
     refuse(faults)

@@ -127,7 +127,7 @@ def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]
     """
     kinds = tuple(kinds)
     if unknown := [kind for kind in prompts if kind not in kinds]:
-        raise InputError(f"--prompts {' '.join(unknown)}: unknown; known are {', '.join(kinds)}.")
+        raise InputError(f"--prompts {' '.join(unknown)}: unknown; choose from {', '.join(kinds)}.")
     if not prompts:
         raise InputError(f"--prompts: give at least one of {', '.join(kinds)}.")
     if not options.data_dir:

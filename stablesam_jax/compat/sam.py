@@ -116,7 +116,7 @@ class Sam:
         frame = self.sam.config.frame
         if max(input_size) > frame.size or min(*input_size, *original_size) < 1:
             faulty = f"input_size {input_size}, original_size {original_size}"
-            raise InputError(f"{faulty}: the first is at most {frame.size}.")
+            raise InputError(f"{faulty}: the sides of input_size are at most {frame.size}.")
         if not return_logits and self.mask_threshold == 0:
             return upscale_masks(masks, original_size, frame, input_size)
         logits = upscale_logits(masks, original_size, frame, input_size)

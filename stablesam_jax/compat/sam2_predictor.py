@@ -70,7 +70,7 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
         if not isinstance(sam_model, SAM2Base):
             raise InputError(f"sam_model is of type {type(sam_model).__name__}; give SAM2Base(*load_model(...)).")
         if max_hole_area or max_sprinkle_area:
-            raise InputError("max_hole_area and max_sprinkle_area: holes and specks stay here; leave both at 0.")
+            raise InputError("max_hole_area and max_sprinkle_area: filling holes is not supported; leave both at 0.")
         super().__init__(sam_model, _State())
         self.mask_threshold = mask_threshold
         self._encoder = Predictor(sam_model.sam, sam_model.params)

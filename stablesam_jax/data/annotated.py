@@ -159,7 +159,7 @@ class AnnotatedFolder(Reader):
         except InputError:
             raise
         except ValueError as error:
-            raise InputError(f"{label}: {error}; mend or remove it.") from None
+            raise InputError(f"{label}: {error}; correct or remove it.") from None
         return objects, drawing
 
     def _pairs(self, index: PictureIndex, findings: Findings) -> list[_Pair]:

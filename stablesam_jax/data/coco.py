@@ -121,7 +121,7 @@ class CocoPictures(Reader):
                 annotation = _annotation(entry, image_id, images[image_id].size, len(by_image[image_id]) + 1)
             except (KeyError, ValueError) as error:
                 label = f"annotation {entry.get('id')}"
-                text = f"{label} {_reason(error)}; mend or remove it."
+                text = f"{label} {_reason(error)}; correct or remove it."
                 findings.append(Finding("mask", name, shown(f"{name}, {label}"), annotations, text))
                 continue
             by_image[image_id].append(annotation)
@@ -218,7 +218,7 @@ class CocoPictures(Reader):
             for one in annotations:
                 if one.category_id not in self.categories or not isinstance(one.category_id, int):
                     label = f"annotation {one.annotation_id} of picture {image_id}"
-                    text = f"{label} is of category {one.category_id}, which is not listed by a number; mend it."
+                    text = f"{label} is of category {one.category_id}, which is not listed by a number; correct it."
                     findings.append(Finding("mask", *about, text))
 
     def _images(
@@ -246,7 +246,7 @@ class CocoPictures(Reader):
                 images[image_id] = _Image(clean_path(said), file, _size(entry, file))
             except (KeyError, ValueError) as error:
                 name = shown(f"{self.name}/{clean_path(str(said))}")
-                text = f"picture {said} {_reason(error)}; mend or remove it."
+                text = f"picture {said} {_reason(error)}; correct or remove it."
                 findings.append(Finding("picture", self.name, name, self.annotations_file, text))
                 continue
             unusable.remove(image_id)

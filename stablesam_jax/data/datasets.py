@@ -221,7 +221,7 @@ def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Read
                 findings=findings,
             )
         ]
-    raise InputError(f"{name}: no data set of this name; known are {', '.join(NAMES)}.")
+    raise InputError(f"{name}: no data set of this name; choose from {', '.join(NAMES)}.")
 
 
 def official_count(name: str) -> int | None:

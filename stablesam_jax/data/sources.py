@@ -101,7 +101,7 @@ def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> 
             return name, [CocoPictures(name, coco.root_of(path), path, findings)]
         found = recognise(path, form)
         if found is None and form is not None and (other := recognise(path)) is not None:
-            raise InputError(f"{path}: is a folder with {other.holds}; say {other.name} for {form}.")
+            raise InputError(f"{path}: is a folder with {other.holds}; give {other.name} instead of {form}.")
         if found is None:
             raise InputError(_unknown(path))
         readers = open_form(found, path, name, findings)
@@ -272,7 +272,7 @@ def _check_apart(readers: Sequence[Reader]) -> None:
             other = place.setdefault(reader.picture_file(index), reader.label_file(index))
             if other != reader.label_file(index):
                 raise InputError(
-                    f"{other} and {reader.label_file(index)} speak of the same picture "
+                    f"{other} and {reader.label_file(index)} are both labels of "
                     f"{reader.picture_file(index).name}; give one of these files as the data."
                 )
 

@@ -154,7 +154,7 @@ def config_of(folder: PathLike, metadata: Mapping[str, Any]) -> SamConfig:
     name = metadata.get("model")
     if name not in (*MODELS, OWN):
         raise InputError(
-            f"{folder}: the model {name!r} is unknown; known are {', '.join(MODELS)}. Convert or save one."
+            f"{folder}: the model {name!r} is unknown; choose from {', '.join(MODELS)}. Convert or save one."
         )
     try:
         if name == OWN:

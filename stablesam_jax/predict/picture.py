@@ -104,7 +104,7 @@ def select(pictures: Sequence[Picture], image_index: int | None) -> Picture:
     if count == 0:
         raise InputError("no picture is set; call set_image, set_images or load_embedding first.")
     if image_index is None and count > 1:
-        raise InputError(f"{count} pictures are set; say which one with image_index, 0 to {count - 1}.")
+        raise InputError(f"{count} pictures are set; choose one with image_index, 0 to {count - 1}.")
     index = image_index or 0
     if not 0 <= index < count:
         raise InputError(f"image_index is {index}; it must be 0 to {count - 1}, for the pictures that are set.")

@@ -75,7 +75,7 @@ def read_prompts(
     lengths = {name: len(items) for name, (items, _) in fields.items()}
     single = [name for name, (_, listed) in fields.items() if listed is False]
     if len(set(lengths.values())) == 1 and is_list and single:
-        raise InputError(f"{', '.join(single)}: of one prompt, where others are lists; give lists of each.")
+        raise InputError(f"{', '.join(single)}: of one prompt, while other arguments are lists; give a list for each.")
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in lengths.items())
         raise InputError(f"the arguments are not for the same prompts ({counts}); give a list of N for each, or one.")

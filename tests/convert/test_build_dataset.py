@@ -223,7 +223,7 @@ def test_a_set_and_its_pictures_may_have_any_name(tmp_path, name, capsys):
         (["coco", "--source", ".", "--data-dir", "built"], "holds no data that is known; give a folder with im/"),
         (
             ["dis5k", "--source", ".", "--data-dir", "built"],
-            "dis5k: no data set of this name; known are auto, pairs, coco",
+            "dis5k: no data set of this name; choose from auto, pairs, coco",
         ),
         (["dis5k-tr", "--source", ".", "--data-dir", "built"], "DIS5K/DIS-TR/im: no such folder"),
     ],

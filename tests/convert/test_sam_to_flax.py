@@ -115,7 +115,7 @@ def test_a_sam_2_converts_without_its_weights_for_videos(small, capsys):
         ),
         (
             lambda state: state.pop("image_encoder.trunk.blocks.1.proj.weight"),
-            "3 + 1 + 1 blocks and 64 output channels, as no supported model",
+            "3 + 1 + 1 blocks and 64 output channels, unlike any supported model",
         ),
     ],
 )
@@ -166,7 +166,7 @@ def test_the_name_of_the_model_may_be_given_and_is_checked(small, capsys):
     file, output, state = small
     torch.save(state, file)
     assert "This is small_vit, not hq_small_vit." in refusal(capsys, file, output, "--model", "hq_small_vit")
-    assert "--model vit_b: unknown; known are sam_vit_b," in refusal(capsys, file, output, "--model", "vit_b")
+    assert "--model vit_b: unknown; choose from sam_vit_b," in refusal(capsys, file, output, "--model", "vit_b")
     run(file, output, "--model", "small_vit")
     assert output.exists()
 

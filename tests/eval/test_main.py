@@ -239,7 +239,7 @@ def test_other_options_do_not_go_on(config, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         hq(asked)
     before = (asked.output / JOURNAL).read_bytes()
-    with pytest.raises(InputError, match=r"other options was begun here: seed was 0, is 7\. Repeat its options to"):
+    with pytest.raises(InputError, match=r"with other options: seed was 0, is 7\. Repeat its options to"):
         hq(dataclasses.replace(asked, seed=7))
     assert (asked.output / JOURNAL).read_bytes() == before
 
@@ -286,7 +286,7 @@ def test_pictures_and_masks_that_have_changed_since_are_not_mixed_with_earlier_o
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompts": ("gt-box", "scribble")}, "--prompts scribble: unknown; known are gt-box, noisy-box, 1-point"),
+        ({"prompts": ("gt-box", "scribble")}, "--prompts scribble: unknown; choose from gt-box, noisy-box, 1-point"),
         ({"count": 0}, "--count 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"seed": -1}, "--seed -1: must be at least 0"),

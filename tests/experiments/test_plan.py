@@ -129,7 +129,7 @@ def test_a_plan_without_data_counts_the_pictures_of_the_releases(config, rate):
     ("options", "words"),
     [
         ({"only": ("Table 12",)}, "Table 12: is no table; did you mean Table 2 or Table 1"),
-        ({"weights": None}, "--weights: name the folder, or say --miniature"),
+        ({"weights": None}, "--weights: name the folder, or give --miniature"),
         ({"miniature": True}, "leave out --weights and --data"),
         ({"disk": -1.0}, "--disk -1: must be at least 0"),
     ],

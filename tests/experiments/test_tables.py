@@ -223,7 +223,7 @@ def test_a_training_picture_in_the_test_is_refused_resized_and_mirrored_too(conf
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"only": ("sam",)}, "--only sam: unknown; known are ours, pt-sam"),
+        ({"only": ("sam",)}, "--only sam: unknown; choose from ours, pt-sam"),
         ({"seeds": 0}, "--seeds 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"count": 0}, "--count 0: must be at least 1"),

@@ -121,7 +121,7 @@ def test_a_fault_among_points_is_one_line_with_its_place(tmp_path, text, fault):
 @pytest.mark.parametrize(
     ("place", "value", "fault"),
     [
-        (("annotations", 0, "image_id"), 9, r"annotation 1 \(id 12\) is of picture 9, which is not listed; mend"),
+        (("annotations", 0, "image_id"), 9, r"annotation 1 \(id 12\) is of picture 9, which is not listed; correct"),
         (("annotations", 1, "id"), 12, r"annotation 2 \(id 12\) has the id 12, which is no whole number of its own"),
         (("annotations", 0, "id"), "cat", r"annotation 1 \(id cat\) has the id cat, which is no whole number"),
         (("annotations", 0, "category_id"), 4, r"is of category 4, which is not listed"),

@@ -68,7 +68,7 @@ def test_a_plugin_on_a_shipped_model_that_has_one_already_is_told_the_base(plugi
 
 
 def test_a_dtype_that_models_do_not_compute_in_is_refused(folder):
-    with pytest.raises(InputError, match=r"dtype 'float16': is one of float32, bfloat16, as a word\."):
+    with pytest.raises(InputError, match=r"dtype 'float16': is one of float32, bfloat16, as a string\."):
         load_model(folder, dtype="float16")
 
 

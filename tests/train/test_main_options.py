@@ -23,7 +23,7 @@ from train.presets import HQ_PARTS, MASK_TOKEN, PRESETS, TrainConfig
         ({"batch_size": 3}, "--batch-size 3 cannot be divided among 2 devices; take 2"),
         ({"batch_size": 0}, "--batch-size 0 cannot be divided among 2 devices"),
         ({"devices": 5}, r"--devices 5: JAX has 2 device\(s\)"),
-        ({"prompts": ("scribble=1",)}, "--prompts scribble=1: unknown kind; known are gt-box, jittered-box, noisy-box"),
+        ({"prompts": ("scribble=1",)}, "--prompts scribble=1: unknown kind; choose from gt-box, jittered-box"),
         ({"prompts": ("gt-box",)}, "--prompts gt-box: write KIND=WEIGHT"),
         ({"prompts": ("gt-box=-1",)}, "--prompts gt-box=-1: the weight must be a number from 0 up"),
         ({"prompts": ("gt-box=nan",)}, "--prompts gt-box=nan: the weight"),

@@ -182,9 +182,14 @@ def test_an_evaluation_on_two_hosts_gives_the_results_of_one(work):
 def test_hosts_that_do_not_fit_together_are_told_so_in_one_line(work):
     cases = {
         ("--coordinator", "localhost"): "write HOST:PORT of the first host",
-        ("--coordinator", "localhost:1", "--hosts", "2"): "--hosts 2, --host None: with --coordinator say how many",
+        (
+            "--coordinator",
+            "localhost:1",
+            "--hosts",
+            "2",
+        ): "--hosts 2, --host None: with --coordinator give their",
         ("--coordinator", "localhost:1", "--hosts", "2", "--host", "2"): "--hosts 2, --host 2",
-        ("--coordinator", "auto"): "the hosts did not come together",
+        ("--coordinator", "auto"): "the hosts did not connect",
     }
     started = {words: start(work, work / "nowhere", *options) for options, words in cases.items()}
     for words, process in started.items():

@@ -304,7 +304,7 @@ def test_boxes_of_a_detector_take_the_place_of_prompts(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompts": ("1-point",)}, "--prompts 1-point: unknown; known are gt-box, noisy-box, n-box-50, n-box-60"),
+        ({"prompts": ("1-point",)}, "--prompts 1-point: unknown; choose from gt-box, noisy-box, n-box-50, n-box-60"),
         ({"prompts": ()}, "--prompts: give at least one of gt-box"),
         ({"top": 0}, "--top 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),

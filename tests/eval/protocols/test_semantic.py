@@ -429,7 +429,7 @@ def test_the_router_reads_the_token_of_the_answer_with_that_option(tmp_path, mon
     [
         (
             {"prompts": ("gt-box",)},
-            "--prompts gt-box: unknown; known are oracle-point, oracle-box, random-point, noisy-box",
+            "--prompts gt-box: unknown; choose from oracle-point, oracle-box, random-point, noisy-box",
         ),
         ({"scale": 0}, "--scale 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),

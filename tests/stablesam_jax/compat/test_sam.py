@@ -187,7 +187,7 @@ def test_shipped_models_are_built_by_name_and_others_from_a_folder(tmp_path):
 def test_a_picture_larger_than_the_input_is_refused(pair):
     with pytest.raises(InputError, match="30 x 400 pixels, more than the 320"):
         pair[1].preprocess(torch.zeros(3, 30, 400))
-    with pytest.raises(InputError, match="the first is at most 320"):
+    with pytest.raises(InputError, match="the sides of input_size are at most 320"):
         pair[1].postprocess_masks(torch.zeros(1, 1, 80, 80), (321, 10), (30, 40))
     with pytest.raises(InputError, match=r"expected \(B, 3, 320, 320\), see Sam\.preprocess"):
         pair[1].image_encoder(torch.zeros(1, 3, 320, 300))

@@ -281,7 +281,7 @@ def test_what_the_official_class_would_misread_is_refused_in_one_line():
             ours._features = features
     with pytest.raises(InputError, match="those of this model are"):
         ours._features = {"image_embed": np.zeros((1, 256, 5, 5)), "high_res_feats": [np.zeros((1, 32, 16, 16))] * 2}
-    with pytest.raises(InputError, match="holes and specks stay here"):
+    with pytest.raises(InputError, match="filling holes is not supported"):
         compat.SAM2ImagePredictor(ours.model, max_hole_area=8)
     with pytest.raises(InputError, match="sam_model is of type Sam; give SAM2Base"):
         compat.SAM2ImagePredictor(small.sam2()[0])

@@ -250,7 +250,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
         ("no picture", "c.txt"),
     }
     (fault,) = (finding.line for finding in found if finding.kind == "mask")
-    assert fault == f"{folder}/labels/a.txt: line 1 is not a class and the numbers of an outline; mend or remove it."
+    assert fault == f"{folder}/labels/a.txt: line 1 is not a class and the numbers of an outline; correct or remove it."
     assert "c.heic: is a HEIC picture" in refusal(sources.open_data, [folder])
 
 

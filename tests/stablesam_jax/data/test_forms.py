@@ -77,7 +77,7 @@ def test_every_form_is_checked_and_compared(tmp_path, name, capsys):
 
 def test_a_form_that_is_asked_for_must_be_there(tmp_path):
     folder = write_export("labelme", tmp_path / "set")
-    assert f"{folder}: is a folder with a json of labelme for each picture; say labelme for yolo." in refusal(
+    assert f"{folder}: is a folder with a json of labelme for each picture; give labelme instead of yolo." in refusal(
         build, "yolo", folder, tmp_path / "built"
     )
 
@@ -94,7 +94,7 @@ def test_jsons_that_speak_of_the_same_picture_are_not_mixed(tmp_path):
     folder = write_export("cvat", tmp_path / "set")
     (folder / "annotations" / "keypoints.json").write_text(json.dumps(shapes_json(SHAPES)))
     assert "instances_default.json and" in (message := refusal(sources.open_data, [folder]))
-    assert "keypoints.json speak of the same picture a.jpg; give one of these files as the data" in message
+    assert "keypoints.json are both labels of a.jpg; give one of these files as the data" in message
 
 
 def test_annotations_json_goes_before_other_jsons(tmp_path):

@@ -99,7 +99,7 @@ def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
 
 def test_an_unknown_official_name_is_refused_with_the_known_ones(tmp_path):
     message = refusal(sources.open_data, [f"hqseg:{tmp_path}"])
-    assert message.startswith("hqseg: no data set of this name; known are hqseg-44k, dis5k-tr")
+    assert message.startswith("hqseg: no data set of this name; choose from hqseg-44k, dis5k-tr")
 
 
 def test_a_fault_of_any_picture_is_told_at_once(tmp_path):

@@ -262,7 +262,7 @@ def test_with_several_pictures_the_one_that_is_meant_must_be_said():
         ours.get_image_embedding,
         lambda: ours.original_size,
     ):
-        with pytest.raises(InputError, match="2 pictures are set; say which one with image_index, 0 to 1"):
+        with pytest.raises(InputError, match="2 pictures are set; choose one with image_index, 0 to 1"):
             call()
     for index in (2, -1):
         with pytest.raises(InputError, match=f"image_index is {index}; it must be 0 to 1"):

@@ -134,7 +134,7 @@ WRONG = {
     "two-counts": ({"box": np.stack([BOX] * 3), "mask_input": np.stack([MASK] * 2)}, r"\(box 3, mask_input 2\)"),
     "one-and-list": (
         {"point_coords": POINTS, "point_labels": LABELS, "box": BOX[None]},
-        "point_coords, point_labels: of one prompt, where others are lists",
+        "point_coords, point_labels: of one prompt, while other arguments are lists",
     ),
     "points-for-a-list": (
         {"point_coords": POINTS, "point_labels": LABELS, "box": np.stack([BOX] * 2)},
