@@ -14,7 +14,7 @@ from stablesam_jax.build import assemble
 from stablesam_jax.errors import InputError
 from stablesam_jax.predict.picture import Picture
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.stable import STABLE, STABLE_POINTS, StableMask
+from stablesam_jax.predict.stable import StableMask
 
 JITTERS = 10  # half the paper's number: a second prompt on a picture is answered within 0.3 s by two cores
 STRENGTHS = 20  # steps of the plugin's strength; each has a predictor, of the same parameters
@@ -91,15 +91,12 @@ class Service:
         return Predictor(sam, dict(self.predictor.params), slots=self.predictor.slots)
 
     def stable_mask(self, picture: Picture, prompt: Prompt, jitters: int | None = None) -> StableMask:
-        """The mask of a prompt with its predicted IoU and its stability, whose limit depends on the kind of prompt.
+        """The mask of a prompt with its predicted IoU and its stability.
 
         Raises:
             InputError: no prompt, or one outside the picture.
         """
-        threshold = STABLE_POINTS if prompt.box is None else STABLE
-        return self.predictor.predict_stable(
-            **prompt.arguments, jitters=jitters or self.jitters, threshold=threshold, picture=picture
-        )
+        return self.predictor.predict_stable(**prompt.arguments, jitters=jitters or self.jitters, picture=picture)
 
     def three_masks(self, picture: Picture, prompt: Prompt) -> list[tuple[np.ndarray, float]]:
         """The masks of an ambiguous prompt, each with its predicted IoU; one of an HQ-SAM.

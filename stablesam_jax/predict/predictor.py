@@ -32,7 +32,7 @@ from stablesam_jax.predict.picture import Encoder, Picture, select
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
 from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.slots import SLOTS, Slots
-from stablesam_jax.predict.stable import JITTERS, STABLE, Singles, StableMask, stable_mask
+from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, Singles, StableMask, stable_mask
 from stablesam_jax.predict.user_prompts import Points, read_prompts
 from stablesam_jax.prompts import Prompt
 
@@ -276,7 +276,7 @@ class Predictor:
         hq_token_only: bool = False,
         *,
         jitters: int = JITTERS,
-        threshold: float = STABLE,
+        threshold: float | None = None,
         clicks: int = 0,
         seed: int = 0,
         image_index: int | None = None,
@@ -292,7 +292,8 @@ class Predictor:
             point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
                 `predict`; with points or a box.
             jitters: number of slightly different prompts.
-            threshold: of stability, for review; for points without a box `stable.STABLE_POINTS` finds more bad masks.
+            threshold: of stability, below which a mask needs review. None: `stable.STABLE` with a box,
+                `stable.STABLE_POINTS` without.
             clicks: on the predicted mask, for `StableMask.ambiguity`; as many as jitters double the time.
             seed: of the noise and of the clicks.
 
@@ -307,6 +308,9 @@ class Predictor:
             raise InputError(
                 "predict_stable needs points or a box to move, jitters of at least 1, clicks and seed of at least 0."
             )
+
+        if threshold is None:
+            threshold = STABLE if prompts[0].box is not None else STABLE_POINTS
 
         def predict(prompts: list[Prompt]) -> Singles:
             logits, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)

@@ -13,7 +13,6 @@ from serve.limits import Limits
 from serve.service import Service
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.slots import Slots
-from stablesam_jax.predict.stable import STABLE, STABLE_POINTS
 from tests.reference import small
 
 LIMITS = Limits(max_pixels=10_000, max_megabytes=1, max_points=4, pictures=3)
@@ -59,9 +58,6 @@ def expected(predictor):
     """What the predictor answers to a prompt on a picture (H, W, 3)."""
 
     def expected(pixels, **prompt):
-        threshold = STABLE if "box" in prompt else STABLE_POINTS
-        return predictor.predict_stable(
-            **prompt, jitters=JITTERS, threshold=threshold, picture=predictor.encode(pixels)
-        )
+        return predictor.predict_stable(**prompt, jitters=JITTERS, picture=predictor.encode(pixels))
 
     return expected

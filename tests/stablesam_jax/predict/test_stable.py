@@ -5,6 +5,7 @@ import pytest
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import stability
+from stablesam_jax.predict import stable
 from stablesam_jax.predict.stable import STABLE, ambiguity, jittered, other_clicks
 from stablesam_jax.prompts import Prompt, random_points
 from tests.reference.squares import BOX, SQUARES, nano
@@ -44,6 +45,19 @@ def test_the_threshold_decides_what_is_looked_at(stub):
     share = ours.predict_stable([[31.3, 20]], [1]).stability
     assert ours.predict_stable([[31.3, 20]], [1], threshold=share + 1e-6).needs_review
     assert not ours.predict_stable([[31.3, 20]], [1], threshold=share).needs_review
+
+
+def test_without_a_threshold_a_click_needs_more_stability_than_a_box(stub, monkeypatch):
+    ours, _ = stub
+    click = {"point_coords": [[31.3, 20]], "point_labels": [1]}
+    for measured, prompt, needs_review in (
+        (0.97, click, True),
+        (0.98, click, False),
+        (0.91, {"box": [2, 2, 30, 30]}, True),
+        (0.92, {"box": [2, 2, 30, 30]} | click, False),
+    ):
+        monkeypatch.setattr(stable, "stability", lambda masks, value=measured: value)
+        assert ours.predict_stable(**prompt).needs_review == needs_review
 
 
 def test_masks_of_nothing_are_looked_at(stub):
