@@ -60,8 +60,7 @@ def main() -> int:
         config = tyro.cli(PaperConfig, args=command_line(), prog=called("paper"))
         if config.coordinator is None:
             parallel.split_cpu(config.scale.batch_size)
-        else:
-            parallel.join_hosts(config.coordinator, config.hosts, config.host)
+        parallel.join_hosts(config.coordinator, config.hosts, config.host)
         keep_compiled_programs()
         try:
             return 0 if paper(config) else 1

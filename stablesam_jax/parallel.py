@@ -27,18 +27,22 @@ MOST_CPU_DEVICES = 4  # each has a copy of all parameters in memory
 ROWS = 8  # pictures that an accelerator encodes at a time (docs/speed.md)
 
 
-def join_hosts(coordinator: str, hosts: int | None, host: int | None) -> None:
+def join_hosts(coordinator: str | None, hosts: int | None, host: int | None) -> None:
     """Joins this process to several hosts. Must be called before JAX's first operation.
 
     Args:
         coordinator: HOST:PORT of the first host, the same on all; or "auto", which takes all three arguments from the
-            cluster that JAX detects (Slurm, Open MPI, Kubernetes, Cloud TPU).
+            cluster that JAX detects (Slurm, Open MPI, Kubernetes, Cloud TPU). None: this host is alone.
         hosts: number of hosts.
         host: index of this one, from 0.
 
     Raises:
         InputError: the arguments are inconsistent, no cluster is detected, or the other hosts do not answer.
     """
+    if coordinator in (None, "auto") and (hosts, host) != (None, None):
+        raise InputError(f"--hosts {hosts}, --host {host}: belong to --coordinator HOST:PORT; give it, or neither.")
+    if coordinator is None:
+        return
     if coordinator == "auto":
         settings: dict[str, Any] = {}
     elif re.fullmatch(r".+:\d+", coordinator) is None:

@@ -293,8 +293,7 @@ def main() -> None:
         try:
             if config.coordinator is None:
                 parallel.split_cpu(config.batch_size)
-            else:
-                parallel.join_hosts(config.coordinator, config.hosts, config.host)
+            parallel.join_hosts(config.coordinator, config.hosts, config.host)
             keep_compiled_programs()
             train(config)
         except RunError as error:

@@ -136,8 +136,7 @@ def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]
         raise InputError(f"--seed {options.seed}: must be at least 0.")
     options.choice.check()
     check_output(options.output)
-    if options.coordinator is not None:
-        parallel.join_hosts(options.coordinator, options.hosts, options.host)
+    parallel.join_hosts(options.coordinator, options.hosts, options.host)
 
 
 def run(

@@ -239,6 +239,14 @@ def test_the_users_own_number_of_devices_is_kept(monkeypatch):
     parallel.split_cpu(8)
 
 
+@pytest.mark.parametrize("coordinator", [None, "auto"])
+def test_numbers_of_hosts_without_an_address_are_refused_and_none_are_a_host_alone(coordinator):
+    for numbers in ((2, 1), (None, 0), (1, None)):
+        assert "belong to --coordinator HOST:PORT" in refusal(parallel.join_hosts, coordinator, *numbers)
+    parallel.join_hosts(None, None, None)
+    assert jax.process_count() == 1
+
+
 def test_rows_that_are_spread_over_devices_have_the_bits_of_one_by_one():
     rng = np.random.default_rng(0)
     weights, rows = rng.standard_normal((12, 7), np.float32), rng.standard_normal((5, 12), np.float32)
