@@ -91,6 +91,11 @@ def prepare(config: TrainConfig, before: Record | None = None) -> Parts:
         steps, epochs = math.ceil(config.epochs * len(training) / config.batch_size), math.ceil(config.epochs)
     else:
         steps, epochs = config.steps, math.ceil(config.steps * config.batch_size / len(training))
+    if config.accumulate > steps:
+        raise InputError(
+            f"--accumulate {config.accumulate}: the run has {steps} steps, which would make no update; take {steps} or "
+            "fewer, or more steps."
+        )
     views = describe_views(config, sam.config)
     return Parts(
         base=base,
@@ -187,11 +192,13 @@ def parse_kinds(options: tuple[str, ...]) -> dict[str, float]:
     """Parses KIND=WEIGHT options.
 
     Raises:
-        InputError: another form, an unknown kind, a negative weight, or no positive one.
+        InputError: another form, an unknown kind or one given twice, a negative weight, or no positive one.
     """
     kinds = {}
     for option in options:
         kind, _, weight = option.partition("=")
+        if kind in kinds:
+            raise InputError(f"--prompts {option}: {kind} has a weight already; give each kind once.")
         try:
             kinds[kind] = float(weight)
         except ValueError:

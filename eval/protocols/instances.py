@@ -97,6 +97,8 @@ class Boxes:
 def _run(config: InstancesConfig, protocol: str) -> None:
     if config.top < 1:
         raise InputError(f"--top {config.top}: must be at least 1.")
+    if len(set(config.scores)) < len(config.scores):
+        raise InputError(f"--scores {' '.join(config.scores)}: give each rule once.")
     systems.check_options(config, config.prompts, BOX_KINDS)
     sources = open_instances(config.data_dir)
     if len(config.detections) not in (0, len(sources)):

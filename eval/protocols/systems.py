@@ -128,6 +128,8 @@ def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]
     kinds = tuple(kinds)
     if unknown := [kind for kind in prompts if kind not in kinds]:
         raise InputError(f"--prompts {' '.join(unknown)}: unknown; choose from {', '.join(kinds)}.")
+    if len(set(prompts)) < len(prompts):
+        raise InputError(f"--prompts {' '.join(prompts)}: give each kind once.")
     if not prompts:
         raise InputError(f"--prompts: give at least one of {', '.join(kinds)}.")
     if not options.data_dir:

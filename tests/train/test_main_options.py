@@ -29,6 +29,8 @@ from train.presets import HQ_PARTS, MASK_TOKEN, PRESETS, TrainConfig
         ({"prompts": ("gt-box=nan",)}, "--prompts gt-box=nan: the weight"),
         ({"prompts": ("gt-box=0",)}, "--prompts: give at least one kind a weight above 0"),
         ({"prompts": ()}, "--prompts: give at least one kind"),
+        ({"prompts": ("gt-box=1", "gt-box=3")}, "--prompts gt-box=3: gt-box has a weight already; give each kind once"),
+        ({"accumulate": 4}, "--accumulate 4: the run has 3 steps, which would make no update; take 3 or fewer"),
         ({"trainable": ("plugins/.*",)}, r"'plugins/\.\*': matches no parameter; paths begin with image_encoder"),
         (
             {"hq": True, "plugin": None, "trainable": MASK_TOKEN},

@@ -306,6 +306,8 @@ def test_boxes_of_a_detector_take_the_place_of_prompts(config, tmp_path):
     [
         ({"prompts": ("1-point",)}, "--prompts 1-point: unknown; choose from gt-box, noisy-box, n-box-50, n-box-60"),
         ({"prompts": ()}, "--prompts: give at least one of gt-box"),
+        ({"prompts": ("gt-box", "gt-box")}, "--prompts gt-box gt-box: give each kind once"),
+        ({"scores": ("iou", "iou")}, "--scores iou iou: give each rule once"),
         ({"top": 0}, "--top 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"detections": ("boxes.json",)}, "--detections: 1 files for 2 data sets; give one for each"),
