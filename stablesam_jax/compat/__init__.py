@@ -19,7 +19,14 @@ Clients may assign `features`, `interm_features`, `original_size`, `input_size` 
 """
 
 from stablesam_jax.compat.predictor import ImageNotSet, SamAutomaticMaskGenerator, SamPredictor
-from stablesam_jax.compat.registry import sam_model_registry
+from stablesam_jax.compat.registry import (
+    build_sam,
+    build_sam_vit_b,
+    build_sam_vit_h,
+    build_sam_vit_l,
+    build_sam_vit_t,
+    sam_model_registry,
+)
 from stablesam_jax.compat.sam import Sam
 from stablesam_jax.compat.sam2 import SAM2Base, build_sam2, build_sam2_hf
 from stablesam_jax.compat.sam2_predictor import SAM2AutomaticMaskGenerator, SAM2ImagePredictor
@@ -34,7 +41,12 @@ __all__ = [
     "Sam",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
+    "build_sam",
     "build_sam2",
     "build_sam2_hf",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "build_sam_vit_t",
     "sam_model_registry",
 ]

@@ -1,7 +1,8 @@
 """What `SamPredictor` and `SAM2ImagePredictor` share: a fixed model, and the pictures that each thread has set."""
 
+import abc
 import dataclasses
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.predict.current import Current
@@ -21,18 +22,32 @@ Model = TypeVar("Model", bound=_HasDevice)
 State = TypeVar("State", bound=_Settable)
 
 
-class Holder(Generic[Model, State]):
+class Holder(abc.ABC, Generic[Model, State]):
     """A model, and an immutable state of each thread; see `predict.current.Current`."""
 
-    def __init__(self, model: Model, empty: State):
-        """Args: the model; `empty`, a frozen dataclass, the state before a picture is set."""
-        self._model, self._empty = model, empty
-        self._current: Current[State] = Current()
+    _model: Model
+    _current: Current[State]
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Subclasses of clients assign `model` and `transform` by themselves instead of calling `__init__`."""
+        made = super().__new__(cls)
+        made._current = Current()
+        return made
 
     @property
     def model(self) -> Model:
-        """The model."""
+        """The model. It is assigned once."""
         return self._model
+
+    @model.setter
+    def model(self, value: Model) -> None:
+        if hasattr(self, "_model"):
+            raise AttributeError(f"{type(self).__name__}.model is fixed; make another {type(self).__name__}.")
+        self._model = value
+
+    @abc.abstractmethod
+    def _empty(self) -> State:
+        """The state before a picture is set, a frozen dataclass."""
 
     @property
     def device(self) -> Any:
@@ -48,8 +63,8 @@ class Holder(Generic[Model, State]):
 
     @property
     def _state(self) -> State:
-        return self._current.read() or self._empty
+        return self._current.read() or self._empty()
 
     def _assign(self, **changes: Any) -> None:
-        state: Any = self._current.own() or self._empty
+        state: Any = self._current.own() or self._empty()
         self._current.set(dataclasses.replace(state, **changes))

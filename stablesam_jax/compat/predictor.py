@@ -65,8 +65,11 @@ class SamPredictor(Holder[Sam, _State]):
             if params is None:
                 raise InputError("sam_model has no parameters; give SamPredictor(*load_model(...)).")
             sam_model = Sam(sam_model, params)
-        super().__init__(sam_model, _State(of=sam_model))
+        self.model = sam_model
         self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
+
+    def _empty(self) -> _State:
+        return _State(of=self.model)
 
     @property
     def is_image_set(self) -> bool:

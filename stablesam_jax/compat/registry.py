@@ -36,3 +36,8 @@ _OFFICIAL_NAMES = {
 sam_model_registry: Mapping[str, Callable[..., Sam]] = {
     name: _builder(ours) for name, ours in (_OFFICIAL_NAMES | {name: name for name in MODELS}).items()
 }
+
+build_sam = build_sam_vit_h = sam_model_registry["vit_h"]
+build_sam_vit_l = sam_model_registry["vit_l"]
+build_sam_vit_b = sam_model_registry["vit_b"]
+build_sam_vit_t = sam_model_registry["vit_t"]

@@ -71,7 +71,7 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
             raise InputError(f"sam_model is of type {type(sam_model).__name__}; give SAM2Base(*load_model(...)).")
         if max_hole_area or max_sprinkle_area:
             raise InputError("max_hole_area and max_sprinkle_area: filling holes is not supported; leave both at 0.")
-        super().__init__(sam_model, _State())
+        self.model = sam_model
         self.mask_threshold = mask_threshold
         self._encoder = Predictor(sam_model.sam, sam_model.params)
 
@@ -79,6 +79,9 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
     def from_pretrained(cls, model_id: str | os.PathLike[str], **options: Any) -> "SAM2ImagePredictor":
         """A predictor by a name of `load_model`: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME, see `build_sam2_hf`."""
         return cls(build_sam2_hf(model_id), **options)
+
+    def _empty(self) -> _State:
+        return _State()
 
     @property
     def _is_image_set(self) -> bool:

@@ -240,10 +240,23 @@ def test_a_subclass_that_sets_embeddings_of_its_own():
     assert mine.calls == 1
 
 
+def test_a_subclass_may_prepare_itself():
+    class Mine(compat.SamPredictor):
+        def __init__(self, sam_model):  # without super().__init__(sam_model)
+            self.model = sam_model
+            self.transform = compat.ResizeLongestSide(sam_model.image_encoder.img_size)
+
+    _, ours = predictors()
+    mine = Mine(ours.model)
+    assert not mine.is_image_set
+    mine.set_image(PICTURE)
+    np.testing.assert_array_equal(mine.predict(box=BOXES[0])[2], ours.predict(box=BOXES[0])[2])
+
+
 def test_other_attributes_of_a_clients_own_may_be_assigned_but_not_the_model():
     _, ours = predictors()
     ours.model_name, ours._hash = "vit_b", "abc"
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match=r"SamPredictor\.model is fixed; make another SamPredictor"):
         ours.model = models()[1]
     with pytest.raises(AttributeError):
         ours.model.image_encoder = None

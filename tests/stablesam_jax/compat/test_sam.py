@@ -184,6 +184,21 @@ def test_shipped_models_are_built_by_name_and_others_from_a_folder(tmp_path):
         registry["default"](checkpoint="sam_vit_h_4b8939.pth")
 
 
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (compat.build_sam, "sam_vit_h"),
+        (compat.build_sam_vit_h, "sam_vit_h"),
+        (compat.build_sam_vit_l, "sam_vit_l"),
+        (compat.build_sam_vit_b, "sam_vit_b"),
+        (compat.build_sam_vit_t, "mobile_sam"),
+    ],
+)
+def test_the_builders_have_names_of_their_own_too(build, name):
+    with pytest.raises(InputError, match=f"{name}: neither a shipped model"):
+        build(checkpoint=None)
+
+
 def test_a_picture_larger_than_the_input_is_refused(pair):
     with pytest.raises(InputError, match="30 x 400 pixels, more than the 320"):
         pair[1].preprocess(torch.zeros(3, 30, 400))
