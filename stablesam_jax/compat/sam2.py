@@ -1,8 +1,9 @@
 """sam2's models: `SAM2Base`, as far as image predictors use it, and `build_sam2`."""
 
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from stablesam_jax.compat.tensors import cpu_device
 from stablesam_jax.config import MODELS
 from stablesam_jax.errors import InputError
 from stablesam_jax.model import sam as linen
+from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.params import Params
 
 _SIZE = re.compile(r"sam2(?:\.1)?_hiera_(t|s|b\+|b_plus|l)(?:\.yaml)?")  # a configuration's file, or a name of MODELS
@@ -20,12 +22,27 @@ _SIZE = re.compile(r"sam2(?:\.1)?_hiera_(t|s|b\+|b_plus|l)(?:\.yaml)?")  # a con
 class SAM2Base:
     """A SAM 2 by the name of sam2's class (modeling/sam2_base.py); `SAM2ImagePredictor` prompts it."""
 
-    def __init__(self, sam: linen.Sam, params: Params):
-        """From `load_model`. Raises InputError for a SAM, which `SamPredictor` prompts."""
+    def __init__(self, sam: linen.Sam, params: Params, dynamic_multimask_via_stability: bool = True):
+        """Prepares a model.
+
+        Args:
+            sam, params: from `load_model`.
+            dynamic_multimask_via_stability: in place of an unstable single mask there is the best of the other three.
+
+        Raises:
+            InputError: it is a SAM, which `SamPredictor` prompts.
+        """
         if not sam.config.sam2:
             raise InputError(f"{sam.config.name}: is not a SAM 2; give it to compat.SamPredictor, or take a SAM 2.")
         self.sam = sam
         self.params = jax.device_put(params)
+        self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
+
+    def choice(self, multimask_output: bool) -> tuple[MaskChoice, slice]:
+        """Which masks are decoded, and which of these are returned."""
+        if multimask_output:
+            return "multi", slice(None)
+        return "single" if self.dynamic_multimask_via_stability else "all", slice(1)
 
     @property
     def image_size(self) -> int:
@@ -62,15 +79,14 @@ def build_sam2(
         config_file: of sam2, such as "configs/sam2.1/sam2.1_hiera_l.yaml", or a name of `MODELS`.
         ckpt_path: a checkpoint folder or `BASE+PLUGIN_FILE`.
         device: not used: JAX decides where the model runs.
-        mode, hydra_overrides_extra, apply_postprocessing: as by default.
+        mode, hydra_overrides_extra: as by default.
+        apply_postprocessing: see `dynamic_multimask_via_stability` of `SAM2Base`.
 
     Raises:
-        InputError: see `load_model`; the folder holds another model, or the other arguments are not the default.
+        InputError: see `load_model`; the folder holds another model, or mode or hydra_overrides_extra is not the
+            default.
     """
-    if mode != "eval" or list(hydra_overrides_extra) or not apply_postprocessing:
-        raise InputError(
-            "build_sam2: mode, hydra_overrides_extra and apply_postprocessing cannot be changed here; leave them out."
-        )
+    _check(mode, hydra_overrides_extra)
     named = _SIZE.fullmatch(os.path.basename(config_file).removeprefix("stable_"))
     if named is None:
         raise InputError(f"{config_file}: is no SAM 2; name one as configs/sam2.1/sam2.1_hiera_t.yaml, _s, _b+ or _l.")
@@ -80,13 +96,36 @@ def build_sam2(
     sam, params = build.load_model(ckpt_path)
     if sam.config.encoder != MODELS[name].encoder:
         raise InputError(f"{ckpt_path}: holds another model than {name}. Name the one that it holds.")
-    return SAM2Base(sam, params)
+    return SAM2Base(sam, params, apply_postprocessing)
 
 
-def build_sam2_hf(model_id: str | os.PathLike[str]) -> SAM2Base:
-    """A SAM 2 by a name of `load_model`: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME of a folder of `stablesam hub`.
+def build_sam2_hf(
+    model_id: str | os.PathLike[str],
+    device: Any = None,
+    mode: str = "eval",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+) -> SAM2Base:
+    """A SAM 2 by a name of `load_model`.
+
+    Args:
+        model_id: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME of a folder of `stablesam hub`.
+        device, mode, hydra_overrides_extra, apply_postprocessing: see `build_sam2`.
 
     Raises:
-        InputError: see `load_model`; or it is not a SAM 2.
+        InputError: see `load_model`; it is not a SAM 2, or mode or hydra_overrides_extra is not the default.
     """
-    return SAM2Base(*build.load_model(model_id))
+    _check(mode, hydra_overrides_extra)
+    return SAM2Base(*build.load_model(model_id), apply_postprocessing)
+
+
+def from_hub(model_id: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple[SAM2Base, dict[str, Any]]:
+    """The model, and the options that are not of `build_sam2_hf`, for `from_pretrained` of sam2's classes."""
+    own = inspect.signature(build_sam2_hf).parameters.keys() & options.keys()
+    model = build_sam2_hf(model_id, **{name: options[name] for name in own})
+    return model, {name: value for name, value in options.items() if name not in own}
+
+
+def _check(mode: str, hydra_overrides_extra: Sequence[str]) -> None:
+    if mode != "eval" or list(hydra_overrides_extra):
+        raise InputError("build_sam2: mode and hydra_overrides_extra cannot be changed here; leave them out.")

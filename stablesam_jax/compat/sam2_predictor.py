@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -12,13 +13,17 @@ from PIL import Image
 from stablesam_jax.compat.holder import Holder
 from stablesam_jax.compat.predictor import ImageNotSet
 from stablesam_jax.compat.sam import channels_first, size
-from stablesam_jax.compat.sam2 import SAM2Base, build_sam2_hf
+from stablesam_jax.compat.sam2 import SAM2Base, from_hub
 from stablesam_jax.compat.tensors import CHANNELS_LAST, Tensor, array, tensor
 from stablesam_jax.errors import InputError
+from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
+from stablesam_jax.model.sam2 import LOGIT_LIMIT
 from stablesam_jax.ops.layers import cells, pixels
+from stablesam_jax.predict import compiled
 from stablesam_jax.predict.decode import as_mask_inputs, decode
-from stablesam_jax.predict.mask_generator import MaskGenerator
+from stablesam_jax.predict.mask_generator import MaskGenerator, MaskRecord, regions
 from stablesam_jax.predict.postprocess import Size, upscale_logits, upscale_masks
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.preprocess import in_model_frame
@@ -65,20 +70,21 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
         Args:
             sam_model: of `build_sam2`, or SAM2Base(*load_model(...)).
             mask_threshold: logits above are the object.
-            max_hole_area, max_sprinkle_area: 0: nothing is filled or removed.
+            max_hole_area, max_sprinkle_area: holes of masks up to this area are filled, specks removed; in pixels of
+                the low-resolution logits. The logits themselves are returned as they are.
         """
         if not isinstance(sam_model, SAM2Base):
             raise InputError(f"sam_model is of type {type(sam_model).__name__}; give SAM2Base(*load_model(...)).")
-        if max_hole_area or max_sprinkle_area:
-            raise InputError("max_hole_area and max_sprinkle_area: filling holes is not supported; leave both at 0.")
         self.model = sam_model
         self.mask_threshold = mask_threshold
+        self._areas = max_hole_area, max_sprinkle_area
         self._encoder = Predictor(sam_model.sam, sam_model.params)
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike[str], **options: Any) -> "SAM2ImagePredictor":
         """A predictor by a name of `load_model`: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME, see `build_sam2_hf`."""
-        return cls(build_sam2_hf(model_id), **options)
+        model, own = from_hub(model_id, options)
+        return cls(model, **own)
 
     def _empty(self) -> _State:
         return _State()
@@ -255,11 +261,13 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
         frame = sam.config.frame
         prompts = _prompts(arguments, size_hw, sam.config.mask_size, normalize_coords)
         moved = [in_model_frame(prompt, size_hw, frame) for prompt in prompts]
-        low_res, iou = decode(sam, params, embedding, moved, "multi" if multimask_output else "single")
+        choice, returned = self.model.choice(multimask_output)
+        low_res, iou = (part[:, returned] for part in decode(sam, params, embedding, moved, choice))
+        cleaned = without_small_regions(low_res, *self._areas, self.mask_threshold)
         if return_logits or self.mask_threshold != 0:
-            masks = upscale_logits(low_res, size_hw, frame)
+            masks = upscale_logits(cleaned, size_hw, frame)
         if not return_logits:
-            above = masks > self.mask_threshold if self.mask_threshold != 0 else upscale_masks(low_res, size_hw, frame)
+            above = masks > self.mask_threshold if self.mask_threshold != 0 else upscale_masks(cleaned, size_hw, frame)
             masks = above.astype(np.float32)
         found = masks, iou, as_mask_inputs(low_res, sam.config)
         masks, iou, low_res = (part[0] for part in found) if len(prompts) == 1 else found
@@ -283,24 +291,81 @@ class SAM2AutomaticMaskGenerator(MaskGenerator):
         multimask_output: bool = True,
         **options: Any,
     ):
-        """`model` is of `build_sam2`; all others as in `MaskGenerator`.
+        """Prepares the search.
+
+        Args:
+            model: of `build_sam2`.
+            mask_threshold: logits above are the object.
+            use_m2m: every mask is predicted once more, with itself as mask input.
+            multimask_output: three masks for a point; False: one.
+            arguments, options: of `MaskGenerator`; `min_mask_region_area` is `max_hole_area` and `max_sprinkle_area` of
+                `SAM2ImagePredictor`.
 
         Raises:
-            InputError: mask_threshold, use_m2m, multimask_output or min_mask_region_area is not the default.
+            InputError: an argument is out of its range.
         """
         first = points_per_side, points_per_batch, pred_iou_thresh, stability_score_thresh, stability_score_offset
         super().__init__(model.sam, model.params, *first, *arguments, **options)
-        if mask_threshold or use_m2m or not multimask_output or self.min_mask_region_area:
-            raise InputError(
-                "mask_threshold, use_m2m, multimask_output and min_mask_region_area cannot be changed here; leave them "
-                "out."
-            )
-        self.predictor = SAM2ImagePredictor(model)
+        self.mask_threshold = mask_threshold
+        self.use_m2m = use_m2m
+        self.multimask_output = multimask_output
+        area = self.min_mask_region_area
+        self.predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike[str], **options: Any) -> "SAM2AutomaticMaskGenerator":
         """A generator by a name of `load_model`, see `SAM2ImagePredictor.from_pretrained`."""
-        return cls(build_sam2_hf(model_id), **options)
+        model, own = from_hub(model_id, options)
+        return cls(model, **own)
+
+    def _decode(self, embedding: ImageEmbedding, prompts: Prompts) -> Masks:
+        masks = self._choose(embedding, prompts, self.multimask_output)
+        if self.use_m2m:
+            refined = [
+                self._choose(embedding, _with_masks(prompts, masks.low_res_masks[:, :, index]), False)
+                for index in range(masks.low_res_masks.shape[2])
+            ]
+            masks = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *refined)
+        area = self.min_mask_region_area
+        low_res = without_small_regions(np.asarray(masks.low_res_masks), area, area)
+        return dataclasses.replace(masks, low_res_masks=jnp.asarray(low_res) - self.mask_threshold)
+
+    def _choose(self, embedding: ImageEmbedding, prompts: Prompts, multimask_output: bool) -> Masks:
+        choice, returned = self.predictor.model.choice(multimask_output)
+        masks = compiled.decoder(self.sam, choice)(self.params, embedding, prompts)
+        return Masks(masks.low_res_masks[:, :, returned], masks.iou_predictions[:, :, returned])
+
+    def _records(self, found: Sequence[Any], size_hw: Size) -> list[MaskRecord]:
+        return [self._record(one, one.draw(size_hw), one.box) for one in found]  # small regions are gone already
+
+
+def without_small_regions(
+    low_res_masks: np.ndarray, hole_area: float, sprinkle_area: float, threshold: float = 0.0
+) -> np.ndarray:
+    """Fills small holes, and removes small specks, as `SAM2Transforms.postprocess_masks` in sam2/utils/transforms.py.
+
+    Args:
+        low_res_masks: (..., 4G, 4G) logits.
+        hole_area, sprinkle_area: largest area of what is filled or removed, in their pixels; regions are 8-connected.
+        threshold: logits above are the object.
+
+    Returns:
+        the logits, 10 above the threshold in holes, 10 below it in specks.
+    """
+    result = low_res_masks.copy() if hole_area > 0 or sprinkle_area > 0 else low_res_masks
+    for index in np.ndindex(low_res_masks.shape[:-2]):
+        above = low_res_masks[index] > threshold
+        for part, area, value in ((~above, hole_area, 10), (above, sprinkle_area, -10)):
+            if area > 0:
+                labels, areas = regions(part)
+                result[index][(areas <= area)[labels]] = threshold + value
+    return result
+
+
+def _with_masks(prompts: Prompts, low_res_masks: jax.Array) -> Prompts:
+    """The prompts (1, N) with logits (1, N, 4G, 4G) of them as mask inputs."""
+    limited = jnp.clip(low_res_masks, -LOGIT_LIMIT, LOGIT_LIMIT)
+    return dataclasses.replace(prompts, masks=limited, masks_valid=jnp.ones(limited.shape[:2], bool))
 
 
 def _prompts(arguments: Sequence[Any], size_hw: Size, mask_size: int, normalize_coords: bool) -> list[Prompt]:

@@ -39,7 +39,7 @@ def decode(
         sam, params: the model.
         embedding: of one picture.
         prompts: in the frame of the model's input; all have a mask, or none has.
-        choice: "single" or "multi", see `MaskChoice`.
+        choice: see `MaskChoice`.
         hq_token_only: see `Sam.decode`.
         slots: shapes.
 

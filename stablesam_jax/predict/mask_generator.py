@@ -21,7 +21,7 @@ from stablesam_jax.data import rle
 from stablesam_jax.errors import InputError
 from stablesam_jax.model.mask_decoder import Masks
 from stablesam_jax.model.prompt_encoder import POSITIVE, Prompts, sparse_tokens
-from stablesam_jax.model.sam import Sam
+from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict import compiled
 from stablesam_jax.predict.postprocess import Axis, by_rows, padded_mask, upscaling_axes
@@ -114,6 +114,7 @@ class MaskGenerator:
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
@@ -139,10 +140,13 @@ class MaskGenerator:
             areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one.crop.box for one in found)]
             kept = nms([one.box for one in found], 1 / np.array(areas, np.float32), self.crop_nms_thresh)
             found = [found[index] for index in kept]
+        return self._records(found, image.shape[:2])
 
+    def _records(self, found: Sequence["_Candidate"], size_hw: tuple[int, int]) -> list[MaskRecord]:
+        """Draws masks, and removes small regions."""
         records, boxes, intact = [], [], []
         for one in found:
-            mask, box, has_small_regions = one.draw(image.shape[:2]), one.box, False
+            mask, box, has_small_regions = one.draw(size_hw), one.box, False
             if self.min_mask_region_area > 0:
                 mask, has_small_regions = without_small_regions(mask, self.min_mask_region_area)
             if has_small_regions:
@@ -162,12 +166,15 @@ class MaskGenerator:
         config = self.sam.config
         crop = _Crop(box, *upscaling_axes(size_hw, mask_size=config.mask_size, frame=config.frame))
         embedding = compiled.encoder(self.sam)(self.params, preprocess(image[y0:y1, x0:x1], config)[None])
-        decode = compiled.decoder(self.sam, "multi")
         found: list[_Candidate] = []
         for points, prompts in self._batches(grid * size_hw[::-1], size_hw):
-            found += self._survivors(decode(self.params, embedding, prompts), points, crop, image.shape[:2])
+            found += self._survivors(self._decode(embedding, prompts), points, crop, image.shape[:2])
         scores = np.array([one.predicted_iou for one in found], np.float32)
         return [found[index] for index in nms([one.box for one in found], scores, self.box_nms_thresh)]
+
+    def _decode(self, embedding: ImageEmbedding, prompts: Prompts) -> Masks:
+        """The masks of each point, logits above 0."""
+        return compiled.decoder(self.sam, "multi")(self.params, embedding, prompts)
 
     def _batches(self, points: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[np.ndarray, Prompts]]:
         """(n, 2) points in pixels of the crop -> points and prompts of each batch, padded by repeating the last."""
@@ -312,10 +319,10 @@ def without_small_regions(mask: np.ndarray, least_area: int) -> tuple[np.ndarray
     Returns:
         The mask, and whether it had small regions; a single small island is kept, and counts as one.
     """
-    labels, areas = _regions(~mask)
+    labels, areas = regions(~mask)
     small_holes = areas < least_area
     mask = mask | small_holes[labels]
-    labels, areas = _regions(mask)
+    labels, areas = regions(mask)
     small_islands = areas < least_area
     has_small_regions = bool(small_holes.any() or small_islands.any())
     if has_small_regions and small_islands[1:].all():
@@ -323,8 +330,15 @@ def without_small_regions(mask: np.ndarray, least_area: int) -> tuple[np.ndarray
     return mask & ~small_islands[labels], has_small_regions
 
 
-def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) bool -> label of each pixel, and the area of each label; infinite for label 0, outside all regions."""
+def regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """8-connected regions of a mask.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        label of each pixel, and the area of each label; infinite for label 0, outside all regions.
+    """
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = statistics[:, cv2.CC_STAT_AREA].astype(np.float64)
     areas[0] = np.inf
