@@ -81,6 +81,12 @@ def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
     of_users = None
     if config.user_clicks is not None:
         users = read_user_clicks(config.user_clicks)
+        named = sorted({name for name, _ in users})
+        if not any(source.lower().startswith(name) for source in sources for name in named):
+            raise InputError(
+                f"--user-clicks {config.user_clicks}: has clicks on {', '.join(named) or 'nothing'}, and no data "
+                "folder is called so; rename one."
+            )
         of_users = hashlib.sha256(config.user_clicks.read_bytes()).hexdigest()  # a resumed evaluation needs the same
 
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:

@@ -210,6 +210,18 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
         read_user_clicks(tmp_path / "clicks.csv")
 
 
+@pytest.mark.parametrize("lines", ["", "GrabCut,a,first,1,2\nDAVIS,b,first,1,2\n"])
+def test_clicks_on_no_data_that_is_given_are_refused(tmp_path, lines):
+    (tmp_path / "clicks.csv").write_text(f"dataset,full_stem,click_type,x,y\n{lines}")
+    folder = small.save_pairs(tmp_path / "horses", 1)
+    config = ClicksConfig(
+        system=("base",), data_dir=(folder,), output=tmp_path / "out", user_clicks=tmp_path / "clicks.csv"
+    )
+    on = "davis, grabcut" if lines else "nothing"
+    with pytest.raises(InputError, match=rf"clicks\.csv: has clicks on {on}, and no data folder is called so"):
+        clicks(config)
+
+
 @pytest.mark.slow
 def test_a_picture_is_clicked_through_and_repeats_to_the_bit():
     predictor, _ = nano()
