@@ -338,16 +338,16 @@ def _annotation(entry: Mapping[str, Any], image_id: Id, size: tuple[int, int], p
 
 def is_crowd(entry: Mapping[str, Any]) -> bool:
     """Whether an annotation is a crowd, which is no single object."""
-    return _marked_as_crowd(entry) and "attributes" not in entry
+    return _marked_as_crowd(entry) and not is_brushed(entry)
 
 
 def is_brushed(entry: Mapping[str, Any]) -> bool:
     """Whether an annotation is a mask of CVAT's brush.
 
-    CVAT marks all of them as crowds, since they are no polygons (datumaro, `coco/exporter.py`). Unlike crowds of COCO
-    itself they have attributes.
+    CVAT marks all run lengths as crowds (datumaro, `coco/exporter.py`). Unlike crowds of COCO itself they have
+    attributes.
     """
-    return _marked_as_crowd(entry) and "attributes" in entry
+    return _marked_as_crowd(entry) and "attributes" in entry and isinstance(entry.get("segmentation"), dict)
 
 
 def _marked_as_crowd(entry: Mapping[str, Any]) -> bool:

@@ -67,7 +67,7 @@ def test_coco_keeps_its_ids_and_needs_no_masks(tmp_path):
 
 def test_boxes_of_cvats_brush_are_asked_for_though_cvat_marks_them_as_crowds(tmp_path):
     content = coco()
-    content["annotations"][2]["attributes"] = {"occluded": False}
+    content["annotations"][2] |= {"attributes": {"occluded": False}, "segmentation": {"counts": [], "size": [40, 60]}}
     found, crowds = read_coco_boxes(written(tmp_path, json.dumps(content)))
     assert [one.annotation_id for one in found.pictures[0].targets] == [12, 11, 13]
     assert crowds == 0

@@ -143,7 +143,8 @@ def test_annotation_ids_may_begin_anew_in_each_picture(tmp_path):
 
 @pytest.mark.parametrize(("value", "crowd"), [("0", 0), ("false", 0), (None, 0), ("1", 1), (True, 1)])
 def test_a_crowd_may_be_marked_by_a_word(tmp_path, value, crowd):
-    assert len(opened(tmp_path, with_segmentation([SQUARE], iscrowd=value), findings=[])) == 2 - crowd
+    content = with_segmentation([SQUARE], iscrowd=value, attributes={"outlined": True})
+    assert len(opened(tmp_path, content, findings=[])) == 2 - crowd
 
 
 @pytest.mark.parametrize("ids", [(7, 7), (None, 3), ("x", "y"), (True, 2), ([1], {}), (2**70, 1)])
