@@ -21,7 +21,6 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(8 << 30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import gc
-import zlib
 from collections.abc import Iterator
 
 import jax
@@ -29,21 +28,6 @@ import pytest
 
 STATM, LARGE = pathlib.Path("/proc/self/statm"), 3 << 30  # pages in memory are its second number; bytes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """--share I/N: only one of N shares of the tests, the same on every machine."""
-    parser.addoption("--share", metavar="I/N", help="run the I-th of N shares of the tests, from 0")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drops the other shares. Tests of a file stay together, since they share fixtures."""
-    if config.option.share is None:
-        return
-    index, count = map(int, config.option.share.split("/"))
-    mine = [item for item in items if zlib.crc32(item.path.name.encode()) % count == index]
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
-    items[:] = mine
 
 
 def pytest_unconfigure() -> None:
