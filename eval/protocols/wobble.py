@@ -37,7 +37,7 @@ from stablesam_jax.files.disk import write_text
 from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.predict.stable import JITTERS, STABLE, ambiguity, jittered, other_clicks
+from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, ambiguity, jittered, other_clicks
 from stablesam_jax.visualize import save_figure
 
 DEFAULT = ("hq-sam", "points")  # noises
@@ -226,7 +226,7 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
     """Measures how well each signal detects bad masks.
 
     Returns:
-        masks (their number), bad (the share below signals.BAD_IOU), flagged (the share with stability below STABLE),
+        masks (their number), bad (the share below signals.BAD_IOU), flagged (the share that `predict_stable` flags),
         chance_area and least_area (risk-coverage areas of a random and of the best order), and for each signal
         rank_correlation with IoU over all cases, within_kinds (its mean over the kinds of prompts, which does not
         reward telling boxes from points), area, gain, and bad_found (the share of the bad masks among the least
@@ -236,7 +236,8 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
     all_kinds = columns(cases)
     iou = all_kinds.pop("iou")
     by_kind = [columns([case for case in cases if case.kind == kind]) for kind in kinds]
-    flagged = float((all_kinds["stability"] < STABLE).mean())
+    limits = [STABLE_POINTS if point_count(case.kind) else STABLE for case in cases]
+    flagged = float((all_kinds["stability"] < limits).mean())
     result: dict[str, object] = {
         "masks": len(cases), "bad": float((iou < signals.BAD_IOU).mean()), "flagged": flagged,
         "chance_area": float((1 - iou).mean()), "least_area": signals.area(iou, iou),
@@ -384,7 +385,8 @@ def verdict(judged: Mapping) -> str:
         close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
         words += f"Predicted IoU, which needs no extra prompts, finds {'about as many' if close else 'fewer'}."
     return (
-        f"Does the flag of `predict_stable` (stability below {STABLE}) find bad masks? {words} It flags "
+        f"Does the flag of `predict_stable` (stability below {STABLE} with a box, {STABLE_POINTS} without) "
+        f"find bad masks? {words} It flags "
         f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "
         f"(IoU below {signals.BAD_IOU}).\n\n"
         "| signal | rank correlation with IoU | within one kind of prompt | risk-coverage area | of the possible gain "

@@ -132,8 +132,14 @@ def test_the_verdict_is_yes_for_a_flag_that_finds_bad_masks_and_no_for_one_that_
 
 def test_where_predicted_iou_finds_more_the_page_says_so():
     rng = np.random.default_rng(1)
-    judged = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6 + rng.normal(0, 0.2)) / 10, predicted=lambda iou: iou))
+    judged = judge(cases(stability=lambda iou: 0.92 + (iou - 0.6 + rng.normal(0, 0.4)) / 10, predicted=lambda iou: iou))
     assert "predicted IoU finds more bad ones" in verdict(judged)
+
+
+def test_a_click_is_flagged_below_a_higher_stability_than_a_box():
+    judged = judge(cases(stability=lambda iou: 0.95, predicted=lambda iou: iou, n=2 * len(KINDS)))
+    clicks = [kind for kind in KINDS if (PROMPT_KINDS | WOBBLE_KINDS)[kind].points]
+    assert judged["flagged"] == pytest.approx(len(clicks) / len(KINDS))
 
 
 def test_a_handful_of_bad_masks_decides_nothing():
