@@ -32,7 +32,7 @@ from stablesam_jax.predict.picture import Encoder, Picture, select
 from stablesam_jax.predict.postprocess import upscale_logits, upscale_masks
 from stablesam_jax.predict.preprocess import in_model_frame, resized_size
 from stablesam_jax.predict.slots import SLOTS, Slots
-from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, Singles, StableMask, stable_mask
+from stablesam_jax.predict.stable import JITTERS, Singles, StableMask, stable_mask
 from stablesam_jax.predict.user_prompts import Points, read_prompts
 from stablesam_jax.prompts import Prompt
 
@@ -292,8 +292,7 @@ class Predictor:
             point_coords, point_labels, box, mask_input, hq_token_only, image_index, picture: of one prompt, see
                 `predict`; with points or a box.
             jitters: number of slightly different prompts.
-            threshold: of stability, below which a mask needs review. None: `stable.STABLE` with a box,
-                `stable.STABLE_POINTS` without.
+            threshold: of stability, for review. None: `stable.STABLE` with a box, else `stable.STABLE_POINTS`.
             clicks: on the predicted mask, for `StableMask.ambiguity`; as many as jitters double the time.
             seed: of the noise and of the clicks.
 
@@ -305,12 +304,7 @@ class Predictor:
         if is_list:
             raise InputError("predict_stable takes one prompt; call it for each of the list.")
         if jitters < 1 or min(clicks, seed) < 0 or (point_coords is None and box is None):
-            raise InputError(
-                "predict_stable needs points or a box to move, jitters of at least 1, clicks and seed of at least 0."
-            )
-
-        if threshold is None:
-            threshold = STABLE if prompts[0].box is not None else STABLE_POINTS
+            raise InputError("predict_stable needs points or a box, jitters of at least 1, clicks and seed of at least 0.")
 
         def predict(prompts: list[Prompt]) -> Singles:
             logits, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)

@@ -47,7 +47,7 @@ def stable_mask(
     size_hw: tuple[int, int],
     *,
     jitters: int,
-    threshold: float,
+    threshold: float | None,
     clicks: int,
     seed: int,
 ) -> StableMask:
@@ -59,6 +59,8 @@ def stable_mask(
         size_hw: of the picture.
         jitters, threshold, clicks, seed: see `Predictor.predict_stable`.
     """
+    if threshold is None:
+        threshold = STABLE_POINTS if prompt.box is None else STABLE
     rng = np.random.default_rng(seed)
     masks, logits, iou_predictions = predict([prompt, *(jittered(rng, prompt, size_hw) for _ in range(jitters))])
     remaining = iter(masks)
