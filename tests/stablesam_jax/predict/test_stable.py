@@ -124,7 +124,7 @@ def test_jitters_stay_in_the_picture_and_small():
     ("arguments", "words"),
     [
         ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "takes one prompt; call it for each"),
-        ({"mask_input": np.zeros((1, 16, 16))}, "needs points or a box to move"),
+        ({"mask_input": np.zeros((1, 16, 16))}, "needs points or a box"),
         ({"box": [1, 2, 3, 4], "jitters": 0}, "jitters of at least 1"),
         ({"box": [1, 2, 3, 4], "clicks": -1}, "clicks and seed of at least 0"),
         ({"box": [1, 2, 3, 4], "seed": -1}, "clicks and seed of at least 0"),
