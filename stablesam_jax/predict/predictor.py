@@ -304,7 +304,7 @@ class Predictor:
         if is_list:
             raise InputError("predict_stable takes one prompt; call it for each of the list.")
         if jitters < 1 or min(clicks, seed) < 0 or (point_coords is None and box is None):
-            raise InputError("A stable mask needs points or a box, jitters of at least 1, clicks and seed of at least 0.")
+            raise InputError("Stability needs points or a box, jitters of at least 1, clicks and seed of at least 0.")
 
         def predict(prompts: list[Prompt]) -> Singles:
             logits, iou_predictions = self._decode(picture, prompts, "single", hq_token_only)
