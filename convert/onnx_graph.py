@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             ),
             **of_hq,
         )
-        if of_hq:
+        if of_hq:  # four masks of SAM, then that of the HQ token
             logits = logits[:, :4] + logits[:, 4:]
         if self.single:
             ambiguous = (point_labels != NOT_A_POINT).sum() <= 1

@@ -33,7 +33,7 @@ from stablesam_jax.files.locks import owned
 from stablesam_jax.files.picture_file import read_picture
 from stablesam_jax.params import digest
 from stablesam_jax.predict.predictor import Predictor
-from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, StableMask
+from stablesam_jax.predict.stable import JITTERS, StableMask, review_limit
 
 Faults = dict[str, str]  # name of a picture in the file of prompts -> what is wrong with it
 
@@ -87,7 +87,7 @@ def predict(options: Options) -> int:
     kind, path, requests = _read(options)
     _check(options)
     if options.threshold is None:
-        options = dataclasses.replace(options, threshold=STABLE_POINTS if kind == "points" else STABLE)
+        options = dataclasses.replace(options, threshold=review_limit(has_box=kind != "points"))
     folder = options.pictures.resolve()
     files, faults = _find(folder, kind, requests.pictures)
     with owned(options.output):

@@ -262,11 +262,7 @@ class PluginConfig(_Hashable):
             KeyError, TypeError, ValueError: these are not the fields of a plugin.
         """
         limits = fields.get("first_pass")
-        as_tuples = {
-            "attentions": tuple(fields["attentions"]),
-            "first_pass": None if limits is None else FirstPass(*limits),
-        }
-        return cls(**fields | as_tuples)
+        return cls(**fields | {"first_pass": None if limits is None else FirstPass(*limits)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

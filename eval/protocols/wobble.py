@@ -37,7 +37,7 @@ from stablesam_jax.files.disk import write_text
 from stablesam_jax.metrics import mask_iou, stability
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, ambiguity, jittered, other_clicks
+from stablesam_jax.predict.stable import JITTERS, STABLE, STABLE_POINTS, ambiguity, jittered, other_clicks, review_limit
 from stablesam_jax.visualize import save_figure
 
 DEFAULT = ("hq-sam", "points")  # noises
@@ -236,7 +236,7 @@ def judge(cases: Sequence[Case]) -> dict[str, object]:
     all_kinds = columns(cases)
     iou = all_kinds.pop("iou")
     by_kind = [columns([case for case in cases if case.kind == kind]) for kind in kinds]
-    limits = [STABLE_POINTS if point_count(case.kind) else STABLE for case in cases]
+    limits = [review_limit(has_box=not point_count(case.kind)) for case in cases]
     flagged = float((all_kinds["stability"] < limits).mean())
     result: dict[str, object] = {
         "masks": len(cases), "bad": float((iou < signals.BAD_IOU).mean()), "flagged": flagged,
@@ -385,8 +385,8 @@ def verdict(judged: Mapping) -> str:
         close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
         words += f"Predicted IoU, which needs no extra prompts, finds {'about as many' if close else 'fewer'}."
     return (
-        f"Does the flag of `predict_stable` (stability below {STABLE} with a box, {STABLE_POINTS} without) "
-        f"find bad masks? {words} It flags "
+        f"Does the flag of `predict_stable` (stability below {STABLE} with a box, {STABLE_POINTS} without) find "
+        f"bad masks? {words} It flags "
         f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "
         f"(IoU below {signals.BAD_IOU}).\n\n"
         "| signal | rank correlation with IoU | within one kind of prompt | risk-coverage area | of the possible gain "

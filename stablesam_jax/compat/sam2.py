@@ -66,7 +66,7 @@ class SAM2Base:
 
 
 def build_sam2(
-    config_file: str | os.PathLike[str],
+    config_file: str | os.PathLike[str] | None,
     ckpt_path: str | os.PathLike[str] | None = None,
     device: Any = None,
     mode: str = "eval",
@@ -76,8 +76,10 @@ def build_sam2(
     """A SAM 2 by the arguments of sam2's `build_sam2` (build_sam.py).
 
     Args:
-        config_file: of sam2, such as "configs/sam2.1/sam2.1_hiera_l.yaml", or a name of `MODELS`.
-        ckpt_path: a checkpoint folder or `BASE+PLUGIN_FILE`.
+        config_file: of sam2, such as "configs/sam2.1/sam2.1_hiera_l.yaml", or a name of `MODELS`. None: the model that
+            ckpt_path holds.
+        ckpt_path: a name of `load_model`: a checkpoint folder, `BASE+PLUGIN_FILE`, or OWNER/NAME of a folder of
+            `stablesam hub`.
         device: not used: JAX decides where the model runs.
         mode, hydra_overrides_extra: as by default.
         apply_postprocessing: see `dynamic_multimask_via_stability` of `SAM2Base`.
@@ -86,46 +88,32 @@ def build_sam2(
         InputError: see `load_model`; the folder holds another model, or mode or hydra_overrides_extra is not the
             default.
     """
-    _check(mode, hydra_overrides_extra)
-    named = _SIZE.fullmatch(os.path.basename(config_file).removeprefix("stable_"))
-    if named is None:
-        raise InputError(f"{config_file}: is no SAM 2; name one as configs/sam2.1/sam2.1_hiera_t.yaml, _s, _b+ or _l.")
+    if mode != "eval" or list(hydra_overrides_extra):
+        raise InputError("build_sam2: mode and hydra_overrides_extra cannot be changed here; leave them out.")
+    name = None if config_file is None else _model_name(config_file)
     if ckpt_path is None:
         raise InputError("build_sam2: ckpt_path is missing; no weights are shipped, name the folder of a SAM 2.")
-    name = f"sam2_hiera_{named[1].replace('b+', 'b_plus')}"
     sam, params = build.load_model(ckpt_path)
-    if sam.config.encoder != MODELS[name].encoder:
+    if name is not None and sam.config.encoder != MODELS[name].encoder:
         raise InputError(f"{ckpt_path}: holds another model than {name}. Name the one that it holds.")
     return SAM2Base(sam, params, apply_postprocessing)
 
 
-def build_sam2_hf(
-    model_id: str | os.PathLike[str],
-    device: Any = None,
-    mode: str = "eval",
-    hydra_overrides_extra: Sequence[str] = (),
-    apply_postprocessing: bool = True,
-) -> SAM2Base:
-    """A SAM 2 by a name of `load_model`.
-
-    Args:
-        model_id: a folder, `BASE+PLUGIN_FILE`, or OWNER/NAME of a folder of `stablesam hub`.
-        device, mode, hydra_overrides_extra, apply_postprocessing: see `build_sam2`.
-
-    Raises:
-        InputError: see `load_model`; it is not a SAM 2, or mode or hydra_overrides_extra is not the default.
-    """
-    _check(mode, hydra_overrides_extra)
-    return SAM2Base(*build.load_model(model_id), apply_postprocessing)
+def build_sam2_hf(model_id: str | os.PathLike[str], **options: Any) -> SAM2Base:
+    """The SAM 2 of a name of `load_model`, by the arguments of sam2's `build_sam2_hf`: `build_sam2(None, model_id)`."""
+    return build_sam2(None, model_id, **options)
 
 
 def from_hub(model_id: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple[SAM2Base, dict[str, Any]]:
-    """The model, and the options that are not of `build_sam2_hf`, for `from_pretrained` of sam2's classes."""
-    own = inspect.signature(build_sam2_hf).parameters.keys() & options.keys()
+    """The model, and the options that are not of `build_sam2`, for `from_pretrained` of sam2's classes."""
+    own = inspect.signature(build_sam2).parameters.keys() & options.keys()
     model = build_sam2_hf(model_id, **{name: options[name] for name in own})
     return model, {name: value for name, value in options.items() if name not in own}
 
 
-def _check(mode: str, hydra_overrides_extra: Sequence[str]) -> None:
-    if mode != "eval" or list(hydra_overrides_extra):
-        raise InputError("build_sam2: mode and hydra_overrides_extra cannot be changed here; leave them out.")
+def _model_name(config_file: str | os.PathLike[str]) -> str:
+    """The name in MODELS of a configuration file of sam2."""
+    named = _SIZE.fullmatch(os.path.basename(config_file).removeprefix("stable_"))
+    if named is None:
+        raise InputError(f"{config_file}: is no SAM 2; name one as configs/sam2.1/sam2.1_hiera_t.yaml, _s, _b+ or _l.")
+    return f"sam2_hiera_{named[1].replace('b+', 'b_plus')}"

@@ -263,7 +263,7 @@ class SAM2ImagePredictor(Holder[SAM2Base, _State]):
         moved = [in_model_frame(prompt, size_hw, frame) for prompt in prompts]
         choice, returned = self.model.choice(multimask_output)
         low_res, iou = (part[:, returned] for part in decode(sam, params, embedding, moved, choice))
-        cleaned = without_small_regions(low_res, *self._areas, self.mask_threshold)
+        cleaned = logits_without_small_regions(low_res, *self._areas, self.mask_threshold)
         if return_logits or self.mask_threshold != 0:
             masks = upscale_logits(cleaned, size_hw, frame)
         if not return_logits:
@@ -327,7 +327,7 @@ class SAM2AutomaticMaskGenerator(MaskGenerator):
             ]
             masks = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *refined)
         area = self.min_mask_region_area
-        low_res = without_small_regions(np.asarray(masks.low_res_masks), area, area)
+        low_res = logits_without_small_regions(np.asarray(masks.low_res_masks), area, area)
         return dataclasses.replace(masks, low_res_masks=jnp.asarray(low_res) - self.mask_threshold)
 
     def _choose(self, embedding: ImageEmbedding, prompts: Prompts, multimask_output: bool) -> Masks:
@@ -339,7 +339,7 @@ class SAM2AutomaticMaskGenerator(MaskGenerator):
         return [self._record(one, one.draw(size_hw), one.box) for one in found]  # small regions are gone already
 
 
-def without_small_regions(
+def logits_without_small_regions(
     low_res_masks: np.ndarray, hole_area: float, sprinkle_area: float, threshold: float = 0.0
 ) -> np.ndarray:
     """Fills small holes, and removes small specks, as `SAM2Transforms.postprocess_masks` in sam2/utils/transforms.py.

@@ -60,7 +60,7 @@ def stable_mask(
         jitters, threshold, clicks, seed: see `Predictor.predict_stable`.
     """
     if threshold is None:
-        threshold = STABLE_POINTS if prompt.box is None else STABLE
+        threshold = review_limit(has_box=prompt.box is not None)
     rng = np.random.default_rng(seed)
     masks, logits, iou_predictions = predict([prompt, *(jittered(rng, prompt, size_hw) for _ in range(jitters))])
     remaining = iter(masks)
@@ -75,6 +75,11 @@ def stable_mask(
         needs_review=share < threshold,
         ambiguity=ambiguity(mask, predict(others)[0] if others else ()) if clicks else None,
     )
+
+
+def review_limit(*, has_box: bool) -> float:
+    """The stability below which the mask of a prompt needs review."""
+    return STABLE if has_box else STABLE_POINTS
 
 
 def other_clicks(rng: np.random.Generator, mask: np.ndarray, count: int) -> list[Prompt]:
