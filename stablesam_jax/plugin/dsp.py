@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from stablesam_jax.config import PluginConfig
 from stablesam_jax.ops.layers import Dense, DepthwiseConv, LayerNorm
 from stablesam_jax.ops.numerics import broadcast_channels, gelu, to_float32
+from stablesam_jax.ops.once import computed_once
 from stablesam_jax.plugin.common import last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample
 
@@ -48,8 +49,8 @@ class OffsetNetwork(nn.Module):
             case "none":
                 amplitudes = features
         hidden = DepthwiseConv(self.config.offset_kernel, name="depthwise")(amplitudes)
-        # Without the barrier XLA on the CPU repeats the convolution for the mean, for the variance and for the result.
-        hidden = jax.lax.optimization_barrier(to_float32(hidden))
+        # Otherwise XLA on the CPU repeats the convolution for the mean, for the variance and for the result.
+        hidden = computed_once(to_float32(hidden))
         hidden = gelu(LayerNorm(name="norm")(hidden)).astype(dtype)
         groups = self.config.groups
         last = Dense(2 * groups, last_kernel(self.config.start), name="offset")
