@@ -1,16 +1,19 @@
-"""What `SamPredictor` and `SAM2ImagePredictor` share: a fixed model, and the pictures that each thread has set."""
+"""What `SamPredictor` and `SAM2ImagePredictor` share: a fixed model, and the pictures that threads have set."""
 
 import abc
 import dataclasses
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from stablesam_jax.errors import InputError
-from stablesam_jax.predict.current import Current
+from stablesam_jax.predict.current import Current, Shared
 
 
-class _HasDevice(Protocol):
+class _Model(Protocol):
     @property
     def device(self) -> Any: ...
+
+    @property
+    def shared_picture(self) -> bool: ...
 
 
 class _Settable(Protocol):
@@ -18,20 +21,25 @@ class _Settable(Protocol):
     def is_image_set(self) -> bool: ...
 
 
-Model = TypeVar("Model", bound=_HasDevice)
+Model = TypeVar("Model", bound=_Model)
 State = TypeVar("State", bound=_Settable)
+
+_OVERTAKEN = (
+    "{name}: another thread has set a picture since this one prompted its own, which still is the one that it had set. "
+    "If it is the latest that is meant, as with a pool of threads, build the model with shared_picture=True."
+)
 
 
 class Holder(abc.ABC, Generic[Model, State]):
-    """A model, and an immutable state of each thread; see `predict.current.Current`."""
+    """A model, and an immutable state of each thread, see `predict.current.Current`; or one of all threads."""
 
     _model: Model
-    _current: Current[State]
+    _current: Current[State] | Shared[State]
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
         """Subclasses of clients assign `model` and `transform` by themselves instead of calling `__init__`."""
         made = super().__new__(cls)
-        made._current = Current()
+        made._current = Current(warning=_OVERTAKEN.format(name=cls.__name__))
         return made
 
     @property
@@ -44,6 +52,8 @@ class Holder(abc.ABC, Generic[Model, State]):
         if hasattr(self, "_model"):
             raise AttributeError(f"{type(self).__name__}.model is fixed; make another {type(self).__name__}.")
         self._model = value
+        if value.shared_picture:
+            self._current = Shared()
 
     @abc.abstractmethod
     def _empty(self) -> State:

@@ -14,6 +14,8 @@ from stablesam_jax.compat.tensors import Tensor, array, tensor
 from stablesam_jax.compat.transforms import ResizeLongestSide
 from stablesam_jax.errors import InputError
 from stablesam_jax.model import sam as linen
+from stablesam_jax.model.mask_decoder import Masks
+from stablesam_jax.model.prompt_encoder import Prompts
 from stablesam_jax.model.sam import ImageEmbedding
 from stablesam_jax.params import Params
 from stablesam_jax.predict.mask_generator import MaskGenerator
@@ -52,7 +54,8 @@ class _State:
 class SamPredictor(Holder[Sam, _State]):
     """segment_anything/predictor.py, with the additional argument of segment_anything_hq.
 
-    Threads may share it: each has its own picture, see `stablesam_jax.Predictor`, and its own assigned values.
+    Threads may share it: each has its own picture, see `stablesam_jax.Predictor`, and its own assigned values. With
+    `shared_picture` of the model all have the latest, as in the official class.
     """
 
     def __init__(self, sam_model: Sam | linen.Sam, params: Params | None = None):
@@ -266,4 +269,15 @@ class SamAutomaticMaskGenerator(MaskGenerator):
     def __init__(self, model: Sam, *arguments: Any, **options: Any):
         """`model` is of `sam_model_registry`; all others as in `MaskGenerator`."""
         super().__init__(model.sam, model.params, *arguments, **options)
-        self.predictor = SamPredictor(model)
+        self._predictor = SamPredictor(model)
+
+    @property
+    def predictor(self) -> SamPredictor:
+        """A predictor of the generator's model."""
+        return self._predictor
+
+    def _decode(self, embedding: ImageEmbedding, prompts: Prompts) -> Masks:
+        masks = super()._decode(embedding, prompts)
+        return dataclasses.replace(
+            masks, low_res_masks=masks.low_res_masks - float(self.predictor.model.mask_threshold)
+        )

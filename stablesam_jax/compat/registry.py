@@ -10,8 +10,10 @@ from stablesam_jax.errors import InputError
 
 
 def _builder(name: str) -> Callable[..., Sam]:
-    def build_sam(checkpoint: str | os.PathLike[str] | None = None) -> Sam:
+    def build_sam(checkpoint: str | os.PathLike[str] | None = None, *, shared_picture: bool = False) -> Sam:
         """A model from a checkpoint folder or `BASE+PLUGIN_FILE`; without one, the shipped model of that name.
+
+        `shared_picture`: as of `Sam`.
 
         Raises:
             InputError: see `load_model`; or the folder holds another model.
@@ -19,7 +21,7 @@ def _builder(name: str) -> Callable[..., Sam]:
         sam, params = build.load_model(name if checkpoint is None else checkpoint)
         if sam.config.encoder != MODELS[name].encoder:
             raise InputError(f"{checkpoint}: holds another model than {name}. Name the one that it holds.")
-        return Sam(sam, params)
+        return Sam(sam, params, shared_picture=shared_picture)
 
     return build_sam
 

@@ -35,12 +35,22 @@ class Sam:
     mask_threshold = 0.0  # logits above are the object
     image_format = "RGB"
 
-    def __init__(self, sam: linen.Sam, params: Params):
-        """From `load_model`. Raises InputError for a SAM 2, which segment_anything's classes do not fit."""
+    def __init__(self, sam: linen.Sam, params: Params, *, shared_picture: bool = False):
+        """Prepares a model.
+
+        Args:
+            sam, params: from `load_model`.
+            shared_picture: each `SamPredictor` of it has one picture for all threads, the latest, as segment_anything's
+                has. For programs with a pool of threads, which set a picture in one and prompt it in another.
+
+        Raises:
+            InputError: it is a SAM 2, which segment_anything's classes do not fit.
+        """
         if sam.config.sam2:
             raise InputError(f"{sam.config.name}: segment_anything's classes do not fit a SAM 2; use Predictor.")
         self.sam = sam
         self.params = jax.device_put(params)
+        self.shared_picture = shared_picture
         self._image_encoder = ImageEncoder(self)
         self._prompt_encoder = PromptEncoder(self)
         self._mask_decoder = MaskDecoder(self)

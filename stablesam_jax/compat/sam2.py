@@ -22,12 +22,20 @@ _SIZE = re.compile(r"sam2(?:\.1)?_hiera_(t|s|b\+|b_plus|l)(?:\.yaml)?")  # a con
 class SAM2Base:
     """A SAM 2 by the name of sam2's class (modeling/sam2_base.py); `SAM2ImagePredictor` prompts it."""
 
-    def __init__(self, sam: linen.Sam, params: Params, dynamic_multimask_via_stability: bool = True):
+    def __init__(
+        self,
+        sam: linen.Sam,
+        params: Params,
+        dynamic_multimask_via_stability: bool = True,
+        *,
+        shared_picture: bool = False,
+    ):
         """Prepares a model.
 
         Args:
             sam, params: from `load_model`.
             dynamic_multimask_via_stability: in place of an unstable single mask there is the best of the other three.
+            shared_picture: as of `compat.Sam`.
 
         Raises:
             InputError: it is a SAM, which `SamPredictor` prompts.
@@ -37,6 +45,7 @@ class SAM2Base:
         self.sam = sam
         self.params = jax.device_put(params)
         self.dynamic_multimask_via_stability = dynamic_multimask_via_stability
+        self.shared_picture = shared_picture
 
     def choice(self, multimask_output: bool) -> tuple[MaskChoice, slice]:
         """Which masks are decoded, and which of these are returned."""
@@ -72,6 +81,8 @@ def build_sam2(
     mode: str = "eval",
     hydra_overrides_extra: Sequence[str] = (),
     apply_postprocessing: bool = True,
+    *,
+    shared_picture: bool = False,
 ) -> SAM2Base:
     """A SAM 2 by the arguments of sam2's `build_sam2` (build_sam.py).
 
@@ -83,6 +94,7 @@ def build_sam2(
         device: not used: JAX decides where the model runs.
         mode, hydra_overrides_extra: as by default.
         apply_postprocessing: see `dynamic_multimask_via_stability` of `SAM2Base`.
+        shared_picture: as of `compat.Sam`.
 
     Raises:
         InputError: see `load_model`; the folder holds another model, or mode or hydra_overrides_extra is not the
@@ -96,7 +108,7 @@ def build_sam2(
     sam, params = build.load_model(ckpt_path)
     if name is not None and sam.config.encoder != MODELS[name].encoder:
         raise InputError(f"{ckpt_path}: holds another model than {name}. Name the one that it holds.")
-    return SAM2Base(sam, params, apply_postprocessing)
+    return SAM2Base(sam, params, apply_postprocessing, shared_picture=shared_picture)
 
 
 def build_sam2_hf(model_id: str | os.PathLike[str], **options: Any) -> SAM2Base:

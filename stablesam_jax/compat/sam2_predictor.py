@@ -54,7 +54,7 @@ class _State:
 class SAM2ImagePredictor(Holder[SAM2Base, _State]):
     """sam2/sam2_image_predictor.py.
 
-    Threads may share it: each has its own pictures, see `stablesam_jax.Predictor`, and its own assigned values.
+    Threads may share it, see `SamPredictor`.
     """
 
     def __init__(
@@ -310,7 +310,12 @@ class SAM2AutomaticMaskGenerator(MaskGenerator):
         self.use_m2m = use_m2m
         self.multimask_output = multimask_output
         area = self.min_mask_region_area
-        self.predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
+        self._predictor = SAM2ImagePredictor(model, max_hole_area=area, max_sprinkle_area=area)
+
+    @property
+    def predictor(self) -> SAM2ImagePredictor:
+        """A predictor of the generator's model."""
+        return self._predictor
 
     @classmethod
     def from_pretrained(cls, model_id: str | os.PathLike[str], **options: Any) -> "SAM2AutomaticMaskGenerator":

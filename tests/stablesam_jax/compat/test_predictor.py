@@ -332,10 +332,52 @@ def test_what_a_thread_assigns_does_not_mix_with_the_picture_of_another():
     assert ours.is_image_set
 
 
+def prompted_in_turns(predictor):
+    """Answers of a pool of two threads, in which one thread sets a picture and both prompt it, one after the other."""
+    found = []
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for picture, (first, second) in zip(pictures(), [(one, other), (other, one)] * 2, strict=True):
+            first.submit(predictor.set_image, picture).result()
+            found.append([pool.submit(answer, predictor).result() for pool in (first, second)])
+    return found
+
+
+def test_a_shared_picture_is_that_of_a_pool_of_threads():
+    shared = compat.SamPredictor(compat.Sam(*small.nano(), shared_picture=True))
+    for answers, want in zip(prompted_in_turns(shared), alone(compat.SamPredictor(*small.nano())), strict=True):
+        assert all(np.array_equal(one, want) for one in answers)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(setattr, shared, "features", None).result()
+        with pytest.raises(InputError, match="assigned without features"):
+            answer(shared)
+        pool.submit(shared.reset_image).result()
+    assert not shared.is_image_set
+
+
+def test_a_pool_of_threads_without_a_shared_picture_is_told_so_once(caplog):
+    ours = compat.SamPredictor(*small.nano())
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for pool, picture in [(one, pictures()[0]), (other, pictures()[1])]:
+            pool.submit(ours.set_image, picture).result()
+            pool.submit(answer, ours).result()
+        assert not caplog.messages  # each has prompted its own picture, before the other has set one or after
+        for _ in range(2):
+            one.submit(answer, ours).result()
+    (line,) = caplog.messages
+    assert "another thread has set a picture since" in line
+    assert "build the model with shared_picture=True" in line
+
+
 def test_a_predictor_survives_pickling():
     ours = compat.SamPredictor(*small.nano())
     ours.set_image(pictures()[0])
     assert np.array_equal(answer(pickle.loads(pickle.dumps(ours))), answer(ours))
+    shared = compat.SamPredictor(compat.Sam(*small.nano(), shared_picture=True))
+    shared.set_image(pictures()[1])
+    copied = pickle.loads(pickle.dumps(shared))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(copied.set_image, pictures()[0]).result()
+    assert np.array_equal(answer(copied), answer(ours))
 
 
 # what is refused
@@ -428,9 +470,28 @@ def test_the_generator_has_its_models_predictor_and_the_official_arguments():
     generator = compat.SamAutomaticMaskGenerator(model=model, points_per_side=2, pred_iou_thresh=0.0)
     generator.predictor.set_image(pictures()[0])
     assert generator.predictor.predict(box=BOXES[2][:4] // 2)[0].shape == (3, 40, 64)
+    with pytest.raises(AttributeError):  # it would go on with its own model
+        generator.predictor = compat.SamPredictor(model)
     in_place = compat.SamAutomaticMaskGenerator(model, 2, 64, 0.0, 0.0)
     assert in_place.stability_score_thresh == 0
     records = in_place.generate(pictures()[0])
     assert {"segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"} == set(
         records[0]
     )
+
+
+def test_the_generator_cuts_logits_at_the_threshold_of_its_model():
+    model = compat.Sam(*small.system(hq=False, plugin=PluginConfig()))
+    generator = compat.SamAutomaticMaskGenerator(model, 2, 64, 0.0, 0.0, box_nms_thresh=1.0)
+    generator.predictor.set_image(pictures()[0])
+    points = np.array([record["point_coords"][0] for record in generator.generate(pictures()[0])])
+    model.mask_threshold = np.float64(0.2)
+    answers = {}
+    for point in points:
+        masks, iou, _ = generator.predictor.predict(point[None], np.array([1]))
+        answers |= {(*point, round(float(score), 4)): mask for mask, score in zip(masks, iou, strict=True)}
+    records = generator.generate(pictures()[0])
+    assert len(records) > 3
+    for record in records:
+        want = answers[*record["point_coords"][0], round(record["predicted_iou"], 4)]
+        assert (record["segmentation"] != want).mean() < 0.002

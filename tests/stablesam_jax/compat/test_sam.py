@@ -174,6 +174,8 @@ def test_shipped_models_are_built_by_name_and_others_from_a_folder(tmp_path):
     assert {"default", "vit_h", "vit_l", "vit_b", "vit_t", "sam_nano", "stable_sam_nano"} <= set(registry)
     shipped = registry["stable_sam_nano"]()
     assert shipped.sam.config.plugin is not None
+    assert not shipped.shared_picture
+    assert registry["stable_sam_nano"](shared_picture=True).shared_picture
     folder = small.save_nano(tmp_path / "nano")
     assert registry["sam_nano"](checkpoint=folder).image_encoder.img_size == 512
     with pytest.raises(InputError, match=r"nano: holds another model than sam_vit_b\. Name"):

@@ -351,7 +351,11 @@ def test_no_boxes_have_no_masks_and_threads_have_their_own_pictures():
     assert (masks.shape, iou.shape, low_res.shape) == ((0, 1, HEIGHT, WIDTH), (0, 1), (0, 1, SIDE, SIDE))
     with ThreadPoolExecutor(1) as pool:
         pool.submit(ours.set_image, OTHER).result()
-    assert ours._orig_hw == [(HEIGHT, WIDTH)]
+        assert ours._orig_hw == [(HEIGHT, WIDTH)]
+        shared = compat.SAM2ImagePredictor(compat.SAM2Base(*small.sam2(), shared_picture=True))
+        shared.set_image(PICTURE)
+        pool.submit(shared.set_image, OTHER).result()
+    assert shared._orig_hw == [OTHER.shape[:2]]
 
 
 @pytest.fixture(scope="module")
@@ -401,6 +405,8 @@ def test_build_sam2_builds_the_model_of_a_configuration(folder, monkeypatch):
     model = compat.build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", folder, device="cuda", apply_postprocessing=False)
     assert model.sam.config == CONFIG
     assert not model.dynamic_multimask_via_stability
+    assert not model.shared_picture
+    assert compat.build_sam2(None, folder, shared_picture=True).shared_picture
 
 
 @pytest.mark.slow
