@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from stablesam_jax.commands import called, command_line
+from stablesam_jax.commands import called, check_choice, command_line
 from stablesam_jax.data import built
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.datasets import NAMES, official_count
@@ -60,9 +60,7 @@ def open_source(name: str, source: pathlib.Path, findings: Findings) -> tuple[st
     Raises:
         InputError: an unknown name, or a source that does not have its form.
     """
-    if name not in (AUTO, *OWN, *NAMES):
-        known = ", ".join((AUTO, *OWN, *NAMES))
-        raise InputError(f"{name}: no data set of this name; choose from {known}.")
+    check_choice(name, (AUTO, *OWN, *NAMES), "data set")
     if name in NAMES:
         title, readers = open_readers(f"{name}:{source}", findings)
     else:

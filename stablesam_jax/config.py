@@ -1,6 +1,7 @@
 """Architecture: the sizes of every model and of the plugin, each written once."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -241,8 +242,9 @@ class PluginConfig(_Hashable):
             raise InputError(f"offset_kernel must be odd, to have a centre; got {self.offset_kernel}.")
         if not 0 <= self.max_offset_cells < float("inf"):
             raise InputError(f"max_offset_cells must be a number of cells, 0 or more; got {self.max_offset_cells}.")
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"strength is a share, from 0 to 1; got {self.strength}.")
+        if not isinstance(self.strength, numbers.Real) or not 0 <= self.strength <= 1:
+            raise InputError(f"strength is a share, from 0 to 1; got {self.strength!r}.")
+        object.__setattr__(self, "strength", float(self.strength))
         if self.resample != "deform" and self.positions == "resampled":
             raise InputError(f"resample {self.resample!r} samples nothing: positions must be 'grid'.")
         if self.resample == "linear" and self.router:
@@ -281,6 +283,9 @@ class SamConfig(_Hashable):
     def __post_init__(self):
         super().__post_init__()
         multiple = self.encoder.size_multiple
+        if not isinstance(self.image_size, numbers.Integral):
+            raise InputError(f"image size {self.image_size!r}: must be a whole number of pixels.")
+        object.__setattr__(self, "image_size", int(self.image_size))  # JSON holds no numbers of NumPy
         if self.image_size < multiple or self.image_size % multiple:
             raise InputError(f"image size {self.image_size}: must be a positive multiple of {multiple} pixels.")
         if self.dtype not in get_args(Dtype):

@@ -7,11 +7,11 @@ Paths are relative to the folder that the user names. Sources: HQ-SAM `train/tra
 import dataclasses
 import pathlib
 
+from stablesam_jax.commands import check_choice
 from stablesam_jax.data.class_maps import ClassMapFiles
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.findings import Findings
 from stablesam_jax.data.readers import SoftPairs
-from stablesam_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +198,7 @@ def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Read
     Raises:
         InputError: an unknown name, or missing folders.
     """
+    check_choice(name, NAMES, "data set")
     if name in JOINED:
         return [part for member in JOINED[name] for part in open_dataset(member, root, findings)]
     if name in ONE_OBJECT:
@@ -206,22 +207,20 @@ def open_dataset(name: str, root: pathlib.Path, findings: Findings) -> list[Read
     if name in INSTANCES:
         row = INSTANCES[name]
         return [CocoPictures(name, root / row.pictures, root / row.annotations, findings)]
-    if name in MESS:
-        maps = MESS[name]
-        return [
-            ClassMapFiles(
-                name,
-                root / maps.pictures,
-                root / maps.labels,
-                picture_suffixes=frozenset({maps.picture_suffix}),
-                label_suffix=maps.label_suffix,
-                classes=maps.classes,
-                background=maps.background,
-                more_pictures=maps.more_pictures,
-                findings=findings,
-            )
-        ]
-    raise InputError(f"{name}: no data set of this name; choose from {', '.join(NAMES)}.")
+    maps = MESS[name]
+    return [
+        ClassMapFiles(
+            name,
+            root / maps.pictures,
+            root / maps.labels,
+            picture_suffixes=frozenset({maps.picture_suffix}),
+            label_suffix=maps.label_suffix,
+            classes=maps.classes,
+            background=maps.background,
+            more_pictures=maps.more_pictures,
+            findings=findings,
+        )
+    ]
 
 
 def official_count(name: str) -> int | None:

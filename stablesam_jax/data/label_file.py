@@ -18,6 +18,7 @@ IGNORE = 255  # belongs to no object and no class
 IGNORE_16 = 65535  # the same in a mask with numbers above 255
 THRESHOLD = 128  # of soft masks: larger values are object (protocol: HQ-SAM, train/utils/misc.py)
 LOSSY = ("JPEG", "MPO", "AVIF")
+FEW_BITS = tuple(f"L;{bits}" for bits in range(2, 8))  # raw modes that Pillow scales to 8 bits
 MOST_MASK_BYTES = 2**32  # largest memory for the masks of one picture
 SizeHW = tuple[int, int]
 
@@ -51,7 +52,7 @@ def read_masks(path: pathlib.Path, size_hw: SizeHW | None) -> tuple[np.ndarray, 
     if len(numbers) == 0:
         raise InputError(f"{path}: the mask is empty; draw an object (any value above 0) or remove the pair.")
     if len(numbers) > 1:
-        if stored.raw in ("L;2", "L;4"):
+        if stored.raw in FEW_BITS:
             raise InputError(
                 f"{path}: the mask has {stored.raw[-1]} bits a pixel, so that its numbers are not known; store 8 bits."
             )

@@ -17,10 +17,12 @@ import numpy as np
 from stablesam_jax.data import rle
 from stablesam_jax.data.annotated import Drawing, Drawn
 from stablesam_jax.data.json_file import read_json
-from stablesam_jax.errors import InputError
+from stablesam_jax.errors import InputError, shown
 from stablesam_jax.files.picture_file import read_stored
 
-POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # shape types whose points are the outline
+POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")  # shape types whose points are the outline
+POINTS = ("point", "points", "line", "linestrip", "ai_points")
+WITHOUT_AREA = dict.fromkeys(POINTS, "points and lines") | {"text": "texts"}
 ROUND = 0.02  # pixels, largest error of the polygon that approximates a circle
 
 
@@ -38,7 +40,7 @@ def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
     left_out: collections.Counter[str] = collections.Counter()
     groups: dict[tuple[str, Any], list[Any]] = {}
     for number, shape in enumerate(shapes, start=1):
-        kind, label = shape.get("shape_type") or "polygon", str(shape.get("label") or "")
+        kind, label = str(shape.get("shape_type") or "polygon"), str(shape.get("label") or "")
         try:
             if kind == "mask":
                 objects.append(Drawn(_mask(shape, size), number, label))
@@ -47,7 +49,7 @@ def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
         except ValueError as error:
             raise ValueError(f"shape {number} {error}") from None
         if polygon is None:
-            left_out["points and lines" if kind != "text" else "texts"] += 1
+            left_out[WITHOUT_AREA.get(kind, f"shapes of the type {shown(kind)}")] += 1
             continue
         group = shape.get("group_id")
         key = (label, str(group)) if group is not None else ("", number)

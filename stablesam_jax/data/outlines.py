@@ -27,8 +27,8 @@ def run_lengths(segmentation: Segmentation, size: tuple[int, int]) -> Compressed
     """The run lengths of an object.
 
     Args:
-        segmentation: a list of polygons, whose union is taken; a single polygon; or run lengths. A polygon of fewer
-            than three points is empty.
+        segmentation: a list of polygons, whose union is taken; a single polygon, also as a list of points; or run
+            lengths. A polygon of fewer than three points is empty.
         size: W, H of the picture.
 
     Raises:
@@ -71,6 +71,8 @@ def _of_polygons(segmentation: list[Any], size: tuple[int, int]) -> CompressedRu
     width, height = size
     if segmentation and not any(isinstance(part, list | array.array) for part in segmentation):
         segmentation = [segmentation]
+    if len(segmentation) > 2 and all(isinstance(part, list | array.array) and len(part) == 2 for part in segmentation):
+        segmentation = [[number for point in segmentation for number in point]]
     polygons = [polygon for polygon in map(_numbers, segmentation) if len(polygon) >= 6]
     for polygon in polygons:
         if len(polygon) % 2:

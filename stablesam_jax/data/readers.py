@@ -20,7 +20,16 @@ import numpy as np
 from stablesam_jax.data.findings import Finding, Findings, cannot_be_read, tell
 from stablesam_jax.data.label_file import SizeHW, read_masks, read_soft_mask
 from stablesam_jax.errors import InputError, shown
-from stablesam_jax.files.picture_file import CONVERT, SIDEWAYS, SUFFIXES, Header, read_header, read_picture, unread
+from stablesam_jax.files.picture_file import (
+    CONVERT,
+    SIDEWAYS,
+    SUFFIXES,
+    UNREAD,
+    Header,
+    read_header,
+    read_picture,
+    unread,
+)
 
 MASK_SUFFIXES = frozenset({".bmp", ".gif", ".pbm", ".pgm", ".png", ".tif", ".tiff"})  # of lossless formats
 IM, GT = "im", "gt"  # subfolders of the layout "pairs"
@@ -287,7 +296,8 @@ class LabelledFiles(Reader):
                 text = f"has no mask in {labels_in}; add it or remove the picture."
                 findings += [Finding("no mask", name, picture, file, text) for file in files]
             elif not usable:
-                text = "is of a format that may blur a mask; store 0 and 255, or a number per object, as PNG."
+                what = unread(of_picture[0]) or "of a format that may blur a mask"
+                text = f"is {what}; store 0 and 255, or a number per object, as PNG."
                 findings.append(Finding("mask", name, picture, of_picture[0], text))
             elif len(files) == len(usable) == 1:
                 self.names.append(picture)
@@ -345,7 +355,10 @@ class PairsFolder(LabelledFiles):
         found += unread
         if not pictures and not unread:
             raise InputError(f"{folder / IM}: holds no picture ({', '.join(sorted(SUFFIXES))}).")
-        labels = list_files(folder / GT, SUFFIXES, within=True)
+        labels = dict(list_files(folder / GT, SUFFIXES, within=True))
+        for stem, files in list_files(folder / GT, UNREAD, within=True).items():
+            if stem in pictures:
+                labels.setdefault(stem, files)  # named as a mask that is not read
         super().__init__(name, pictures, labels, labels_in=folder / GT, findings=found)
         if findings is None:
             tell(found)

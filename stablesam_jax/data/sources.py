@@ -28,6 +28,7 @@ from stablesam_jax.files.picture_file import SUFFIXES, read_picture
 Spec = str | os.PathLike[str]
 Named = TypeVar("Named", CocoPictures, ClassMaps)
 
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})  # as annotation tools export
 KNOWN = (
     f"give a folder with {'; or '.join(form.holds for form in FORMS)}; or a COCO json; or NAME:DIR, an official layout "
     "below DIR, as hqseg-44k:/data/hq"
@@ -96,6 +97,8 @@ def open_readers(spec: Spec, findings: Findings, *, form: str | None = None) -> 
             return official, open_dataset(official, path, findings)
         name = source_name(spec)
         if path.is_file():
+            if path.suffix.lower() in ARCHIVES:
+                raise InputError(f"{path}: is an archive; unpack it, and give the folder.")
             if kind_of(path) != COCO:
                 raise InputError(f"{path}: is no COCO json; {KNOWN}.")
             return name, [CocoPictures(name, coco.root_of(path), path, findings)]

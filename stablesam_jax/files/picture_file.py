@@ -46,6 +46,7 @@ UNREAD = {  # suffix of an unsupported format -> its name
 CONVERT = "which is not read; convert it to JPEG or PNG"
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 TIFF_PHOTOMETRIC, TIFF_MAX_SAMPLE_VALUE = 262, 281  # tags
+MAXVAL = "maxval"  # in the info of a PGM or PPM file: the largest value that it may hold
 PILLOWS_FAULTS = (  # exceptions that Pillow raises on broken files
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError),
     *(TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
@@ -147,20 +148,22 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS, reduce: int = 1
         tags = getattr(picture, "tag_v2", {})  # of a TIFF
         said = tags.get(TIFF_MAX_SAMPLE_VALUE, 0)
         white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
-        raw = _raw_mode(picture)
+        largest = picture.info.get(MAXVAL, 0)
+        raw = f"L;{largest.bit_length()}" if 0 < largest < 255 and picture.mode == "L" else _raw_mode(picture)
         # A side that is no multiple ends with a smaller pixel, which must not come first when the picture is turned.
         even = width % reduce == height % reduce == 0 or _orientation(picture) == 1
         if reduce > 1 and min(width, height) >= reduce and even:
             picture.draft(None, (width // reduce, height // reduce))  # of JPEG alone
         image = _loaded_upright(picture)
         deep = None
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
             deep = np.asarray(image).astype(np.uint16)  # in native byte order
         elif raw in LOW_BYTES and not isinstance(source, Image.Image):  # an opened Image may be decoded already
             deep = _both_bytes(source, image, raw)
     if deep is None:
         return Stored(image, None, 255, False, raw)
     stated = [float(one) for one in np.ravel(said).tolist() if isinstance(one, numbers.Real)]  # may be a text
+    stated.append(largest if largest < 65535 else 0)  # most programs write 65535, whatever the values need
     return Stored(image, deep, white_of(max([int(_colours(deep).max()), *stated])), white_is_zero, raw)
 
 
@@ -256,6 +259,18 @@ def _both_bytes(source: Source, high: Image.Image, raw: str) -> np.ndarray:
     return np.asarray(high).astype(np.uint16) * 256 + low
 
 
+def _keep_values(picture: ImageFile.ImageFile) -> None:
+    """Notes the largest value that a PGM or PPM file may hold, and has 16 bits decoded without being scaled by it."""
+    (tile,) = picture.tile
+    if not tile.codec_name.startswith("ppm") or not isinstance(tile.args, tuple):
+        return
+    mode, largest = tile.args
+    picture.info[MAXVAL] = largest
+    if tile.codec_name == "ppm" and largest > 255:  # not of numbers as text
+        raw = "I;16B" if mode == "L" else "RGB;16B"
+        picture.tile[0] = tile._replace(codec_name="raw", args=(raw, 0, 1))
+
+
 def _orientation(picture: Image.Image) -> int:
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in UPRIGHT else 1
@@ -281,6 +296,8 @@ def _opened(source: Source) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit here
             picture = Image.open(source, formats=FORMATS)
         with picture:
+            if picture.format == "PPM":
+                _keep_values(picture)
             yield picture
 
 

@@ -49,6 +49,8 @@ def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str,
         InputError: the file is absent, of another kind, or damaged.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, and no {kind} file. Give the file.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             stored = file.metadata() or {}
@@ -58,7 +60,7 @@ def read(path: PathLike, *, kind: str, keys: Collection[str]) -> tuple[dict[str,
     except FileNotFoundError:
         raise InputError(f"{path}: no such {kind} file. Check the path.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}). Give a {kind} file that you may read.") from None
+        raise InputError(f"{path}: cannot be read ({error}). Give a file that you may read.") from None
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file, or cut short ({error}). Copy or make it again.") from None
     except KeyError as error:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from stablesam_jax.config import Frame, SamConfig
 from stablesam_jax.errors import InputError
+from stablesam_jax.files.picture_file import white_of
 from stablesam_jax.prompts import Prompt
 
 
@@ -58,7 +59,8 @@ def _remedy(picture: object) -> str:
         case "f" if highest <= 1:
             return "Bring 0..1 to 0..255: (picture * 255).round().astype(np.uint8)."
         case "u" | "i" if highest > 255:
-            return "Bring 0..65535 to 0..255: (picture // 257).astype(np.uint8)."
+            white = white_of(highest)
+            return f"Bring 0..{white} to 0..255: (picture / {white} * 255).astype(np.uint8)."
         case "b":
             return "Bring False and True to 0 and 255: picture.astype(np.uint8) * 255."
         case "f":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from convert import official_sam2
@@ -72,6 +73,9 @@ def test_a_model_of_other_sizes_is_called_own():
         *MODELS.values(),
         dataclasses.replace(MODELS["sam_nano"], pixel_mean=(1, 2, 3)),
         dataclasses.replace(MODELS["sam_nano"], plugin=PluginConfig(first_pass=(0.9, 0.1, 0.5, 0.6))),
+        dataclasses.replace(
+            MODELS["sam_nano"], image_size=np.int64(128), plugin=PluginConfig(strength=np.float32(0.5))
+        ),
     ],
 )
 def test_any_configuration_is_the_same_and_hashable_after_json(config):
@@ -89,7 +93,10 @@ def test_any_configuration_is_the_same_and_hashable_after_json(config):
         (lambda: TinyViTConfig(heads=(2, 4, 5, 9)), "got 9 heads for 320 channels"),
         (lambda: TinyViTConfig(depths=(2, 2)), "are of four stages"),
         (lambda: PluginConfig(attentions=(0, 0)), r"name each of 0, 1 and 2 once; got \(0, 0\)"),
+        (lambda: PluginConfig(strength="1"), "strength is a share, from 0 to 1; got '1'"),
         (lambda: SamConfig(encoder=TinyViTConfig(), embedding_width=24), "must be a multiple of 16"),
+        (lambda: SamConfig(encoder=TinyViTConfig(), image_size=128.0), "image size 128.0: must be a whole number"),
+        (lambda: SamConfig(encoder=TinyViTConfig(), image_size="128"), "image size '128': must be a whole number"),
         (
             lambda: SamConfig(encoder=TinyViTConfig(), plugin=PluginConfig(embedding_width=128)),
             "features are 256 channels wide, the plugin's 128",

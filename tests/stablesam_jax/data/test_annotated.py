@@ -82,11 +82,17 @@ def test_shapes_of_one_label_and_group_are_one_object(tmp_path):
     assert [int(mask.sum()) for mask in masks] == [36 + 48, 36, 48]
 
 
-@pytest.mark.parametrize("kind", ["point", "points", "line", "linestrip", "ai_points", "unheard"])
+@pytest.mark.parametrize("kind", ["point", "points", "line", "linestrip", "ai_points"])
 def test_points_and_lines_of_labelme_are_counted(tmp_path, kind):
     masks, left_out = labelme_masks(tmp_path, shape(kind, [[1, 2], [3, 4]]), shape("polygon", CORNERS))
     assert len(masks) == 1
     assert left_out == {"points and lines": 1}
+
+
+def test_shapes_that_are_not_known_are_counted_by_their_name(tmp_path):
+    masks, left_out = labelme_masks(tmp_path, shape("ellipse", [[1, 2], [3, 4]]), shape("quadrilateral", CORNERS))
+    assert len(masks) == 1
+    assert left_out == {"shapes of the type ellipse": 1}
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,11 @@ def test_a_single_polygon_needs_no_list_around_it(tmp_path):
     assert first_mask(tmp_path, SQUARE).sum() == 300
 
 
+def test_a_polygon_may_be_a_list_of_points(tmp_path):
+    points = np.reshape(SQUARE, (-1, 2)).tolist()
+    assert first_mask(tmp_path, points).sum() == 300
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_json_of_any_encoding_is_read(tmp_path, encoding):
     folder_of(tmp_path)

@@ -130,6 +130,22 @@ def test_few_bits_hold_one_object_and_no_numbers_that_are_known(tmp_path, bits):
     assert f"has {bits} bits a pixel, so that its numbers are not known" in refusal(label_file.read_masks, path, (1, 4))
 
 
+@pytest.mark.parametrize("kind", [b"P5", b"P2"])
+def test_numbers_of_a_pgm_file_are_those_that_it_holds_or_refused(tmp_path, kind):
+    def write(numbers, largest):
+        sizes = "u1" if largest < 256 else ">u2"
+        pixels = np.array(numbers, sizes).tobytes() if kind == b"P5" else " ".join(map(str, numbers)).encode()
+        (tmp_path / "a.pgm").write_bytes(kind + f" {len(numbers)} 1 {largest}\n".encode() + pixels)
+        return tmp_path / "a.pgm"
+
+    assert label_file.read_masks(write([0, 1, 2, 3], 255), (1, 4))[1] == (1, 2, 3)
+    assert label_file.read_masks(write([0, 1, 1, 0], 3), (1, 4))[0].tolist() == [[[False, True, True, False]]]
+    message = refusal(label_file.read_masks, write([0, 1, 2, 3], 3), (1, 4))  # 3 would be 255, which is ignored
+    assert "has 2 bits a pixel, so that its numbers are not known" in message
+    if kind == b"P5":
+        assert label_file.read_masks(write([0, 1, 500, 1000], 1000), (1, 4))[1] == (1, 500, 1000)
+
+
 def test_masks_that_no_memory_holds_are_refused_before_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(label_file, "MOST_MASK_BYTES", 2 * 40 * 60 - 1)
     label = disc().astype(np.uint8) + disc(radius=5)

@@ -222,6 +222,14 @@ def test_a_mask_that_may_be_blurred_is_named_and_not_missed(tmp_path):
     assert f"{folder}/gt/a.jpg: is of a format that may blur a mask" in refusal(readers.PairsFolder, folder)
 
 
+def test_a_mask_that_is_not_read_is_named_and_not_missed(tmp_path):
+    folder = pairs(tmp_path / "set", "ab")
+    (folder / "gt" / "a.png").rename(folder / "gt" / "a.npy")
+    (folder / "gt" / "b.npy").write_bytes(b"")  # beside the mask: of another program
+    message = refusal(readers.PairsFolder, folder)
+    assert message.endswith(f"{folder}/gt/a.npy: is an array; store 0 and 255, or a number per object, as PNG.")
+
+
 @pytest.mark.parametrize("suffix", ["tif", "bmp", "TIFF"])
 def test_masks_of_other_formats_are_found(tmp_path, suffix):
     folder = pairs(tmp_path / "set", "a")

@@ -15,7 +15,7 @@ from stablesam_jax.data.built import BuiltPictures
 from stablesam_jax.data.coco import CocoPictures
 from stablesam_jax.data.datasets import GROUPS
 from stablesam_jax.data.readers import Joined, PairsFolder
-from stablesam_jax.errors import InputWarning
+from stablesam_jax.errors import InputError, InputWarning
 from tests.reference.layouts import coco_json, write_official
 from tests.reference.pictures import disc, exif, ramp, refusal, save
 
@@ -97,9 +97,17 @@ def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
     assert "holds no gt/" in refusal(sources.open_data, [tmp_path])
 
 
+def test_an_export_that_is_not_unpacked_is_refused_with_what_to_do(tmp_path):
+    file = tmp_path / "cvat_export.ZIP"
+    file.write_bytes(b"PK")
+    assert refusal(sources.open_sources, [file]) == f"{file}: is an archive; unpack it, and give the folder."
+
+
 def test_an_unknown_official_name_is_refused_with_the_known_ones(tmp_path):
-    message = refusal(sources.open_data, [f"hqseg:{tmp_path}"])
-    assert message.startswith("hqseg: no data set of this name; choose from hqseg-44k, dis5k-tr")
+    with pytest.raises(InputError, match=r"^hqseg: is no data set; did you mean hqseg-44k\?$"):
+        sources.open_data([f"hqseg:{tmp_path}"])
+    message = refusal(sources.open_data, [f"xxx:{tmp_path}"])
+    assert message.startswith("xxx: is no data set; choose from hqseg-44k, dis5k-tr")
 
 
 def test_a_fault_of_any_picture_is_told_at_once(tmp_path):

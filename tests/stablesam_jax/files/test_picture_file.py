@@ -100,7 +100,7 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path):
 # How a camera's values of fewer bits lie in a file of 16.
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("share", [1, 0.6])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_white_is_that_of_the_bits_that_the_values_need(tmp_path, bits, share, suffix):
     white = 2**bits - 1
     values = np.round(np.linspace(0, share * white, 24 * 36)).astype(np.uint16).reshape(24, 36)
@@ -137,6 +137,24 @@ def test_a_file_that_says_how_large_its_values_may_be_is_believed(tmp_path):
         tags.tagtype[281] = TiffTags.ASCII if isinstance(stated, str) else TiffTags.SHORT
         tags[281] = stated
         assert read_picture(save(tmp_path / "a.tif", values, tiffinfo=tags)).max() == largest
+
+
+def test_a_ppm_file_of_sixteen_bits_of_colour_keeps_all_of_them(tmp_path):
+    array = np.random.default_rng(0).integers(4096, size=(24, 36, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.ppm"), array[..., ::-1])
+    assert np.array_equal(read_picture(tmp_path / "a.ppm"), array.astype(int) * 255 // 4095)
+    assert read_header(tmp_path / "a.ppm").deep
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(b"P5", 1), (b"P6", 3)])
+def test_the_largest_value_that_a_pgm_or_ppm_file_states_is_its_white(tmp_path, kind, channels):
+    values = np.linspace(0, 900, 24 * 36 * channels).astype(">u2").reshape(24, 36, channels)
+    (tmp_path / "a.pnm").write_bytes(kind + b" 36 24 4095\n" + values.tobytes())
+    assert np.array_equal(
+        read_picture(tmp_path / "a.pnm"), np.broadcast_to(values, (24, 36, 3)).astype(int) * 255 // 4095
+    )
+    (tmp_path / "a.pnm").write_bytes(kind + b" 36 24 100\n" + (values // 9).astype(np.uint8).tobytes())
+    assert read_picture(tmp_path / "a.pnm").max() == 255
 
 
 def test_a_film_of_sixteen_bits_whose_zero_is_white_is_read_so(tmp_path):

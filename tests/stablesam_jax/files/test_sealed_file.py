@@ -98,7 +98,7 @@ def test_a_folder_that_is_missing_is_created(tmp_path):
 def test_other_files_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="no such recipe file"):
         read(tmp_path / "absent.safetensors")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is a folder, and no recipe file"):
         read(tmp_path)
     safetensors.numpy.save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no recipe of this package, its header has no 'text'"):

@@ -128,6 +128,7 @@ def test_the_models_input_is_the_references_to_the_bit(size_hw):
         pytest.param(np.linspace(0, 1, 36, dtype=np.float32).reshape(3, 4, 3), id="float-0-to-1"),
         pytest.param(np.linspace(0, 255, 36).reshape(3, 4, 3), id="float-0-to-255"),
         pytest.param(np.linspace(0, 65535, 36).reshape(3, 4, 3).astype(np.uint16), id="16-bit"),
+        pytest.param(np.linspace(0, 4095, 36).reshape(3, 4, 3).astype(np.uint16), id="12-of-16-bit"),
         pytest.param(np.arange(36).reshape(3, 4, 3), id="int64"),
         pytest.param(np.eye(6, dtype=bool).reshape(3, 4, 3), id="bool"),
         pytest.param(np.full((3, 4), 9, np.uint8), id="grey"),
