@@ -31,9 +31,13 @@ def main() -> None:
     with exit_on_input_error():
         try:
             given = command_line()
-            if given and not given[0].startswith("-"):
-                check_choice(given[0], PROTOCOLS, "protocol")
-            tyro.extras.subcommand_cli_from_dict(PROTOCOLS, args=given, prog=called("eval"))
+            if not given or given[0].startswith("-"):
+                tyro.extras.subcommand_cli_from_dict(PROTOCOLS, args=given, prog=called("eval"))
+                return
+            protocol, *options = given
+            check_choice(protocol, PROTOCOLS, "protocol")
+            # Not as a subcommand: with an option that is not known, tyro names the help of each, without the program.
+            tyro.cli(PROTOCOLS[protocol], args=options, prog=f"{called('eval')} {protocol}")
         except KeyboardInterrupt:
             print("interrupted; run the same command to continue", file=sys.stderr)
             sys.exit(130)

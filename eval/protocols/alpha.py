@@ -17,6 +17,7 @@ import numpy as np
 import scipy.stats
 import tyro
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import Protocol, Segmenter, Summary, prompt_objects, to_picture
 from eval.prompt_kinds import PROMPTS_PER_OBJECT
@@ -109,7 +110,7 @@ def begin(reader: TokenReader, labelled: LabelledPicture, protocol: Protocol) ->
                     {"object": one.object_id, "true": one.kind == "gt-box", "signals": signals, "tokens": tokens}
                 )
         return {
-            **systems.identity(labelled.picture, labelled.masks),
+            **identity(labelled.picture, labelled.masks),
             "picture": labelled.name,
             "t_o": reader.config.output_token,
             "boxes": boxes,

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import Values
 from eval.protocols import systems
@@ -57,7 +58,7 @@ def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
 
     def identify(source: Pictures, index: int) -> dict[str, str]:
         labelled = source[index]
-        return systems.identity(labelled.picture, labelled.masks, *boxes_of(source, index))
+        return identity(labelled.picture, labelled.masks, *boxes_of(source, index))
 
     systems.run(
         config, sources, score, protocol="breps", metrics=metrics, lines_file="per_object.csv", identify=identify
@@ -96,7 +97,7 @@ def begin(
         users = ious(drawn[:, 0], targets[0])
         objects[0] |= {"user": float(np.mean(users)), "user_worst": min(users)} if users else {}
         return {
-            **systems.identity(labelled.picture, labelled.masks, *user_boxes),
+            **identity(labelled.picture, labelled.masks, *user_boxes),
             "picture": labelled.name,
             "objects": objects,
         }

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from eval.draw import rng_of
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import Summary, Values
 from eval.protocols import systems
@@ -139,7 +140,7 @@ def begin(
         }
         of_users.append({rule: [mask_iou(mask, target) for mask in of] for rule, of in masks.items()})
     record = {
-        **systems.identity(labelled.picture, labelled.masks),
+        **identity(labelled.picture, labelled.masks),
         "picture": labelled.name,
         "objects": objects,
         "users": of_users,

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import (
     METRICS,
@@ -96,7 +97,7 @@ def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -
     """
     finish = begin_picture(segmenter, labelled, protocol)
     return lambda: {
-        **systems.identity(labelled.picture, labelled.masks),
+        **identity(labelled.picture, labelled.masks),
         "scores": [dataclasses.asdict(score) for score in finish()],
     }
 

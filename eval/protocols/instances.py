@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 from faster_coco_eval.core import mask as mask_api
 
+from eval.identity import TRUTH, identity
 from eval.journal import Record
 from eval.prompt_kinds import BOX_KINDS, draw_boxes
 from eval.protocols import systems
@@ -194,9 +195,9 @@ def begin(predictor: Predictor, source: CocoPictures, index: int, prompts: Seque
 
 
 def identify(source: CocoPictures, index: int, picture: np.ndarray) -> dict[str, str]:
-    """What the record of a picture is of, see `systems.identity`."""
+    """What the record of a picture is of, see `eval.identity`."""
     truth = [(one.annotation_id, one.category_id, one.iscrowd, one.run_lengths) for one in source.annotations[index]]
-    return systems.identity(picture) | {systems.TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest()}
+    return identity(picture) | {TRUTH: hashlib.sha256(repr(truth).encode()).hexdigest()}
 
 
 def score_records(

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import Values
 from eval.prompt_kinds import PROMPT_KINDS, draw_prompts
@@ -130,7 +131,7 @@ def begin(predictor: Predictor, labelled: LabelledPicture, config: ReviewConfig)
             )
             case = examine(predictor, picture, prompt, target, kind=kind, seed=config.seed)
             cases.append({"object": number, "case": dataclasses.asdict(case)})
-    record = {**systems.identity(labelled.picture, labelled.masks), "picture": labelled.name, "cases": cases}
+    record = {**identity(labelled.picture, labelled.masks), "picture": labelled.name, "cases": cases}
     return lambda: record
 
 

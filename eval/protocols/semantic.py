@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import Summary
 from eval.prompt_kinds import REGION_KINDS, draw_region_prompt
@@ -93,7 +94,7 @@ def mess(config: Annotated[MessConfig, tyro.conf.arg(name="")]) -> None:
 
     def identify(source: ClassMaps, index: int) -> dict[str, str]:
         labelled = source[index]
-        return systems.identity(labelled.picture, labelled.label)
+        return identity(labelled.picture, labelled.label)
 
     systems.run(
         config, sources, score, protocol="mess", metrics=METRICS, lines_file="per_class.csv", identify=identify,
@@ -147,7 +148,7 @@ def begin(predictor: Predictor, labelled: ClassMap, source: ClassMaps, config: M
             counted = confusion(predicted, labelled.label, classes=source.classes, ignore=IGNORE).ravel()
             places = np.flatnonzero(counted)
             confused[kind] = [places.tolist(), counted[places].tolist()]
-        return {**systems.identity(labelled.picture, labelled.label), "confused": confused}
+        return {**identity(labelled.picture, labelled.label), "confused": confused}
 
     return finish
 

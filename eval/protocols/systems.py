@@ -14,11 +14,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
+from eval.identity import TRUTH, Identify, check_unchanged, identity_of_objects
 from eval.journal import Journal, Record
 from eval.leaks import refuse_training_pictures
 from eval.loop import Summary, Values
@@ -39,7 +40,7 @@ from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called
 from stablesam_jax.config import Dtype
-from stablesam_jax.data.readers import Named, on_all_cores
+from stablesam_jax.data.readers import Named
 from stablesam_jax.errors import InputError
 from stablesam_jax.files.disk import write_text
 from stablesam_jax.files.locks import owned
@@ -53,7 +54,6 @@ Begin = Callable[[int], Callable[[], Record]]  # index of a picture -> the host'
 # A function that makes the begin of a device from the parameters on it -> records, in the order of the pictures. They
 # have the entries of `identity`.
 EachPicture = Callable[[Callable[[Params], Begin]], Iterator[Record]]
-TRUTH, PIXELS = "truth", "pixels"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "pillow", "faster-coco-eval")
 PROGRESS = 15  # seconds between two lines of progress
 
@@ -69,8 +69,9 @@ class Found:
 
 
 Evaluate = Callable[[Sam, Params, Source, EachPicture], Found]
-Identify = Callable[[Source, int], Mapping[str, str]]  # index of a picture -> `identity` of what its files hold now
 Results = Mapping[str, Mapping[str, Found]]  # system -> data set
+Built = Mapping[str, tuple[Sam, Params]]  # system -> model
+Means = Callable[[Mapping[str, Summary]], Mapping[str, Summary]]  # summaries by data set -> means by name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,9 +151,9 @@ def run(
     metrics: Sequence[str],
     lines_file: str,
     identify: Identify[Source] | None = None,
-    means: Callable[[Mapping[str, Summary]], Mapping[str, Summary]] | None = None,
+    means: Means | None = None,
     more: Mapping[str, object] | None = None,
-    illustrate: Callable[[Mapping[str, tuple[Sam, Params]], Results], Mapping[str, object]] | None = None,
+    illustrate: Callable[[Built, Results], Mapping[str, object]] | None = None,
 ) -> None:
     """Evaluates, writes the results and prints a table for each data set.
 
@@ -180,75 +181,32 @@ def run(
         raise InputError(f"--data-dir: a data set cannot be called {MEAN!r} in the results; rename its folder.")
     with _alone(options.output):
         began = time.monotonic()
-        alone = options.devices is None and jax.default_backend() == "cpu"  # a program on one of a CPU's has all cores
-        devices = parallel.of_this_host(parallel.choose_devices(1 if alone else options.devices))
         built = {
             system: load_model(system, image_size=options.image_size, dtype=options.dtype) for system in options.system
         }
-        # Systems and data are identified by their digests below; the results do not depend on output and hosts.
-        left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
-        left_out |= {"devices", "figures"} | ({"dtype"} if options.dtype is None else set())
-        recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
-        settings = {"protocol": protocol, **recorded, **(more or {}), "version": __version__}
-        made_by = {
-            "versions": versions(),
-            "parameters": {name: digest(params) for name, (_, params) in built.items()},
-            "plugins": {
-                name: dataclasses.asdict(sam.config.plugin)
-                for name, (sam, _) in built.items()
-                if sam.config.plugin is not None
-            },
-        }
+        metadata = _metadata(protocol, options, built, more or {})
         names = {
             name: [source.names[index] for index in options.choice.drawn(source)] for name, source in sources.items()
         }
         groups = {name: options.choice.groups(source) for name, source in sources.items()}
         refuse_training_pictures(options.system, options.trained_on, sources, options.choice.drawn)
-        depends = {**settings, **made_by, "data": {name: _digest(of) for name, of in names.items()}}
+        depends = {**metadata, "data": {name: _digest(of) for name, of in names.items()}}
         parallel.check_same_on_hosts(_digest(depends).encode(), "options, systems or pictures")
-        first_host = jax.process_index() == 0
         journal = Journal(options.output, depends, host=jax.process_index())
-        if journal.found and first_host:
-            print(f"continuing: {journal.found} pictures are done", flush=True)
-        for name, source in sources.items():
-            if first_host and len(names[name]) < len(source):
-                part = "" if options.part is None else f" of {options.part}"
-                drawn = "" if options.limit is None else f", drawn evenly with seed {options.seed}"
-                print(f"{name}: {len(names[name])} of {len(source)} pictures{part}{drawn}")
+        if jax.process_index() == 0:
+            _announce(options, sources, journal)
 
-        found: dict[str, dict[str, Found]] = {}
-        results: dict[str, dict[str, Summary]] = {}
-        truths: dict[str, list[str]] = {}
-        for system, (sam, params) in built.items():
-            found[system] = {}
-            for name, source in sources.items():
-                truths[name] = []
-                of_devices = parallel.on_each(params, devices)
-                indices = options.choice.drawn(source)
-                check = functools.partial(_check_unchanged, source, identify or identity_of_objects)
-                each = _each_picture(journal, system, name, indices, check, truths[name], of_devices)
-                found[system][name] = evaluate(sam, params, source, each)
-            results[system] = {name: one.summary for name, one in found[system].items()}
-            if means is not None:
-                results[system] |= means(results[system])
-            elif len(sources) > 1:
-                results[system][MEAN] = mean_of_sets(results[system])
-
-        if not first_host:
+        found, truths = _evaluate_all(options, built, sources, evaluate, identify or identity_of_objects, journal)
+        if jax.process_index():
             parallel.on_any_host(False)  # a barrier: waits until the first host has written the results
             journal.remove()
             return
+        results = {system: _with_means(of, means) for system, of in found.items()}
         shown = {} if illustrate is None else illustrate(built, found)
-        lines = [
-            {"system": system, "data_set": name, **line}
-            for system, sets in found.items()
-            for name, one in sets.items()
-            for line in one.lines
-        ]
-        write_text(options.output / lines_file, _csv(lines))
+        write_text(options.output / lines_file, _csv(found))
         data = {
-            name: {"pictures": len(of), "groups": len(set(groups[name])), "sha256": _digest([of, truth])}
-            for (name, of), truth in zip(names.items(), truths.values(), strict=True)
+            name: {"pictures": len(of), "groups": len(set(groups[name])), "sha256": _digest([of, truths[name]])}
+            for name, of in names.items()
         }
         this_run = {
             "command": [f"{called('eval')} {protocol}", *sys.argv[2:]],
@@ -259,26 +217,93 @@ def run(
         write_results(
             options.output,
             results,
-            {**settings, **made_by, "data": data, "run": this_run},
+            {**metadata, "data": data, "run": this_run},
             metrics=metrics,
             uncertainty=_uncertainty(found, groups, options.seed),
             more=shown,
         )
         parallel.on_any_host(False)  # the barrier that the other hosts wait at
         journal.remove()
-        datasets = next(iter(results.values()))
-        show(
-            [
-                table(
-                    {system: sets[dataset] for system, sets in results.items()},
-                    title=dataset,
-                    first="system",
-                    metrics=metrics,
-                )
-                for dataset in datasets
-            ]
-        )
+        _show(results, metrics)
         print(f"written: {options.output / 'results.json'}")
+
+
+def _metadata(protocol: str, options: Options, built: Built, more: Mapping[str, object]) -> dict[str, object]:
+    """What results depend on but for the data: options, systems and versions.
+
+    Systems are identified by the digests of their parameters. Results do not depend on output, hosts and devices.
+    """
+    left_out = {"system", "data_dir", "output", "splits", "trained_on", "coordinator", "hosts", "host"}
+    left_out |= {"devices", "figures"} | ({"dtype"} if options.dtype is None else set())
+    recorded = {name: value for name, value in dataclasses.asdict(options).items() if name not in left_out}
+    return {
+        "protocol": protocol,
+        **recorded,
+        **more,
+        "version": __version__,
+        "versions": versions(),
+        "parameters": {name: digest(params) for name, (_, params) in built.items()},
+        "plugins": {
+            name: dataclasses.asdict(sam.config.plugin)
+            for name, (sam, _) in built.items()
+            if sam.config.plugin is not None
+        },
+    }
+
+
+def _announce(options: Options, sources: Mapping[str, Named], journal: Journal) -> None:
+    """Prints what was done before and where only a part of the pictures is evaluated."""
+    if journal.found:
+        print(f"continuing: {journal.found} pictures are done", flush=True)
+    for name, source in sources.items():
+        count = len(options.choice.drawn(source))
+        if count < len(source):
+            part = "" if options.part is None else f" of {options.part}"
+            drawn = "" if options.limit is None else f", drawn evenly with seed {options.seed}"
+            print(f"{name}: {count} of {len(source)} pictures{part}{drawn}")
+
+
+def _evaluate_all(
+    options: Options,
+    built: Built,
+    sources: Mapping[str, Source],
+    evaluate: Evaluate[Source],
+    identify: Identify[Source],
+    journal: Journal,
+) -> tuple[dict[str, dict[str, Found]], dict[str, list[str]]]:
+    """The results of every system on every data set, and the digests of the annotations of each data set."""
+    alone = options.devices is None and jax.default_backend() == "cpu"  # a program on one of a CPU's has all cores
+    devices = parallel.of_this_host(parallel.choose_devices(1 if alone else options.devices))
+    found: dict[str, dict[str, Found]] = {}
+    truths: dict[str, list[str]] = {}
+    for system, (sam, params) in built.items():
+        found[system] = {}
+        for name, source in sources.items():
+            truths[name] = []
+            of_devices = parallel.on_each(params, devices)
+            indices = options.choice.drawn(source)
+            check = functools.partial(check_unchanged, source, identify)
+            each = _each_picture(journal, system, name, indices, check, truths[name], of_devices)
+            found[system][name] = evaluate(sam, params, source, each)
+    return found, truths
+
+
+def _with_means(found: Mapping[str, Found], means: Means | None) -> dict[str, Summary]:
+    """Summaries of a system by data set, and by the name of each mean of them."""
+    summaries = {name: one.summary for name, one in found.items()}
+    if means is not None:
+        return summaries | dict(means(summaries))
+    return summaries | ({MEAN: mean_of_sets(summaries)} if len(summaries) > 1 else {})
+
+
+def _show(results: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]) -> None:
+    """Prints a table for each data set."""
+    show(
+        [
+            table({system: sets[name] for system, sets in results.items()}, title=name, first="system", metrics=metrics)
+            for name in next(iter(results.values()))
+        ]
+    )
 
 
 @contextlib.contextmanager
@@ -299,41 +324,6 @@ def _alone(output: pathlib.Path) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results may depend on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
-
-
-def annotation_digest(*arrays: np.ndarray) -> str:
-    """SHA-256 over the annotations of a picture: shape, dtype and bytes of each array."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.dtype} {array.shape}".encode())
-        sha.update((np.packbits(array) if array.dtype == bool else array).tobytes())
-    return sha.hexdigest()
-
-
-def identity(picture: np.ndarray, *annotations: np.ndarray) -> dict[str, str]:
-    """Digests of a picture and its annotations, by which a resumed evaluation notices that one has changed."""
-    return {TRUTH: annotation_digest(*annotations), PIXELS: annotation_digest(picture)}
-
-
-def identity_of_objects(source: Any, index: int) -> dict[str, str]:
-    """The identity of a labelled picture with the masks of its objects."""
-    labelled = source[index]
-    return identity(labelled.picture, labelled.masks)
-
-
-def _check_unchanged(source: Source, identify: Identify[Source], records: Mapping[int, Record]) -> None:
-    """Compares records of an earlier run with what the files hold now.
-
-    Raises:
-        InputError: one has changed.
-    """
-    now = on_all_cores(functools.partial(identify, source), records)
-    for (index, record), entries in zip(records.items(), now, strict=True):
-        if any(record.get(name) != entry for name, entry in entries.items()):
-            raise InputError(
-                f"{source.names[index]}: the picture or its labels have changed since this evaluation was begun. "
-                "Give another --output, or the earlier files."
-            )
 
 
 def _each_picture(
@@ -432,8 +422,14 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _csv(lines: Iterable[Line]) -> str:
-    lines = list(lines)
+def _csv(found: Results) -> str:
+    """The lines of all systems and data sets."""
+    lines = [
+        {"system": system, "data_set": name, **line}
+        for system, sets in found.items()
+        for name, one in sets.items()
+        for line in one.lines
+    ]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [])
     writer.writeheader()

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+from eval.identity import identity
 from eval.journal import Record
 from eval.loop import METRICS, Protocol, Segmenter, Summary, prompt_objects, score_object, to_picture
 from eval.noises import EXACT, NOISES, Noise, kinds_of
@@ -193,7 +194,7 @@ def begin(segmenter: Segmenter, labelled: LabelledPicture, protocol: Protocol) -
             )
             cases.append(dataclasses.asdict(case))
         return {
-            **systems.identity(labelled.picture, labelled.masks),
+            **identity(labelled.picture, labelled.masks),
             "scores": [dataclasses.asdict(score_object(labelled, one)) for one in prompted],
             "cases": cases,
         }
@@ -385,10 +386,9 @@ def verdict(judged: Mapping) -> str:
         close = flag["bad_found"] <= predicted["bad_found"] + CLOSE
         words += f"Predicted IoU, which needs no extra prompts, finds {'about as many' if close else 'fewer'}."
     return (
-        f"Does the flag of `predict_stable` (stability below {STABLE} with a box, {STABLE_POINTS} without) find "
-        f"bad masks? {words} It flags "
-        f"{100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which {100 * judged['bad']:.0f} % are bad "
-        f"(IoU below {signals.BAD_IOU}).\n\n"
+        f"Does the flag of `predict_stable` (stability below {STABLE} with a box, {STABLE_POINTS} without) find bad "
+        f"masks? {words} It flags {100 * judged['flagged']:.0f} % of {judged['masks']} masks, of which "
+        f"{100 * judged['bad']:.0f} % are bad (IoU below {signals.BAD_IOU}).\n\n"
         "| signal | rank correlation with IoU | within one kind of prompt | risk-coverage area | of the possible gain "
         "| bad masks found |\n|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n\n"
         f"Area: {judged['chance_area']:.3f} by chance, {judged['least_area']:.3f} at best. Bad masks found: among the "

@@ -383,6 +383,14 @@ def test_options_are_those_of_the_documentation(monkeypatch):
     assert seen == [pathlib.Path("out")]  # then the folders are looked at, then the systems
 
 
+def test_an_option_that_is_not_known_is_answered_by_the_help_of_its_protocol(monkeypatch, capsys, tmp_path):
+    required = ("--system", "a", "--data-dir", tmp_path, "--output", tmp_path / "out")
+    status, error = run_main(monkeypatch, capsys, "hq", *required, "--limits", 3)
+    assert status == 2
+    assert error.count("--help") == 1
+    assert " hq --help" in error
+
+
 @pytest.mark.parametrize("protocol", ["coco", "sginw", "mess"])
 def test_every_protocol_is_a_command_that_names_what_it_cannot_read(monkeypatch, capsys, tmp_path, protocol):
     arguments = (protocol, "--system", "base", "--data-dir", tmp_path / "nowhere", "--output", tmp_path / "results")
