@@ -52,10 +52,8 @@ ROWS: Mapping[Family, Rows] = {
     "onnx": onnx_cases,
 }
 IN_ANY_DTYPE: tuple[Family, ...] = ("encoder", "point", "decode", "predict", "stability")
-# SAM 2 has a twin, too, but by other calls than the rows make.
-WITH_TWIN = [
-    name for name, config in MODELS.items() if not (config.hq or config.plugin or config.sam2 or name == "sam_nano")
-]
+WITH_TWIN = [name for name, config in MODELS.items() if not (config.hq or config.plugin or name == "sam_nano")]
+OF_SAM2: tuple[Family, ...] = ("encoder", "decode")
 
 
 def check_options(options: Options) -> None:
@@ -74,6 +72,8 @@ def check_options(options: Options) -> None:
             raise InputError(
                 f"--models {name}: no model that is compared with a twin; there are {', '.join(WITH_TWIN)}."
             )
+        if MODELS[name].sam2 and (others := [row for row in options.rows if row not in OF_SAM2]):
+            raise InputError(f"--models {name}: {others[0]} has no SAM 2; {' and '.join(OF_SAM2)} have.")
     if options.dtype != "float32" and (others := [row for row in options.rows if row not in IN_ANY_DTYPE]):
         raise InputError(
             f"--dtype {options.dtype}: {others[0]} is compared in float32 only; {', '.join(IN_ANY_DTYPE)} in any dtype."

@@ -49,7 +49,7 @@ class Options:
     with its plugin in onnxruntime, on the CPU."""
     models: tuple[str, ...] = ("sam_vit_b",)
     """Models for train, encoder, point, decode, predict, stability and startup: of segment_anything, or mobile_sam,
-    which is the fastest."""
+    which is the fastest. For encoder and decode also of SAM 2, such as sam2_hiera_t."""
     image_size: tuple[int, ...] = ()
     """One or more sides of the model's input in pixels. Default: the model's own."""
     dtype: Precision = "float32"

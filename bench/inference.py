@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench import sam2_peer
 from bench.case import Case, Options, Point, Work, count_of, peers, prepared, share_of_flips
 from bench.device import on_host, torch_device
 from bench.keras_peer import keras_decoder, keras_encoder
 from bench.limits import Cost, cost_of
-from eval.parity import torch_sam, twins
+from eval.parity import torch_sam, torch_sam2, twins
 from eval.parity.__main__ import IMAGE, draw_params
 from stablesam_jax.build import assemble, shapes
 from stablesam_jax.config import PluginConfig, SamConfig
@@ -51,7 +52,11 @@ def encoder_cases(options: Options) -> Iterator[Case]:
             return lambda: encode(params, pictures).features
 
         def theirs(wrap: Callable, config: SamConfig = config, pixels: np.ndarray = pixels) -> Work:
-            encode, pictures = wrap(_encoding(official_model(config).image_encoder, config)), _channels_first(pixels)
+            official, pictures = official_model(config), _channels_first(pixels)
+            if isinstance(official, torch_sam2.SAM2Base):
+                encode = wrap(_mixed(sam2_peer.encoding(official), config))
+            else:
+                encode = wrap(_encoding(official.image_encoder, config))
             return _without_gradients(lambda: encode(pictures).permute(0, 2, 3, 1))
 
         def cost(config: SamConfig = config, pixels: np.ndarray = pixels) -> Cost:
@@ -95,11 +100,14 @@ def point_cases(options: Options) -> Iterator[Case]:
 
 
 def decode_cases(options: Options) -> Iterator[Case]:
-    """Boxes on one embedding to low-resolution logits: SAM, HQ-SAM, and Stable-SAM against plain SAM."""
+    """Boxes on one embedding to low-resolution logits: SAM, HQ-SAM or SAM 2, and with the plugin against without."""
     for name, base in options.configs().items():
-        hq = dataclasses.replace(base, hq=True)
-        stable = dataclasses.replace(base, plugin=PluginConfig())
-        for what, config, peer in (("SAM", base, base), ("HQ-SAM", hq, hq), ("Stable-SAM", stable, base)):
+        sides = [("SAM 2" if base.sam2 else "SAM", base, base)]
+        if not base.sam2:
+            hq = dataclasses.replace(base, hq=True)
+            sides.append(("HQ-SAM", hq, hq))
+        sides.append(("Stable-SAM", dataclasses.replace(base, plugin=PluginConfig()), base))
+        for what, config, peer in sides:
             for count in options.prompts:
                 boxes = _boxes(count, (config.image_size, config.image_size))
                 yield Case(
@@ -212,6 +220,9 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
     official = official_model(config)
     embedding = random_embedding(config)
     device = torch_device()
+    if isinstance(official, torch_sam2.SAM2Base):
+        of_sam2 = wrap(_mixed(sam2_peer.decoding(official, embedding, device), config))
+        return _without_gradients(lambda: of_sam2(torch.from_numpy(boxes).to(device)))
     features = torch.tensor(np.asarray(embedding.features, np.float32)).permute(0, 3, 1, 2).contiguous().to(device)
     # HQ-SAM's decoder fuses embedding and early features in every call; ours fuses once a picture, unmeasured here.
     early = {}
@@ -224,7 +235,7 @@ def _official_decode(config: SamConfig, boxes: np.ndarray, wrap: Callable) -> Wo
         image_pe = official.prompt_encoder.get_dense_pe()
         return official.mask_decoder(features, image_pe, sparse, dense, multimask_output=False, **early)[0][:, 0]
 
-    wrapped = wrap(_decoding(decode, config))
+    wrapped = wrap(_mixed(decode, config))
     return _without_gradients(lambda: wrapped(torch.from_numpy(boxes).to(device)))
 
 
@@ -281,7 +292,7 @@ def official_model(config: SamConfig) -> torch_sam.Official:
 def _wrapped(config: SamConfig, wrap: Callable) -> torch_sam.Official:
     official = official_model(config)
     official.image_encoder.forward = wrap(_encoding(official.image_encoder, config))
-    official.mask_decoder.forward = wrap(_decoding(official.mask_decoder.forward, config))
+    official.mask_decoder.forward = wrap(_mixed(official.mask_decoder.forward, config))
     return official
 
 
@@ -293,7 +304,8 @@ def _encoding(encoder: torch.nn.Module, config: SamConfig) -> Callable[[torch.Te
     return lambda pictures: forward(pictures.to(torch.bfloat16)).float()
 
 
-def _decoding(decode: Callable[..., Any], config: SamConfig) -> Callable[..., Any]:
+def _mixed(decode: Callable[..., Any], config: SamConfig) -> Callable[..., Any]:
+    """Under autocast if the configuration is of bfloat16."""
     if config.dtype == "float32":
         return decode
 

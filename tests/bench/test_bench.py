@@ -33,12 +33,11 @@ from stablesam_jax import build
 from stablesam_jax.errors import InputError
 from stablesam_jax.ops.layers import computes_on_cpu
 from stablesam_jax.plugin.sampling import bilinear_sample
-from tests.reference import small
-from tests.reference.official import VIT
+from tests.reference import official, small
 from tests.reference.tiers import slow
 
 LIMITS = Limits(flops_per_second=10.0, bytes_per_second=4.0)
-TINY = dataclasses.replace(VIT, image_size=64, embedding_width=256)
+TINY = dataclasses.replace(official.VIT, image_size=64, embedding_width=256)
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +187,18 @@ def test_inference_gives_the_same_on_both_sides(cases, dtype, tiny_model, monkey
             found[case.name] = measure(case, 1, LIMITS)
         assert found[case.name].differences.keys() == ({"PyTorch"} if case.difference else set())
     assert len(found) == (3 if cases is decode_cases else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inference_of_sam_2_gives_the_same_on_both_sides(dtype, tiny_model, monkeypatch):
+    monkeypatch.setitem(case_module.MODELS, "tiny", official.SAM2)
+    options = dataclasses.replace(tiny_model, pictures=(2,), prompts=(2,), dtype=dtype)
+    cases = [*encoder_cases(options), *decode_cases(options)]
+    assert [case.name for case in cases] == ["image encoder, 2 pictures", "SAM 2, 2 prompts", "Stable-SAM, 2 prompts"]
+    for case in cases:
+        with small.quick_compilation():
+            assert measure(case, 1, LIMITS).differences.keys() == ({"PyTorch"} if case.difference else set())
 
 
 @pytest.mark.slow
@@ -417,6 +428,7 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path, capsys):
         ["--prompts", "0"],
         ["--batch-size", "0"],
         ["--models", "sam_nano"],
+        ["--models", "sam2_hiera_t", "--rows", "encoder", "predict"],
         ["--image-size", "100"],
         ["--pictures", "0"],
         ["--dtype", "bfloat16", "--rows", "encoder", "train"],
