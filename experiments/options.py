@@ -119,7 +119,7 @@ class PaperConfig:
                 folder = getattr(self, option)
                 if folder is None:
                     raise InputError(f"--{option}: name the folder, or give --miniature to try everything without it.")
-                if not folder.is_dir():
+                if not folder.is_dir() and not self.dry_run:  # whose plan lists what is missing
                     raise InputError(f"--{option} {folder}: no such folder.")
         elif self.weights is not None or self.data is not None:
             raise InputError("--miniature makes its own data and takes sam_nano; leave out --weights and --data.")

@@ -30,8 +30,8 @@ def text(plan: Plan) -> str:
         f"{len(plan.runs)} training runs, {epochs:.4g} epochs of {most:,} pictures, {in_training:,} encoder calls; "
         f"{len(plan.evaluations)} evaluations, {in_evaluation:,} encoder calls.",
         "",
-        f"{rate.devices} device(s), {rate.kind}, {rate.dtype}: {rate.flops / 1e12:.3g} TFLOP/s at the share that an "
-        f"encoder reaches, {rate.flops / encoder_flops('sam_vit_l'):.3g} pictures/s with ViT-L.",
+        f"{rate.devices} device(s), {rate.kind}, {rate.dtype}: {_number(rate.flops / 1e12)} TFLOP/s at the share that "
+        f"an encoder reaches, {_number(rate.flops / encoder_flops('sam_vit_l'))} pictures/s with ViT-L.",
         "",
     ]
     if plan.missing:
@@ -47,7 +47,7 @@ def missing_lines(missing: Sequence[Needed]) -> Iterator[str]:
     for group, lacking in groups.items():
         sets = GROUPS.get(group, ())
         if sets and len({needed.what.partition(",")[0] for needed in lacking}) == len(sets):
-            yield f"{group}: all {len(sets)} sets, as {lacking[0].path}"
+            yield f"{group}: all {len(sets)} folders, as {lacking[0].path}"
         else:
             yield from (needed.line for needed in lacking)
 
@@ -64,9 +64,10 @@ def _training(plan: Plan) -> Iterator[str]:
         of = ", ".join(name.removeprefix("Table ") for name, models in of_table.items() if run.model in models)
         yield (
             f"| {run.model.name} | {of} | {run.epochs} | {run.pictures:,} | {run.steps:,} | {run.calls:,} | "
-            f"{plan.rate.hours(run.flops):.3g} |"
+            f"{_number(plan.rate.hours(run.flops))} |"
         )
-    yield f"| all | | | | {sum(run.steps for run in plan.runs):,} | {plan.calls[0]:,} | {plan.training_hours:.3g} |"
+    steps = sum(run.steps for run in plan.runs)
+    yield f"| all | | | | {steps:,} | {plan.calls[0]:,} | {_number(plan.training_hours)} |"
     yield ""
 
 
@@ -76,7 +77,7 @@ def _evaluation(plan: Plan) -> Iterator[str]:
         of = [one for one in plan.evaluations if one.protocol == protocol]
         note = " (missing)" if of[0].missing else ""
         prompts, hours = sum(one.prompts for one in of), sum(plan.rate.hours(one.flops) for one in of)
-        yield f"| {protocol}{note} | {len(of)} | {of[0].pictures:,} | {prompts:,.0f} | {hours:.3g} |"
+        yield f"| {protocol}{note} | {len(of)} | {of[0].pictures:,} | {prompts:,.0f} | {_number(hours)} |"
     yield ""
 
 
@@ -95,10 +96,10 @@ def _disk(plan: Plan) -> Iterator[str]:
         "results of evaluations": len(plan.evaluations) * RESULT_BYTES,
     }
     yield from ("## Disk", "", "| what | GiB |", "|---" * 2 + "|")
-    yield from (f"| {what} | {size / 2**30:.3g} |" for what, size in rows.items())
+    yield from (f"| {what} | {_number(size / 2**30)} |" for what, size in rows.items())
     for group, kept in plan.kept.items():
         what = f"features of {kept.views} view(s) of {group.name}, which save {kept.saved:,} encoder calls"
-        yield f"| {what} | {kept.limit:.3g} |"
+        yield f"| {what} | {_number(kept.limit)} |"
     yield ""
     yield f"Features may take {plan.room:.4g} GiB (--disk)."
     pictures = max((run.pictures for run in plan.runs), default=0)
@@ -106,8 +107,8 @@ def _disk(plan: Plan) -> Iterator[str]:
         if group not in plan.kept:
             entry = features_bytes(scale.models[group.backbone], hq=group.hq, image_size=scale.image_size)
             yield (
-                f"Encoded in the step, {group.name}: no view fits, at {pictures * entry / 2**30:.3g} GiB each, or each "
-                "is seen once."
+                f"Encoded in the step, {group.name}: no view fits, at {_number(pictures * entry / 2**30)} GiB each, or "
+                "each is seen once."
             )
     yield ""
 
@@ -126,8 +127,8 @@ def _hours(plan: Plan) -> Iterator[str]:
         share = plan.rate.devices / devices
         hours = max(plan.training_hours * share, 1e-9)
         yield (
-            f"| {devices} | {plan.training_hours * share:.3g} | {evaluation * share:.3g} | "
-            f"{views * rates.FEEDING / 3600 / hours:.3g} | {views * rates.BYTES / 1e6 / 3600 / hours:.3g} |"
+            f"| {devices} | {_number(plan.training_hours * share)} | {_number(evaluation * share)} | "
+            f"{_number(views * rates.FEEDING / 3600 / hours)} | {_number(views * rates.BYTES / 1e6 / 3600 / hours)} |"
         )
     yield ""
     yield (
@@ -137,3 +138,8 @@ def _hours(plan: Plan) -> Iterator[str]:
         f"{plan.config.scale.batch_size} is split among at most as many devices; more make several tables at a time "
         "(--only). Scoring masks on the host, starting and compiling are not in it."
     )
+
+
+def _number(value: float) -> str:
+    """Three digits, and commas between thousands."""
+    return f"{float(f'{value:.3g}'):,g}"

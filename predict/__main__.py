@@ -90,6 +90,8 @@ def predict(options: Options) -> int:
         options = dataclasses.replace(options, threshold=review_limit(has_box=kind != "points"))
     folder = options.pictures.resolve()
     files, faults = _find(folder, kind, requests.pictures)
+    if not files:
+        raise InputError(f"{path}: none of its pictures can be used. The first: {next(iter(faults.values()))}")
     with owned(options.output):
         _check_output(options.output)
         sam, params = load_model(options.system)
@@ -271,9 +273,14 @@ def _report(options: Options, done: Sequence[Done], faults: Mapping[str, str], f
     objects = [facts for picture in done for facts in picture.objects]
     review = sum(facts["needs_review"] for facts in objects)
     before = f" ({found} of the pictures were done before)" if found else ""
-    print(f"{len(done)} pictures, {len(objects)} objects, {review} of them need review{before}: {options.output}")
+    made = f"{_plural(len(done), 'picture')}, {_plural(len(objects), 'object')}"
+    print(f"{made}, {review} of them need review{before}: {options.output}")
     if faults:
-        print(f"{len(faults)} pictures could not be done: {options.output / FAULTS}", file=sys.stderr)
+        print(f"{_plural(len(faults), 'picture')} could not be done: {options.output / FAULTS}", file=sys.stderr)
+
+
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

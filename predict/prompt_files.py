@@ -216,14 +216,18 @@ def _rows(path: pathlib.Path, columns: Sequence[str]) -> Iterator[_Row]:
         names = [cell.strip().lower() for cell in next(lines)]
         missing = [name for name in columns if name not in names]
         if missing or len(set(names)) < len(names):
-            fault = f"lacks the column {', '.join(missing)}" if missing else "names a column twice"
+            word = "columns" if len(missing) > 1 else "column"
+            fault = f"lacks the {word} {', '.join(missing)}" if missing else "names a column twice"
             raise InputError(f"{path}: {fault}; {example}, and names {','.join(names)}.")
         empty = True
         for cells in lines:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(names):
-                raise InputError(f"{path}, line {lines.line_num}: has {len(cells)} cells, the first line {len(names)}.")
+                raise InputError(
+                    f"{path}, line {lines.line_num}: has {len(cells)} cells, the first line {len(names)}; write "
+                    "numbers with a decimal point, and quote a cell that contains the separator."
+                )
             empty = False
             yield _Row(lines.line_num, dict(zip(names, (cell.strip() for cell in cells), strict=True)))
     except csv.Error as error:

@@ -1,9 +1,11 @@
 """`python -m serve --system S`: masks by HTTP, and a page at /."""
 
 import dataclasses
+import errno
 import ipaddress
 import os
 import pathlib
+import socket
 import sys
 from typing import Annotated
 
@@ -86,6 +88,32 @@ def _is_loopback(host: str) -> bool:
 def serve(options: Options) -> None:
     """Loads the model and serves it until the process is stopped."""
     token = check(options)
+    with _listen(options.host, options.port) as listening:  # before the model is loaded and compiled
+        _serve(options, token, listening)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; connections wait until the server takes them.
+
+    Raises:
+        InputError: another program has the port, or the address is not one of this machine.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            fault = f"--port {port}: another program listens there; stop it, or give another --port."
+        else:
+            fault = f"--host {host} --port {port}: cannot be listened on ({error.strerror}); give others."
+        raise InputError(fault) from None
+    return listening
+
+
+def _serve(options: Options, token: str | None, listening: socket.socket) -> None:
     slots = Slots(tuple(sorted({*SLOTS.prompts, min(options.jitters + 1, SLOTS.prompts[-1])})))
     predictor = Predictor(*load_model(options.system, image_size=options.image_size), slots=slots)
     service = Service(predictor, options.system, limits=options.limits, jitters=options.jitters)
@@ -102,15 +130,10 @@ def serve(options: Options) -> None:
     config = uvicorn.Config(
         app, options.host, options.port, log_level="warning", timeout_keep_alive=KEEP_ALIVE, server_header=False
     )
-    server = uvicorn.Server(config)
-    try:
-        socket = config.bind_socket()
-    except SystemExit:  # uvicorn has logged why
-        raise InputError(f"--host {options.host} --port {options.port}: cannot be listened on; give others.") from None
     shown = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{shown}:{socket.getsockname()[1]}"
+    address = f"http://{shown}:{listening.getsockname()[1]}"
     print(f"serving {options.system}: page {address}/, API {address}/docs; Ctrl-C stops", flush=True)
-    server.run(sockets=[socket])
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def main() -> None:

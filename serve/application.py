@@ -27,10 +27,10 @@ from stablesam_jax.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/", "/health", "/docs", "/openapi.json")  # need no token: they hold nothing of a user
-# The page is one file, and asks this server alone.
+# The page is one file, and asks this server alone. It may be shown by pages of this machine, such as notebooks.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors http://127.0.0.1:* http://localhost:*"
 )
 OPEN_BELOW = "/examples/"  # pictures of the package
 

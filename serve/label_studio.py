@@ -130,7 +130,7 @@ def _predict(service: Service, origins: Origins) -> Callable[[dict[str, Any]], d
             "type": "brushlabels",
             "value": {"format": "rle", "rle": brush.encode(found.mask), "brushlabels": [label_of(regions, tags)]},
             "score": found.iou_prediction,
-            "meta": {"text": [f"stability {found.stability:.2f}{review}"]},
+            "meta": {"text": [f"stability {two_digits(found.stability)}{review}"]},
             "readonly": False,
         }
         return {
@@ -196,3 +196,8 @@ def read_config(config: str) -> Tags:
         if image is not None and labels and value.startswith("$"):
             return Tags(tag.get("name") or "", image.get("name") or "", value[1:], labels)
     raise InputError("label_config has no BrushLabels with labels over an Image; docs/label-studio.md has one.")
+
+
+def two_digits(stability: float) -> str:
+    """Rounded down, so that 0.919 is not shown as 0.92, the limit of review."""
+    return f"{math.floor(100 * stability) / 100:.2f}"

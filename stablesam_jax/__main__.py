@@ -88,15 +88,13 @@ def add_tools() -> None:
 
 
 def main() -> None:
-    """Runs the command that is named; without one, or with one that is unknown, lists all and exits with status 2."""
-    name, *rest = sys.argv[1:] or [""]
+    """Runs the command that is named. Without one it lists all; with an unknown one too, and the status is 2."""
+    name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "--version"):
         print(f"stablesam-jax {__version__}" if name == "--version" else usage())
         sys.exit()
     if name not in COMMANDS:
         print(usage(), file=sys.stderr)
-    if not name:
-        sys.exit(2)
     with exit_on_input_error():
         _refuse(name)
     add_tools()

@@ -84,6 +84,7 @@ def check_choice(given: str, choices: Collection[str], what: str) -> None:
         what: that is chosen, such as "preset".
     """
     if given not in choices:
-        near = difflib.get_close_matches(given, choices, n=2, cutoff=0.6)
+        every = {choice.lower(): choice for choice in choices}
+        near = [every[name] for name in difflib.get_close_matches(given.lower(), every, n=2, cutoff=0.6)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}."
         raise InputError(f"{given}: is no {what}; {hint}")

@@ -57,6 +57,8 @@ def _joined(name: str) -> Places:
     parts = name.split("+")
     pairs = [("+".join(parts[:place]), "+".join(parts[place:])) for place in range(len(parts) - 1, 0, -1)]
     first, second = next((pair for pair in pairs if all(map(_part, pair))), pairs[0])
+    if not first.strip() or not second.strip():
+        raise InputError(f"{name}: has nothing on one side of the plus; name a base and a plugin, as BASE+PLUGIN_FILE.")
     found = _part(first), _part(second)
     match found:
         case (_Part("model", base), _Part("plugin", plugin)) | (_Part("plugin", plugin), _Part("model", base)):

@@ -35,8 +35,13 @@ def parse(program: str, presets: Mapping[str, tuple[str, Config]], arguments: Se
         print("\n".join(f"  {name:18} {purpose}" for name, (purpose, _) in presets.items()) + "\n")
     if not given or given[0].startswith("-"):
         given = [next(iter(presets)), *given]
-    check_choice(given[0], presets, "preset")
-    return tyro.extras.overridable_config_cli(dict(presets), args=given, prog=program)
+    name, *options = given
+    check_choice(name, presets, "preset")
+    purpose, preset = presets[name]
+    # Not presets as subcommands: with an option that is not known, tyro names the help of each, without the program.
+    config = (tyro.conf.AvoidSubcommands,)
+    program = f"{program} {name}"
+    return tyro.cli(type(preset), default=preset, args=options, prog=program, description=purpose, config=config)
 
 
 def parse_run(program: str, presets: Mapping[str, tuple[str, TrainConfig]]) -> TrainConfig:

@@ -143,12 +143,10 @@ def _which_step(chosen: Mapping[str, Any]) -> str:
 
 
 def tell_use(run: Run, console: Console, system: str) -> None:
-    """Prints how to use and evaluate the result, at the input size of the run."""
-    size = run.settings["image_size"]
-    load = f'load_model("{system}"' + ("" if size is None else f", image_size={size}") + ")"
-    evaluate = (
-        f"{called('eval')} hq --system {run.settings['model']} {system} "
-        + ("" if size is None else f"--image-size {size} ")
-        + "--data-dir DIR --output runs/results"
-    )
+    """Prints how to use and evaluate the result, at the base model's own input size.
+
+    A plugin that was trained at a smaller size is used at the base's, where masks are better.
+    """
+    load = f'load_model("{system}")'
+    evaluate = f"{called('eval')} hq --system {run.settings['model']} {system} --data-dir DIR --output runs/results"
     console.say("use", f"use it in Python:   {load}\ncompare on more:    {evaluate}", load=load, evaluate=evaluate)

@@ -115,7 +115,7 @@ def test_the_plan_on_the_official_layouts_names_what_is_missing(config, rate):
     assert [(run.model.name, run.pictures, run.steps) for run in plan.runs][-1] == ("stable-sam-large", 7, 1)
     everything = text(make_plan(config))
     assert f"- boxes of r50-h-d-detr on COCO val2017 (Table 4): missing, expected at {config.data}" in everything
-    assert "- mess: all 25 sets, as " in everything
+    assert "- mess: all 25 folders, as " in everything
     assert "sam_vit_h_4b8939.pth" in everything
 
 
@@ -145,6 +145,19 @@ def test_a_dry_run_writes_nothing(config, rate, monkeypatch, capsys):
     main()
     assert capsys.readouterr().out.startswith("# Plan: Table 5")
     assert not config.output.exists()
+
+
+def test_a_dry_run_needs_no_folders_and_a_run_does(config, rate, monkeypatch, capsys):
+    for folder in (config.weights, config.data):
+        folder.rmdir()
+    places = ["--weights", str(config.weights), "--data", str(config.data), "--output", str(config.output)]
+    monkeypatch.setattr("sys.argv", ["paper", *places, "--dry-run"])
+    main()
+    shown = capsys.readouterr().out
+    assert f"- weights of sam_vit_b: missing, expected at {config.weights}/sam_vit_b_01ec64.pth" in shown
+    assert f"- coco-val2017, pictures: missing, expected at {config.data}/val2017" in shown
+    with pytest.raises(InputError, match=r"^--weights .*: no such folder\.$"):
+        config.check()
 
 
 @pytest.mark.slow

@@ -158,6 +158,22 @@ def test_bad_pictures_are_reported_and_the_others_done(place, capsys):
     assert "3 pictures could not be done" in capsys.readouterr().err
 
 
+def test_a_file_of_which_no_picture_is_there_is_refused(place, capsys):
+    for file in ("a.png", "sub/a.png"):
+        (place / "photos" / file).unlink()
+    line = refused(capsys, place)
+    assert line.startswith(f"{place}/boxes.csv: none of its pictures can be used. The first: a.png: is missing in ")
+    assert not (place / "out").exists()
+
+
+def test_a_single_picture_is_counted_as_one(place, capsys):
+    (place / "photos/sub/a.png").unlink()
+    assert call(place) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("1 picture, 2 objects, ")
+    assert "\n1 picture could not be done: " in said.err
+
+
 def test_mended_pictures_are_done_by_the_same_command_and_no_others(place):
     (place / "photos/a.png").rename(place / "kept.png")
     assert call(place) == 1

@@ -79,7 +79,7 @@ def test_boxes_of_cvats_brush_are_asked_for_though_cvat_marks_them_as_crowds(tmp
         ("", r": is empty; its first line must name the columns file,x1,y1,x2,y2\.$"),
         (" \n\n", r": is empty; "),
         (b"\xff\xfe\x00", r": is no text in UTF-8; "),
-        ("a.jpg,1,2,3,4\n", r": lacks the column file, x1, y1, x2, y2; .*, and names a\.jpg,1,2,3,4\.$"),
+        ("a.jpg,1,2,3,4\n", r": lacks the columns file, x1, y1, x2, y2; .*, and names a\.jpg,1,2,3,4\.$"),
         (BOXES.replace("x2", "w"), r": lacks the column x2; "),
         (BOXES.replace("label", "id"), r": names a column twice; "),
         (BOXES.partition("\n")[0], r": has a header and no line below it; "),
@@ -91,7 +91,7 @@ def test_boxes_of_cvats_brush_are_asked_for_though_cvat_marks_them_as_crowds(tmp
         (BOXES.replace("right", ""), r", line 4: the id is empty\.$"),
         (BOXES.replace("b/a.jpg", ""), r", line 3: names no picture\.$"),
         (BOXES.replace("b/a.jpg", "..").replace("30", "x"), r", line 2: .* \(1 more lines have faults\)\.$"),
-        (BOXES.replace("30,", "30,5,"), r", line 2: has 8 cells, the first line 7\.$"),
+        (BOXES.replace("30,", "30,5,"), r", line 2: has 8 cells, the first line 7; write numbers with a decimal "),
         (BOXES.replace("left", '"left'), r", line 4: is no CSV \("),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_fault_among_boxes_is_one_line_with_its_place(tmp_path, text, fault):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        (BOXES, r": lacks the column x, y, object; "),
+        (BOXES, r": lacks the columns x, y, object; "),
         (
             POINTS.replace("1,cat", "2,cat"),
             r", line 2: the label is '2'; 1 is a point on the object, 0 ",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serve.label_studio import prompt_of, read_config
+from serve.label_studio import prompt_of, read_config, two_digits
 from serve.origins import Origins
 from stablesam_jax.data import brush
 from stablesam_jax.errors import InputError
@@ -94,11 +94,15 @@ def test_a_region_holds_the_mask_of_the_predictor(ask, expected, regions, prompt
     np.testing.assert_array_equal(brush.decode(one["value"]["rle"], (40, 60)), truth.mask)
     assert one["score"] == pytest.approx(truth.iou_prediction)
     review = ", needs review" if truth.needs_review else ""
-    assert one["meta"] == {"text": [f"stability {truth.stability:.2f}{review}"]}
+    assert one["meta"] == {"text": [f"stability {two_digits(truth.stability)}{review}"]}
     assert (one["from_name"], one["to_name"], one["type"]) == ("tag", "image", "brushlabels")
     assert (one["original_width"], one["original_height"], one["image_rotation"]) == (60, 40, 0)
     assert one["value"]["format"] == "rle"
     assert one["value"]["brushlabels"] == [label]
+
+
+def test_a_stability_below_the_limit_of_review_is_not_shown_as_the_limit():
+    assert [two_digits(one) for one in (0.919, 0.92, 1.0, 0.0)] == ["0.91", "0.92", "1.00", "0.00"]
 
 
 def test_tasks_without_a_prompt_have_empty_predictions(client):

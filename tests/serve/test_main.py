@@ -1,10 +1,12 @@
 """Options are checked before the model is loaded."""
 
 import pathlib
+import socket
 
 import pytest
 
-from serve.__main__ import Options, check
+from serve import __main__ as program
+from serve.__main__ import Options, check, serve
 from serve.limits import Limits
 from stablesam_jax.errors import InputError
 
@@ -39,3 +41,18 @@ def test_this_machine_needs_no_token_and_others_do(monkeypatch):
     assert check(Options(host="0.0.0.0", token="correct horse")) == "correct horse"
     monkeypatch.setenv("STABLESAM_TOKEN", "of the environment")
     assert check(Options(host="::")) == "of the environment"
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line_before_the_model_is_loaded(monkeypatch, capfd):
+    monkeypatch.setattr(program, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^--port {port}: another program listens there; stop it, or give "):
+            serve(Options(port=port))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_address_of_another_machine_is_refused_with_the_reason():
+    fault = r"^--host 192\.0\.2\.1 --port 0: cannot be listened on \(.+\); give others\.$"
+    with pytest.raises(InputError, match=fault):
+        serve(Options(host="192.0.2.1", port=0, token="correct horse"))

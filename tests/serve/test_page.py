@@ -296,6 +296,20 @@ def test_nothing_is_asked_of_another_host(browser, address):
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
 
 
+def test_a_notebook_of_this_machine_may_show_it_in_a_cell_and_another_site_may_not(browser, address):
+    async def notebook(scope, receive, send):
+        content = {"type": "http.response.body", "body": f'<iframe src="{address}/"></iframe>'.encode()}
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send(content)
+
+    with served(notebook) as cell:
+        for host, shown in (("127.0.0.1", True), ("localhost", True), ("[::ffff:127.0.0.1]", False)):
+            browser.get(cell.replace("127.0.0.1", host))
+            browser.switch_to.frame(0)
+            assert bool(browser.find_elements("css selector", "canvas[tabindex]")) is shown
+            browser.switch_to.default_content()
+
+
 def test_the_worst_box_is_found_and_told(page):
     page.settled()
     before = shares(page)

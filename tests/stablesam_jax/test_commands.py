@@ -110,7 +110,11 @@ def test_values_may_be_equal():
 
 @pytest.mark.parametrize(
     ("given", "hint"),
-    [("own-picture", "did you mean own-pictures?"), ("zzz", "choose from stable-sam, own-pictures, hq-sam.")],
+    [
+        ("own-picture", "did you mean own-pictures?"),
+        ("HQ-SAM", "did you mean hq-sam?"),
+        ("zzz", "choose from stable-sam, own-pictures, hq-sam."),
+    ],
 )
 def test_a_name_that_is_no_choice_is_answered_by_the_nearest(given, hint):
     with pytest.raises(InputError, match=f"^{given}: is no preset; {re.escape(hint)}$"):

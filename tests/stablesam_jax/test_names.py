@@ -80,6 +80,8 @@ def test_a_plugin_of_a_base_that_is_not_shipped_must_be_named_with_it(work, monk
         ("absent+plugin.safetensors", "absent: neither"),
         ("x" * 5000, "x" * 5000 + ": neither"),
         ("a\0b", "a\\x00b: neither"),
+        ("base+", "base+: has nothing on one side of the plus; name a base and a plugin, as BASE+PLUGIN_FILE."),
+        (" +runs/mine", " +runs/mine: has nothing on one side of the plus"),
         ("base+sam_nano", "base+sam_nano: names two models; name a base and a plugin, as BASE+PLUGIN_FILE."),
         ("plugin.safetensors+runs/mine", "plugin.safetensors+runs/mine: names two plugins;"),
         ("stable_sam_nano+plugin.safetensors", "stable_sam_nano: has a plugin; name sam_nano as its base."),

@@ -159,3 +159,13 @@ def test_an_unknown_option_ends_with_status_2(monkeypatch, capsys):
         parsed(monkeypatch, "--nonsense", "3")
     assert end.value.code == 2
     assert "--nonsense" in capsys.readouterr().err
+
+
+def test_an_option_that_is_not_known_is_answered_by_the_help_of_its_preset(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(monkeypatch, "own-pictures", "--data-dirs", "here")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("--help") == 1
+    assert " own-pictures --help" in error
+    assert "--data-dir " in error
