@@ -22,7 +22,7 @@ from rich.console import Console
 
 from eval.journal import JOURNAL, Journal
 from predict.prompt_files import Request, Requests, read_boxes, read_coco_boxes, read_points
-from predict.results import FAULTS, OBJECTS, Done, write_faults, write_mask, write_overlay, write_tables
+from predict.results import FAULTS, OBJECTS, Done, write_mask, write_overlay, write_review, write_tables
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.data.coco import PICTURES
@@ -128,7 +128,7 @@ def predict(options: Options) -> int:
             done.append(Done(name=name, request=request, size_hw=picture.shape[:2], objects=record["objects"]))
         if news or not (options.output / OBJECTS).exists():  # else someone may have written into them
             write_tables(options.output, done, requests.categories)
-        write_faults(options.output, faults)
+        write_review(options.output, done, requests.categories, faults)
     _report(options, done, faults, journal.found)
     return 1 if faults else 0
 

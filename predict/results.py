@@ -120,23 +120,33 @@ def surroundings(picture: np.ndarray, prompt: Prompt, mask: np.ndarray) -> tuple
 
 def write_tables(output: pathlib.Path, done: Sequence[Done], categories: Mapping[Id, str]) -> None:
     """Writes or replaces the tables of all objects."""
+    write_text(output / COCO, json.dumps(coco(done, categories)) + "\n")
+    write_text(output / OBJECTS, _csv(_objects(_lines(done), categories)))
+
+
+def write_review(
+    output: pathlib.Path, done: Sequence[Done], categories: Mapping[Id, str], faults: Mapping[str, str]
+) -> None:
+    """Writes or replaces the review sheet and the table of faults, which is absent if there are none.
+
+    Args:
+        faults: name of a picture -> what is wrong with it.
+    """
+    write_text(output / REVIEW, page(_lines(done), categories, faults))
+    if faults:
+        write_text(output / FAULTS, _csv([{"file": shown(file), "fault": text} for file, text in faults.items()]))
+    else:
+        (output / FAULTS).unlink(missing_ok=True)
+
+
+def _lines(done: Sequence[Done]) -> list[_Line]:
+    """All objects, the least stable first."""
     lines = [
         _Line(picture=picture, place=place, target=target, facts=facts)
         for picture in done
         for place, (target, facts) in enumerate(zip(picture.request.targets, picture.objects, strict=True), start=1)
     ]
-    lines.sort(key=lambda line: (not line.facts["needs_review"], line.facts["stability"]))
-    write_text(output / COCO, json.dumps(coco(done, categories)) + "\n")
-    write_text(output / OBJECTS, _csv(_objects(lines, categories)))
-    write_text(output / REVIEW, page(lines, categories))
-
-
-def write_faults(output: pathlib.Path, faults: Mapping[str, str]) -> None:
-    """Writes or replaces the table of faults; removes it if there are none, since pictures may have been mended."""
-    if faults:
-        write_text(output / FAULTS, _csv([{"file": shown(file), "fault": text} for file, text in faults.items()]))
-    else:
-        (output / FAULTS).unlink(missing_ok=True)
+    return sorted(lines, key=lambda line: (not line.facts["needs_review"], line.facts["stability"]))
 
 
 def coco(done: Sequence[Done], categories: Mapping[Id, str]) -> dict[str, Any]:
@@ -197,8 +207,8 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> str:
     return file.getvalue()
 
 
-def page(lines: Sequence[_Line], categories: Mapping[Id, str]) -> str:
-    """The review sheet as HTML: a figure for each object, in the order of `lines`."""
+def page(lines: Sequence[_Line], categories: Mapping[Id, str], faults: Mapping[str, str]) -> str:
+    """The review sheet as HTML: a figure for each object, in the order of `lines`, and what could not be done."""
     review = sum(line.facts["needs_review"] for line in lines)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -206,8 +216,16 @@ def page(lines: Sequence[_Line], categories: Mapping[Id, str]) -> str:
         f"<title>Review</title><style>{STYLE}</style></head><body><h1>Review</h1>"
         f"<p>{review} of {len(lines)} objects need review. First come the least stable masks, which change most when "
         "their prompt is moved a little. Blue: mask. Magenta: prompt.</p>"
-        f"<main>{''.join(_cards(lines, categories))}</main></body></html>\n"
+        f"{_missing(faults)}<main>{''.join(_cards(lines, categories))}</main></body></html>\n"
     )
+
+
+def _missing(faults: Mapping[str, str]) -> str:
+    """A list of the pictures that have no masks, or nothing."""
+    if not faults:
+        return ""
+    entries = "".join(f"<li>{html.escape(shown(text))}</li>" for text in faults.values())
+    return f"<details open><summary>Pictures without masks: {len(faults)}</summary><ul>{entries}</ul></details>"
 
 
 def _cards(lines: Sequence[_Line], categories: Mapping[Id, str]) -> Iterator[str]:

@@ -192,6 +192,8 @@ def check_output(folder: pathlib.Path) -> None:
     """
     if not (folder / JOURNAL).exists() and any((folder / name).exists() for name in RESULT_FILES):
         raise InputError(f"{folder}: holds results already, and nothing is overwritten; give another --output.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder as --output.")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{folder}: {existing} is no folder that can be written to; give another --output.")

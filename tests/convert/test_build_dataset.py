@@ -220,7 +220,7 @@ def test_a_set_and_its_pictures_may_have_any_name(tmp_path, name, capsys):
     ("arguments", "expected"),
     [
         (["pairs", "--source", "nowhere", "--data-dir", "built"], "nowhere: no such folder"),
-        (["coco", "--source", ".", "--data-dir", "built"], "holds no data that is known; give a folder with im/"),
+        (["coco", "--source", ".", "--data-dir", "built"], "is empty; give the folder of the pictures"),
         (["dis5k", "--source", ".", "--data-dir", "built"], "dis5k: is no data set; did you mean dis5k-"),
         (["xxx", "--source", ".", "--data-dir", "built"], "xxx: is no data set; choose from auto, pairs, coco"),
         (["dis5k-tr", "--source", ".", "--data-dir", "built"], "DIS5K/DIS-TR/im: no such folder"),

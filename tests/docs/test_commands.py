@@ -46,6 +46,8 @@ SHORT = {
     "embed": "--limit 2 --image-size 64 --batch-size 2",
     "preview": "--count 2 --limit 4 --image-size 64",
     "eval": "--limit 1 --image-size 64",
+    "eval clicks": "--limit 1 --image-size 64 --clicks usual",
+    "eval wobble": "--limit 1 --image-size 64 --count 2",
     "fold": "--limit 1 --prompts 1",
     "bench": "--models mobile_sam --image-size 256 --prompts 1 --repeats 1",
 }
@@ -76,7 +78,8 @@ def words(command):
         arguments = [MODULES[module], *arguments]
     name, *arguments = filter(None, arguments) if arguments else [""]
     given = {word for word in arguments if word.startswith("--")}
-    short = [option for option in re.split(" (?=--)", SHORT.get(name, "")) if option.partition(" ")[0] not in given]
+    options = SHORT.get(" ".join([name, *arguments[:1]]), SHORT.get(name, ""))
+    short = [option for option in re.split(" (?=--)", options) if option.partition(" ")[0] not in given]
     return name, arguments + " ".join(short).split()
 
 

@@ -1,6 +1,7 @@
 """Every object gets its own mask, what was done stays, and a bad picture is reported and stops no other."""
 
 import csv
+import html
 import json
 import os
 import signal
@@ -153,6 +154,9 @@ def test_bad_pictures_are_reported_and_the_others_done(place, capsys):
         "small.png, object out: box (20, 20, 25, 25) lies outside the picture of 9 x 9"
     )
     assert len(faults) == 3
+    page = (place / "out" / "review.html").read_text()
+    assert "Pictures without masks: 3" in page
+    assert all(html.escape(fault) in page for fault in faults.values())
     assert not (place / "out/masks/small.png").exists()  # whole or not at all
     assert len(objects(place)) == 3
     assert "3 pictures could not be done" in capsys.readouterr().err
@@ -184,6 +188,7 @@ def test_mended_pictures_are_done_by_the_same_command_and_no_others(place):
     assert before.items() < after.items()
     assert len(objects(place)) == 3
     assert not (place / "out/faults.csv").exists()
+    assert "without masks" not in (place / "out/review.html").read_text()
 
 
 def test_what_a_person_wrote_stays_when_there_is_nothing_new(place):

@@ -88,6 +88,8 @@ def test_a_folder_has_its_own_name_however_it_is_spelled(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_no_known_form_is_refused_with_every_form(tmp_path):
+    assert refusal(sources.open_data, [tmp_path]).startswith(f"{tmp_path}: is empty; give the folder")
+    (tmp_path / "notes").mkdir()
     message = refusal(sources.open_data, [tmp_path])
     assert message.startswith(f"{tmp_path}: holds no data that is known; give a folder with im/ (pictures) and gt/")
     for form in ("a COCO json and its pictures", "stablesam build", "labelme", "sa-1b", "YOLO", "NAME:DIR"):
