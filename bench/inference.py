@@ -126,12 +126,14 @@ def decode_cases(options: Options) -> Iterator[Case]:
 def predict_cases(options: Options) -> Iterator[Case]:
     """A photograph in memory and one box to a mask at the photograph's size."""
     boxes = BOX[None] * np.tile(PHOTOGRAPH, 2)
-    return _whole_cases(options, "12 megapixels and a box to a mask", _picture(PHOTOGRAPH), boxes, lambda masks: masks)
+    return _whole_cases(
+        options, "12 megapixels and a box to a mask", photograph(PHOTOGRAPH), boxes, lambda masks: masks
+    )
 
 
 def stability_cases(options: Options) -> Iterator[Case]:
     """A picture and slightly different boxes, as many as in the paper, to masks and their stability."""
-    picture = _picture((1024, 768))
+    picture = photograph((1024, 768))
     boxes = _boxes(JITTERS, picture.shape[:2])
 
     def judge(masks: np.ndarray) -> np.ndarray:
@@ -157,7 +159,7 @@ def _whole_cases(
             return work
 
         def theirs(wrap: Callable, config: SamConfig = config) -> Work:
-            predictor = torch_sam.SamPredictor(_wrapped(config, wrap))
+            predictor = torch_sam.SamPredictor(wrapped_model(config, wrap))
 
             def work() -> np.ndarray:
                 predictor.set_image(picture)
@@ -179,7 +181,7 @@ def _point(config: SamConfig, pixels: np.ndarray, points: np.ndarray) -> Work:
 
 
 def _official_point(config: SamConfig, pixels: np.ndarray, points: np.ndarray, wrap: Callable) -> Work:
-    official, pictures = _wrapped(config, wrap), _channels_first(pixels)
+    official, pictures = wrapped_model(config, wrap), _channels_first(pixels)
     coords = torch.from_numpy(points).float().to(torch_device())
     label = torch.ones((1, 1), dtype=torch.int, device=torch_device())
 
@@ -270,14 +272,14 @@ def _boxes(count: int, size_hw: tuple[int, int]) -> np.ndarray:
     return np.stack([jittered_box(rng, box, size_hw=size_hw) for _ in range(count)]).astype(np.float32)
 
 
-def _picture(size: tuple[int, int]) -> np.ndarray:
+def photograph(size: tuple[int, int]) -> np.ndarray:
     """A photograph resized to (width, height)."""
     return np.asarray(Image.fromarray(read_picture(IMAGE)).resize(size, Image.Resampling.BICUBIC))
 
 
 def _pixels(config: SamConfig, count: int) -> np.ndarray:
     """(B, S, S, 3): a photograph, preprocessed and repeated."""
-    picture = preprocess(_picture((config.image_size, config.image_size)), config)
+    picture = preprocess(photograph((config.image_size, config.image_size)), config)
     return np.repeat(picture[None], count, axis=0)
 
 
@@ -289,7 +291,7 @@ def official_model(config: SamConfig) -> torch_sam.Official:
     return twins.load_official(config, draw_params(config, seed=0)).to(torch_device())
 
 
-def _wrapped(config: SamConfig, wrap: Callable) -> torch_sam.Official:
+def wrapped_model(config: SamConfig, wrap: Callable) -> torch_sam.Official:
     official = official_model(config)
     official.image_encoder.forward = wrap(_encoding(official.image_encoder, config))
     official.mask_decoder.forward = wrap(_mixed(official.mask_decoder.forward, config))

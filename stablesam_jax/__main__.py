@@ -97,9 +97,9 @@ def main() -> None:
         print(usage(), file=sys.stderr)
     with exit_on_input_error():
         _refuse(name)
-    add_tools()
-    sys.argv = [f"stablesam {name}", *rest]
-    sys.exit(importlib.import_module(COMMANDS[name].module).main())
+        add_tools()
+        sys.argv = [f"stablesam {name}", *rest]
+        sys.exit(importlib.import_module(COMMANDS[name].module).main())
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def _shown(character: str) -> str:
 def exit_on_input_error() -> Iterator[None]:
     """The context in which every command runs.
 
-    An `InputError` is printed to standard error without a traceback, and the exit status is 2. An `InputWarning` is
-    printed as a line. Characters that the terminal's encoding lacks are escaped.
+    An `InputError` is printed to standard error without a traceback, and the exit status is 2. After Ctrl-C a line is
+    printed, and the exit status is 130. An `InputWarning` is printed as a line. Characters that the terminal's encoding
+    lacks are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's streams lack it
@@ -62,6 +63,9 @@ def exit_on_input_error() -> Iterator[None]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:  # commands that can be continued say so themselves
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 def _show(others: Any) -> Any:

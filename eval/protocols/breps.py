@@ -7,7 +7,7 @@ Reported is the IoU of the tight box, the lowest and the highest IoU of the boxe
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -20,6 +20,7 @@ from stablesam_jax.data.readers import LabelledPicture, Pictures
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.data.user_study import UserStudy
 from stablesam_jax.metrics import mask_iou
+from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
 from stablesam_jax.predict.box_search import search
@@ -30,6 +31,7 @@ from stablesam_jax.prompts import gt_box
 METRICS = ("tight", "worst", "best", "delta")  # mean IoU of the boxes; delta is best - worst
 USERS = ("user", "user_worst")  # mean and lowest IoU of the boxes that users drew
 KIND = "box"  # the single kind of prompt
+Rule = Literal["single", "best"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,10 @@ class BrepsConfig(systems.Options):
     Data: folders with im/ and gt/, COCO folders, built data sets, NAME:DIR as dis5k-vd:/data/hq, or folders with
     images/, masks/ and user_masks/ as BREPS's user study.
     """
+
+    rule: Rule = "single"
+    """Which mask is searched with. single: the single mask. best: the best of three by predicted IoU, as in the
+    released search of BREPS for SAM. Users' boxes have the single mask, as theirs."""
 
 
 def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
@@ -52,7 +58,7 @@ def breps(config: Annotated[BrepsConfig, tyro.conf.arg(name="")]) -> None:
     def score(sam: Sam, params: Params, source: Pictures, each_picture: systems.EachPicture) -> systems.Found:
         def make(params: Params) -> systems.Begin:
             predictor = Predictor(sam, params)
-            return lambda index: begin(predictor, params, source[index], boxes_of(source, index))
+            return lambda index: begin(predictor, params, source[index], boxes_of(source, index), config.rule)
 
         return found(list(each_picture(make)), metrics)
 
@@ -71,7 +77,7 @@ def boxes_of(source: Pictures, index: int) -> np.ndarray:
 
 
 def begin(
-    predictor: Predictor, params: Params, labelled: LabelledPicture, user_boxes: np.ndarray
+    predictor: Predictor, params: Params, labelled: LabelledPicture, user_boxes: np.ndarray, rule: Rule = "single"
 ) -> Callable[[], Record]:
     """Searches for both boxes of all objects of a picture at once, and predicts from users' boxes of its first object.
 
@@ -81,7 +87,10 @@ def begin(
     picture = predictor.encode(labelled.picture)
     targets = list(labelled.masks)
     boxes = np.stack([gt_box(target) for target in targets])
-    worst, best = (search(predictor.sam, params, picture.embedding, boxes, targets, goal) for goal in ("worst", "best"))
+    masks: MaskChoice = "multi" if rule == "best" else "single"
+    worst, best = (
+        search(predictor.sam, params, picture.embedding, boxes, targets, goal, masks) for goal in ("worst", "best")
+    )
     drawn, _ = predictor.predict_low_res(box=user_boxes, multimask_output=False, picture=picture)
 
     def ious(low_res_masks: np.ndarray, target: np.ndarray) -> list[float]:

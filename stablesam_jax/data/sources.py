@@ -283,7 +283,7 @@ def _check_apart(readers: Sequence[Reader]) -> None:
 def _unknown(path: pathlib.Path) -> str:
     """The message for a folder that cannot be opened."""
     if not path.is_dir():
-        return f"{path}: no such folder."
+        return f"{path}: no such folder; give the folder of the pictures and their masks."
     if not any(path.iterdir()):
         return f"{path}: is empty; give the folder of the pictures and their masks."
     there = [part for part in (IM, GT) if (path / part).is_dir()]

@@ -14,6 +14,7 @@ import optax
 
 from stablesam_jax.errors import InputError
 from stablesam_jax.metrics import mask_iou
+from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.model.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, Prompts
 from stablesam_jax.model.sam import ImageEmbedding, Sam
 from stablesam_jax.params import Params
@@ -68,6 +69,7 @@ def search(
     boxes: np.ndarray,
     targets: Sequence[np.ndarray],
     goal: Goal,
+    masks: MaskChoice = "single",
 ) -> Search:
     """Moves boxes by Adam so that their masks get worse, or better, and they stay such as users draw them.
 
@@ -81,6 +83,7 @@ def search(
         boxes: (N, 4) XYXY in pixels of the picture, N at least 1.
         targets: N masks (H, W) bool of the objects.
         goal: "worst" or "best".
+        masks: "multi" takes the best of three by predicted IoU at every step, as BREPS's released search for SAM does.
 
     Returns:
         all boxes that were tried; which was worst or best is for the caller to measure at the picture's size.
@@ -95,7 +98,7 @@ def search(
     inside = np.zeros((mask_side, mask_side), np.float32)
     inside[:height, :width] = 1
     sign = np.array(1 if goal == "worst" else -1, np.float32)
-    program = compiled.of_decoder(sam, _searching)
+    program = compiled.of_decoder(sam, functools.partial(_searching, masks=masks))
     found_boxes, found_masks = [], []
     for places in SLOTS.turns(len(start)):
         tried, logits = jax.device_get(program(params, embedding, _Inputs(start[places], shares[places], inside, sign)))
@@ -155,7 +158,7 @@ def log_density(distances: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(compiled.KEPT)
-def _searching(sam: Sam) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _searching(sam: Sam, masks: MaskChoice) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Compiles (variables, image embedding of one picture, inputs) -> boxes (STEPS, N, 4), (STEPS, N, 4G, 4G)."""
     optimizer = optax.adam(RATE * sam.config.image_size)
 
@@ -166,8 +169,9 @@ def _searching(sam: Sam) -> Callable[..., tuple[jax.Array, jax.Array]]:
 
         def loss(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
             prompts = Prompts(boxes.reshape(1, count, 2, 2), labels, jnp.ones((1, count, 2), bool))
-            masks = sam.apply(variables, embedding, prompts, masks="single", at_once=True, method="decode")
-            logits = masks.low_res_masks[0, :, 0]
+            found = sam.apply(variables, embedding, prompts, masks=masks, at_once=True, method="decode")
+            best = jnp.argmax(found.iou_predictions[0], axis=1)  # 0 of the single mask
+            logits = jnp.take_along_axis(found.low_res_masks[0], best[:, None, None, None], axis=1)[:, 0]
             shares = jax.nn.sigmoid(logits) * inputs.inside[None]
             overlap = jnp.sum(shares * inputs.targets, axis=(1, 2))
             sizes = jnp.sum(shares, axis=(1, 2)) + jnp.sum(inputs.targets, axis=(1, 2))

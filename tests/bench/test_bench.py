@@ -203,12 +203,23 @@ def test_inference_of_sam_2_gives_the_same_on_both_sides(dtype, tiny_model, monk
 
 @pytest.mark.slow
 def test_both_sides_search_the_same_boxes(tiny_model):
-    one, four = box_search_cases(tiny_model)
+    one, four, *_ = box_search_cases(tiny_model)
     for case, count in ((one, 1), (four, 4)):
         ours, theirs = case.ours(), case.theirs["PyTorch"]()
         assert ours.shape == theirs.shape == (50, count, 4)
         assert case.difference(ours, theirs) <= case.bound
         assert np.abs(ours[4] - ours[0]).max() / TINY.image_size > 5 * case.bound  # they have moved
+
+
+@pytest.mark.slow
+def test_both_sides_give_the_figures_of_breps(tiny_model):
+    for case, count in zip([*box_search_cases(tiny_model)][2:], (1, 4), strict=True):
+        ours, theirs = case.ours(), case.theirs["PyTorch"]()
+        assert ours.shape == theirs.shape == (count, 3)
+        assert case.difference(ours, theirs) <= case.bound
+        np.testing.assert_allclose(ours, theirs, atol=0.02)  # dice of ours is that of low-resolution logits
+        assert (ours[:, 1] <= ours[:, 0]).all()
+        assert (ours[:, 0] <= ours[:, 2]).all()
 
 
 @pytest.mark.slow

@@ -36,12 +36,19 @@ def test_without_an_error_nothing_happens(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), SystemExit(143)])
 def test_other_errors_are_not_the_users(error, capsys):
     with pytest.raises(type(error)) as caught, exit_on_input_error():
         raise error
     assert caught.value is error
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_that_is_interrupted_ends_with_a_line_and_the_status_of_a_shell(capsys):
+    with pytest.raises(SystemExit) as caught, exit_on_input_error():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_an_input_error_is_a_value_error():

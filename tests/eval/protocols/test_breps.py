@@ -24,9 +24,10 @@ PICTURE = LabelledPicture("set/a", SQUARES[0], MASKS, (1, 2), None)
 
 
 def test_each_object_has_the_extremes_of_its_own_boxes(monkeypatch):
-    def planted(sam, params, embedding, boxes, targets, goal):
+    def planted(sam, params, embedding, boxes, targets, goal, masks):
         """Masks of columns: of the worst search fewer and fewer, of the best one more and more."""
         assert len(targets) == len(boxes) == 2
+        assert masks == "single"
         side = sam.config.mask_size
         first = 8 if goal == "worst" else 9
         columns = [first, 2, 5] if goal == "worst" else [first, 16, 12]

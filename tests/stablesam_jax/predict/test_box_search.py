@@ -76,6 +76,18 @@ def test_the_first_box_is_the_given_one_with_its_own_mask(found):
         np.testing.assert_allclose(one.low_res_masks[0], low_res[:, 0], atol=2e-4)
 
 
+@pytest.mark.slow
+def test_the_best_of_three_masks_is_chosen_anew_for_each_box_and_object():
+    predictor = nano()[0]
+    picture = predictor.encode(SQUARES[0])
+    found = search(*small.nano(), picture.embedding, BOXES, list(MASKS), "worst", "multi")
+    for step in (0, STEPS - 1):
+        boxes = found.boxes[step]
+        _, predicted, low_res = predictor.predict(box=boxes, picture=picture, multimask_output=True)
+        chosen = np.argmax(predicted, axis=1)
+        np.testing.assert_allclose(found.low_res_masks[step], low_res[np.arange(3), chosen], atol=2e-4)
+
+
 def soft_dice(logits, mask):
     """Of (G, G) logits and a mask of 40 x 64 pixels in a frame of 64 x 64."""
     side = len(logits)
