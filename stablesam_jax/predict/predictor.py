@@ -333,8 +333,13 @@ class Predictor:
             most_prompts: in one call.
             most_tokens: of a prompt; a point is one, a box two, points without a box one more.
             mask_inputs: whether to compile for prompts with a mask input too.
+
+        Raises:
+            InputError: `sizes_hw` is no list of sizes.
         """
         sizes_hw = list(sizes_hw)
+        if not all(np.shape(size) == (2,) and min(size) > 0 for size in sizes_hw):
+            raise InputError(f"sizes_hw is a list of (height, width), such as [(480, 640)]; got {sizes_hw}.")
         picture = self.encode(np.zeros((*(sizes_hw[0] if sizes_hw else (1, 1)), 3), np.uint8))
         blank = np.zeros((self.sam.config.mask_size,) * 2, np.float32)
         for mask, choice in itertools.product((None, blank) if mask_inputs else (None,), CHOICES):

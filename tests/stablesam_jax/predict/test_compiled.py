@@ -8,6 +8,7 @@ import pytest
 
 from stablesam_jax import Predictor, build
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.errors import InputError
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.predict import compiled
 from stablesam_jax.predict.slots import Slots
@@ -145,3 +146,9 @@ def test_programs_that_are_not_used_for_long_are_forgotten():
         compiled.encoder(sam)
         compiled.decoder(sam)
     assert compiled._encoder.cache_info().currsize == compiled._decoder.cache_info().currsize == compiled.KEPT < 40
+
+
+@pytest.mark.parametrize("sizes", [(180, 240), [180], [(180, 240, 3)], [(0, 5)], ["ab"]])
+def test_warming_up_takes_a_list_of_sizes(sizes):
+    with pytest.raises(InputError, match=r"a list of \(height, width\), such as \[\(480, 640\)\]; got "):
+        nano()[0].warm_up(sizes)
