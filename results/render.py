@@ -114,7 +114,7 @@ def rivals() -> str:
     for row in rows:
         systems.setdefault(row[0], []).append(row)
     return _markdown(
-        ["trained", "exact box, points", "gap of sloppy boxes closed, %", "gap of a click closed, %"],
+        ["trained", "exact box, change of mIoU", "gap of sloppy boxes closed, %", "gap of a click closed, %"],
         [
             [
                 name,

@@ -36,7 +36,8 @@ OFFICIAL_SETS = [*layouts.INSTANCES, *(f"mess/{name}" for name in layouts.MESS)]
 BEFORE = [
     "stablesam train own-pictures --data-dir my_pictures --seed 0 --output runs/0",
     "stablesam train own-pictures --data-dir my_pictures --seed 1 --output runs/1",
-    "stablesam train linear --model runs/sam2_tiny --data-dir my_pictures --output runs/linear_sam2",
+    "stablesam train own-pictures --plugin.resample linear --plugin.no-router --model runs/sam2_tiny "
+    "--data-dir my_pictures --output runs/linear_sam2",
 ]
 READ_AS = {"PRESET": "own-pictures", "...": ""}
 
