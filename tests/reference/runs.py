@@ -8,7 +8,6 @@ import sys
 from stablesam_jax import params
 from stablesam_jax.files.plugin_file import load_plugin
 from train import main as train_main
-from train import options
 
 STEPS = 3
 
@@ -41,5 +40,5 @@ def run_main(monkeypatch, config):
     """The program with this configuration, as if its options had been typed."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["train.main"])
-        patch.setattr(options.tyro.extras, "overridable_config_cli", lambda *_, **__: config)
+        patch.setattr(train_main, "parse_run", lambda *_: config)
         train_main.main()
