@@ -129,6 +129,7 @@ class Page:
 
 @pytest.fixture
 def page(browser, address):
+    browser.get_log("browser")  # what earlier pages have left
     page = Page(browser, address)
     yield page
     severe = [
