@@ -10,6 +10,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS, OBJECT_TOKEN
 from stablesam_jax.model.hq import HQBranch
@@ -18,6 +19,7 @@ from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer, 
 from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one, parameter
 from stablesam_jax.ops.numerics import gelu, to_float32
 
+SHARED = 4  # prompts from which it is faster to project what they share once; with fewer, projecting tokens is
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 
 # "single": mask 0; of SAM 2 see `stable_or_best`. "multi": masks 1, 2, 3; for HQ-SAM the one of them with the highest
@@ -135,6 +137,8 @@ class MaskDecoder(nn.Module):
         """
         tokens, valid = self._tokens(sparse_prompt_embeddings, sparse_valid)
         keys = image_embeddings[:, None] + dense_prompt_embeddings
+        prompts = tokens.shape[1]
+        shared = keys.shape[1] == 1 and not is_symbolic_dim(prompts) and prompts >= SHARED
 
         s0, s1 = high_res or (None, None)
         of_pictures = {"hq_features": hq_features, "s0": s0, "s1": s1}
@@ -144,7 +148,7 @@ class MaskDecoder(nn.Module):
         def decode(keys: jax.Array, tokens: jax.Array, valid: jax.Array, *rest: jax.Array) -> Masks:
             own = dict(zip(given, rest, strict=True))
             own_hooks = with_share(hooks, own.get("share"))
-            tokens, features = self.transformer(keys, image_pe, tokens, valid, own_hooks, remat=remat)
+            tokens, features = self.transformer(keys, image_pe, tokens, valid, own_hooks, shared=shared, remat=remat)
             upscaled = self._upscale(features, own.get("s0"), own.get("s1"))
             return self._choose(tokens, upscaled, own.get("hq_features"), masks, hq_token_only)
 

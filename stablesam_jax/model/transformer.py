@@ -49,7 +49,8 @@ class Attention(nn.Module):
         cells query:  (x Q + q) . (t K + k) = x . ((t K + k) Q^T) + q . (t K + k)
                       (sum_t w_t (t V + v)) O = sum_t w_t ((t V + v) O)              O: the head's rows of out_proj
 
-    That costs T C D and T C per cell in place of C D per cell: cheaper where tokens times heads are fewer than D.
+    That costs T C D and T C per cell in place of C D per cell: cheaper where tokens times heads are fewer than D. Cells
+    that several prompts share are projected instead, once for all of them (`shared`).
     """
 
     width: int
@@ -85,9 +86,9 @@ class Attention(nn.Module):
             logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
         return softmax(logits, q.dtype)
 
-    def from_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def from_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, shared: bool = False) -> jax.Array:
         """The same where queries are tokens (B, N, T, C) and keys and values are cells (B, 1 or N, G * G, C)."""
-        if self._many(q):
+        if shared or self._many(q):
             return self(q, k, v)
         dtype = q.dtype
         k_kernel, _ = self.k_proj.parameters(self.width)
@@ -102,21 +103,26 @@ class Attention(nn.Module):
         attended = attended.reshape(*attended.shape[:-2], self.inner_width)
         return self.out_proj(attended + broadcast_channels(v_bias, attended))
 
-    def to_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array) -> jax.Array:
+    def to_tokens(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, key_valid: jax.Array, shared: bool = False
+    ) -> jax.Array:
         """The same where queries are cells (B, 1 or N, G * G, C), keys and values tokens (B, N, T, C)."""
         if self._many(k):
             return self(q, k, v, key_valid)
         dtype = q.dtype
-        q_kernel, q_bias = self.q_proj.parameters(self.width)
         out_kernel, out_bias = self.out_proj.parameters(self.inner_width)
-        k, v = _heads(self.k_proj(k)), _heads(self.v_proj(v))
-        seen = _einsum_float32("bnkhd,chd->bnhkc", k, _heads(q_kernel)).astype(dtype)
-        offset = _einsum_float32("bnkhd,hd->bnhk", k, _heads(q_bias))
-        logits = (einsum("bnqc,bnhkc->bnqhk", q, seen) + offset[:, :, None]) * self._scale
-        logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
         out_kernel = out_kernel.reshape(HEADS, -1, self.width)
-        v = _einsum_float32("bnkhd,hdc->bnhkc", v, out_kernel).astype(dtype)
-        attended = einsum("bnqhk,bnhkc->bnqc", softmax(logits, dtype), v).astype(dtype)
+        seen = _einsum_float32("bnkhd,hdc->bnhkc", _heads(self.v_proj(v)), out_kernel).astype(dtype)
+        if shared:
+            attended = einsum("bnhqk,bnhkc->bnqc", self.weights(q, k, key_valid), seen).astype(dtype)
+            return attended + broadcast_channels(out_bias, attended)
+        q_kernel, q_bias = self.q_proj.parameters(self.width)
+        k = _heads(self.k_proj(k))
+        asked = _einsum_float32("bnkhd,chd->bnhkc", k, _heads(q_kernel)).astype(dtype)
+        offset = _einsum_float32("bnkhd,hd->bnhk", k, _heads(q_bias))
+        logits = (einsum("bnqc,bnhkc->bnqhk", q, asked) + offset[:, :, None]) * self._scale
+        logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        attended = einsum("bnqhk,bnhkc->bnqc", softmax(logits, dtype), seen).astype(dtype)
         return attended + broadcast_channels(out_bias, attended)
 
     @property
@@ -145,6 +151,7 @@ class TwoWayAttentionBlock(nn.Module):
 
     width: int
     first: bool  # the first block has neither positional terms nor residual in its self-attention
+    shared: bool = False  # whether several prompts have the same image features
 
     @nn.compact
     def __call__(
@@ -167,11 +174,12 @@ class TwoWayAttentionBlock(nn.Module):
         queries = _norm("norm1")(queries)
 
         to_image = Attention(self.width, cross_width, name="cross_attn_token_to_image")
-        queries = _norm("norm2")(queries + attend_to_image(to_image, queries, keys, query_pe, key_pe, resample))
+        attended = attend_to_image(to_image, queries, keys, query_pe, key_pe, resample, self.shared)
+        queries = _norm("norm2")(queries + attended)
         queries = _norm("norm3")(queries + MLP(MLP_WIDTH, nn.relu, name="mlp")(queries))
 
         to_tokens = Attention(self.width, cross_width, name="cross_attn_image_to_token")
-        update = to_tokens.to_tokens(flatten(keys + key_pe), queries + query_pe, queries, query_valid)
+        update = to_tokens.to_tokens(flatten(keys + key_pe), queries + query_pe, queries, query_valid, self.shared)
         keys = _norm("norm4")(keys + update.reshape(*update.shape[:2], *keys.shape[2:]))
         return queries, keys
 
@@ -192,8 +200,9 @@ def attend_to_image(
     query_pe: jax.Array,
     key_pe: jax.Array,
     resample: Resample | None,
+    shared: bool = False,
 ) -> jax.Array:
-    """Token-to-image attention, over resampled features where a hook is given.
+    """Token-to-image attention, over resampled features where a hook is given, which prompts do not share.
 
     By name on demand (`mutable="attention"`, a collection of its own since they are large), where a hook is given:
     `before` and `after`, (B, N, HEADS, T, G, G) in the attention's scope, the weights that the same queries give the
@@ -211,7 +220,7 @@ def attend_to_image(
             for name, k in (("before", before), ("after", flatten(keys + key_pe))):
                 weights = attention.weights(q, k)
                 attention.sow("attention", name, weights.reshape(*weights.shape[:-1], *grid))
-    return attention.from_tokens(q, flatten(keys + key_pe), flatten(keys))
+    return attention.from_tokens(q, flatten(keys + key_pe), flatten(keys), shared and resample is None)
 
 
 class TwoWayTransformer(nn.Module):
@@ -228,6 +237,7 @@ class TwoWayTransformer(nn.Module):
         tokens_valid: jax.Array,
         hooks: Hooks = NO_HOOKS,
         *,
+        shared: bool = False,
         remat: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs both blocks and the final attention.
@@ -238,6 +248,8 @@ class TwoWayTransformer(nn.Module):
             tokens: (B, N, T, C); as they come in, they also serve as their own positional term throughout.
             tokens_valid: (B, N, T) bool.
             hooks: one `Resample` or None for each of the three token-to-image attentions.
+            shared: whether several prompts have these keys; in a loop over prompts their projections are computed
+                before it (static).
             remat: keep of each block only its inputs for the gradient, and compute it again (gradient checkpointing,
                 static).
 
@@ -247,7 +259,8 @@ class TwoWayTransformer(nn.Module):
         queries = tokens
         block_class = nn.remat(TwoWayAttentionBlock) if remat else TwoWayAttentionBlock
         for index in range(2):
-            block = block_class(self.width, first=index == 0, name=f"layers_{index}")
+            first = index == 0  # after it every prompt has its own keys
+            block = block_class(self.width, first=first, shared=shared and first, name=f"layers_{index}")
             queries, keys = block(queries, keys, tokens, key_pe, tokens_valid, hooks[index])
         final = Attention(self.width, self.width // CROSS_WIDTH_DIVISOR, name="final_attn_token_to_image")
         queries = queries + attend_to_image(final, queries, keys, tokens, key_pe, hooks[2])

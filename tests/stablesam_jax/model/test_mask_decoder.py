@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stablesam_jax.model.mask_decoder import MaskDecoder
+from stablesam_jax.model.mask_decoder import SHARED, MaskDecoder
 from stablesam_jax.ops.layers import UpscaleBy2
 from tests.reference.sam_pair import CONFIG, SEEN, TOLERANCE, difference, float64_pair, normal
 
@@ -35,14 +35,14 @@ def run(pair, masks, valid=ALL):
     return answer.low_res_masks[0], answer.iou_predictions[0]
 
 
-def run_official(pair):
+def run_official(pair, sparse=SPARSE, dense=DENSE):
     """All four masks."""
 
     def as_map(x):
         return torch.from_numpy(x).permute(0, 3, 1, 2)
 
     return pair.official.mask_decoder.predict_masks(
-        as_map(EMBEDDING), as_map(IMAGE_PE[0]), torch.from_numpy(SPARSE[0]), as_map(DENSE[0])
+        as_map(EMBEDDING), as_map(IMAGE_PE[0]), torch.from_numpy(sparse[0]), as_map(dense[0])
     )
 
 
@@ -56,6 +56,18 @@ def test_masks_and_predicted_iou_are_equal(pair, masks, chosen):
     official_logits, official_iou = run_official(pair)
     assert difference(logits, official_logits[:, chosen]) < TOLERANCE
     assert difference(iou, official_iou[:, chosen]) < TOLERANCE
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("prompts", [SHARED - 1, SHARED])
+def test_prompts_that_share_the_features_have_the_masks_of_the_official_decoder(pair, prompts, at_once):
+    sparse, dense = normal(1, prompts, 3, WIDTH, seed=5), normal(1, 1, GRID, GRID, WIDTH, seed=6)
+    decode = jax.jit(functools.partial(MaskDecoder(WIDTH).apply, masks="all", at_once=at_once))
+    variables = {"params": pair.params["mask_decoder"]}
+    ours = decode(variables, EMBEDDING, IMAGE_PE, sparse, dense, np.ones(sparse.shape[:3], bool))
+    logits, iou = run_official(pair, sparse, np.repeat(dense, prompts, axis=1))
+    assert difference(ours.low_res_masks[0], logits) < TOLERANCE
+    assert difference(ours.iou_predictions[0], iou) < TOLERANCE
 
 
 @pytest.mark.parametrize(("masks", "computed"), [("single", {0}), ("multi", {1, 2, 3}), ("all", {0, 1, 2, 3})])

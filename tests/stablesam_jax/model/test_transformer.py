@@ -26,11 +26,11 @@ def parameters(pair):
     return pair.params["mask_decoder"]["transformer"]
 
 
-APPLY = jax.jit(TwoWayTransformer(WIDTH).apply, static_argnames="hooks")
+APPLY = jax.jit(TwoWayTransformer(WIDTH).apply, static_argnames=("hooks", "shared"))
 
 
-def run(pair, keys=KEYS, tokens=TOKENS, valid=ALL, hooks=NO_HOOKS):
-    return APPLY({"params": parameters(pair)}, keys, KEY_PE, tokens, valid, hooks=hooks)
+def run(pair, keys=KEYS, tokens=TOKENS, valid=ALL, hooks=NO_HOOKS, shared=False):
+    return APPLY({"params": parameters(pair)}, keys, KEY_PE, tokens, valid, hooks=hooks, shared=shared)
 
 
 def as_map(x):
@@ -154,10 +154,17 @@ def test_present_tokens_change_the_rest(pair):
     assert np.abs(longer[:, :, :7] - run(pair)[0]).max() > 0.01
 
 
-def test_features_shared_by_all_prompts_need_not_be_repeated(pair):
-    shared = KEYS[:, :1]
-    tokens, keys = run(pair, keys=shared)
-    repeated_tokens, repeated_keys = run(pair, keys=np.repeat(shared, 2, axis=1))
+def double_keys(keys, key_pe, tokens):
+    return 2 * keys, key_pe
+
+
+@pytest.mark.parametrize("hooks", [NO_HOOKS, (double_keys, None, None)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_features_shared_by_all_prompts_need_not_be_repeated(pair, shared, hooks):
+    valid = ALL & (np.arange(7) < [[[7], [5]]])
+    one = KEYS[:, :1]
+    tokens, keys = run(pair, keys=one, valid=valid, hooks=hooks, shared=shared)
+    repeated_tokens, repeated_keys = run(pair, keys=np.repeat(one, 2, axis=1), valid=valid, hooks=hooks)
     np.testing.assert_allclose(tokens, repeated_tokens, rtol=0, atol=1e-12)
     np.testing.assert_allclose(keys, repeated_keys, rtol=0, atol=1e-12)
 
