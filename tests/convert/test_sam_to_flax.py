@@ -263,8 +263,9 @@ def test_a_conversion_that_dies_before_the_rename_leaves_nothing(small, monkeypa
     file, output, state = small
     torch.save(state, file)
     monkeypatch.setattr(pathlib.Path, "rename", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as end:
         run(file, output)
+    assert end.value.code == 130
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
