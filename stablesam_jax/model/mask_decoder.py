@@ -19,7 +19,7 @@ from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer, 
 from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one, parameter
 from stablesam_jax.ops.numerics import gelu, to_float32
 
-SHARED = 4  # prompts from which it is faster to project what they share once; with fewer, projecting tokens is
+SHARED = 4  # number of prompts from which projecting the cells that they share is faster than projecting tokens
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output
 
 # "single": mask 0; of SAM 2 see `stable_or_best`. "multi": masks 1, 2, 3; for HQ-SAM the one of them with the highest
@@ -34,9 +34,7 @@ class Masks:
     """Output of the decoder for N prompts of B pictures."""
 
     low_res_masks: jax.Array  # (B, N, M, 4G, 4G) float32 logits; above 0 is foreground
-    iou_predictions: (
-        jax.Array
-    )  # (B, N, M) float32, the model's estimate of each mask's IoU; may be outside 0..1, not of SAM 2
+    iou_predictions: jax.Array  # (B, N, M) float32, estimates of each mask's IoU; SAM 1's may be outside 0..1
     hq_masks: jax.Array | None = None  # (B, N, 1, 4G, 4G) logits of the HQ token; for "all" of HQ-SAM alone
     object_scores: jax.Array | None = None  # (B, N) float32 logits of SAM 2: above 0 the object is in the picture
 

@@ -248,8 +248,8 @@ class TwoWayTransformer(nn.Module):
             tokens: (B, N, T, C); as they come in, they also serve as their own positional term throughout.
             tokens_valid: (B, N, T) bool.
             hooks: one `Resample` or None for each of the three token-to-image attentions.
-            shared: whether several prompts have these keys; in a loop over prompts their projections are computed
-                before it (static).
+            shared: whether several prompts have these keys (static). In a loop over prompts XLA then moves their
+                projections out of it.
             remat: keep of each block only its inputs for the gradient, and compute it again (gradient checkpointing,
                 static).
 
