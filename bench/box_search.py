@@ -72,7 +72,7 @@ def _ours(config: SamConfig, targets: np.ndarray) -> Work:
     sam, params = assemble(config), jax.device_put(draw_params(config, seed=0))
     embedding = jax.jit(functools.partial(sam.apply, method="fuse"))({"params": params}, random_embedding(config))
     boxes = np.stack([gt_box(target) for target in targets])
-    return lambda: search(sam, params, embedding, boxes, list(targets), "worst").boxes
+    return lambda: search(sam, params, embedding, boxes, list(targets), ["worst"] * len(targets)).boxes
 
 
 def _theirs(config: SamConfig, targets: np.ndarray, wrap: Callable) -> Work:

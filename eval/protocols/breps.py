@@ -23,7 +23,7 @@ from stablesam_jax.metrics import mask_iou
 from stablesam_jax.model.mask_decoder import MaskChoice
 from stablesam_jax.model.sam import Sam
 from stablesam_jax.params import Params
-from stablesam_jax.predict.box_search import search
+from stablesam_jax.predict.box_search import Goal, search
 from stablesam_jax.predict.postprocess import upscale_masks
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.prompts import gt_box
@@ -88,9 +88,9 @@ def begin(
     targets = list(labelled.masks)
     boxes = np.stack([gt_box(target) for target in targets])
     masks: MaskChoice = "multi" if rule == "best" else "single"
-    worst, best = (
-        search(predictor.sam, params, picture.embedding, boxes, targets, goal, masks) for goal in ("worst", "best")
-    )
+    goals: list[Goal] = [goal for goal in ("worst", "best") for _ in targets]
+    tried = search(predictor.sam, params, picture.embedding, np.tile(boxes, (2, 1)), targets * 2, goals, masks)
+    worst, best = np.split(tried.low_res_masks, 2, axis=1)
     drawn, _ = predictor.predict_low_res(box=user_boxes, multimask_output=False, picture=picture)
 
     def ious(low_res_masks: np.ndarray, target: np.ndarray) -> list[float]:
@@ -100,8 +100,8 @@ def begin(
     def finish() -> Record:
         objects = []
         for number, target in enumerate(targets):
-            low = ious(worst.low_res_masks[:, number], target)
-            high = ious(best.low_res_masks[:, number], target)
+            low = ious(worst[:, number], target)
+            high = ious(best[:, number], target)
             objects.append({"tight": low[0], "worst": min(low), "best": max(high), "delta": max(high) - min(low)})
         users = ious(drawn[:, 0], targets[0])
         objects[0] |= {"user": float(np.mean(users)), "user_worst": min(users)} if users else {}

@@ -34,12 +34,12 @@ EPSILON = 1e-7  # against division by zero
 DENSITY_WEIGHT = 0.1  # of the negative log density in the loss
 
 Goal = Literal["worst", "best"]
-SLOTS = Slots((1, 2, 4, 8))  # objects that are searched for at once; memory holds STEPS masks of each
+SLOTS = Slots((1, 2, 4, 8))  # searches at once; memory holds STEPS masks of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Search:
-    """The boxes that were tried for N objects, and their masks."""
+    """The boxes that were tried in N searches, and their masks."""
 
     boxes: np.ndarray  # (STEPS, N, 4) float32 XYXY in pixels of the picture; the first are the given ones
     low_res_masks: np.ndarray  # (STEPS, N, 4G, 4G) float32 logits
@@ -59,7 +59,7 @@ class _Inputs(NamedTuple):
     boxes: jax.Array | np.ndarray  # (N, 4) XYXY in the frame of the model's input
     targets: jax.Array | np.ndarray  # (N, 4G, 4G) float32, share of each pixel that belongs to the object
     inside: jax.Array | np.ndarray  # (4G, 4G) float32, 1 in the picture, 0 in the padding
-    sign: jax.Array | np.ndarray  # () float32, 1 for the worst box, -1 for the best
+    signs: jax.Array | np.ndarray  # (N,) float32, 1 for the worst box, -1 for the best
 
 
 def search(
@@ -68,7 +68,7 @@ def search(
     embedding: ImageEmbedding,
     boxes: np.ndarray,
     targets: Sequence[np.ndarray],
-    goal: Goal,
+    goals: Sequence[Goal],
     masks: MaskChoice = "single",
 ) -> Search:
     """Moves boxes by Adam so that their masks get worse, or better, and they stay such as users draw them.
@@ -82,7 +82,7 @@ def search(
         embedding: of one picture.
         boxes: (N, 4) XYXY in pixels of the picture, N at least 1.
         targets: N masks (H, W) bool of the objects.
-        goal: "worst" or "best".
+        goals: N times "worst" or "best". Both searches for an object take less time together than one after the other.
         masks: "multi" takes the best of three by predicted IoU at every step, as BREPS's released search for SAM does.
 
     Returns:
@@ -97,11 +97,12 @@ def search(
         share[:height, :width] = cv2.resize(target.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     inside = np.zeros((mask_side, mask_side), np.float32)
     inside[:height, :width] = 1
-    sign = np.array(1 if goal == "worst" else -1, np.float32)
+    signs = np.array([1 if goal == "worst" else -1 for goal in goals], np.float32)
     program = compiled.of_decoder(sam, functools.partial(_searching, masks=masks))
     found_boxes, found_masks = [], []
     for places in SLOTS.turns(len(start)):
-        tried, logits = jax.device_get(program(params, embedding, _Inputs(start[places], shares[places], inside, sign)))
+        inputs = _Inputs(start[places], shares[places], inside, signs[places])
+        tried, logits = jax.device_get(program(params, embedding, inputs))
         found_boxes.append(tried[:, : len(set(places))])
         found_masks.append(logits[:, : len(set(places))])
     tried = np.concatenate(found_boxes, axis=1).astype(np.float64)
@@ -124,7 +125,7 @@ def worst_box(
     target = np.asarray(mask, bool)
     if target.shape != picture.original_size:
         raise InputError(f"mask is {target.shape}; it must have the picture's size {picture.original_size}.")
-    tried = search(sam, params, picture.embedding, np.asarray(prompts[0].box).reshape(1, 4), [target], "worst")
+    tried = search(sam, params, picture.embedding, np.asarray(prompts[0].box).reshape(1, 4), [target], ["worst"])
     boxes = tried.boxes[:, 0]
     masks = [upscale_masks(logits[0], *sides) for logits in tried.low_res_masks]
     ious = [mask_iou(one, target) for one in masks]
@@ -177,7 +178,7 @@ def _searching(sam: Sam, masks: MaskChoice) -> Callable[..., tuple[jax.Array, ja
             sizes = jnp.sum(shares, axis=(1, 2)) + jnp.sum(inputs.targets, axis=(1, 2))
             dice = 2 * overlap / (sizes + EPSILON)  # the coefficient, which the worst box makes small
             density = log_density(distance(boxes, start))
-            return jnp.sum(inputs.sign * dice - DENSITY_WEIGHT * density), logits
+            return jnp.sum(inputs.signs * dice - DENSITY_WEIGHT * density), logits
 
         def step(state: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
             boxes, moments = state

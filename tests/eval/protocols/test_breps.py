@@ -24,17 +24,19 @@ PICTURE = LabelledPicture("set/a", SQUARES[0], MASKS, (1, 2), None)
 
 
 def test_each_object_has_the_extremes_of_its_own_boxes(monkeypatch):
-    def planted(sam, params, embedding, boxes, targets, goal, masks):
-        """Masks of columns: of the worst search fewer and fewer, of the best one more and more."""
-        assert len(targets) == len(boxes) == 2
+    def planted(sam, params, embedding, boxes, targets, goals, masks):
+        """Masks of columns: of the worst searches fewer and fewer, of the best ones more and more."""
+        assert goals == ["worst", "worst", "best", "best"]
+        assert len(targets) == len(boxes) == 4
+        np.testing.assert_array_equal(boxes[:2], boxes[2:])
+        np.testing.assert_array_equal(targets, [*MASKS, *MASKS])
         assert masks == "single"
         side = sam.config.mask_size
-        first = 8 if goal == "worst" else 9
-        columns = [first, 2, 5] if goal == "worst" else [first, 16, 12]
-        logits = np.where(np.arange(side) < np.reshape(columns, (3, 1, 1, 1)), 1.0, -1.0)
+        columns = np.transpose([[8, 2, 5]] * 2 + [[9, 16, 12]] * 2)
+        logits = np.where(np.arange(side) < columns[..., None, None], 1.0, -1.0)
         return Search(
             boxes=np.tile(boxes, (3, 1, 1)),
-            low_res_masks=np.broadcast_to(logits, (3, 2, side, side)).astype(np.float32),
+            low_res_masks=np.broadcast_to(logits, (3, 4, side, side)).astype(np.float32),
         )
 
     monkeypatch.setattr(module, "search", planted)

@@ -62,7 +62,7 @@ BOXES = np.array([[10, 5, 29, 19], [30, 25, 59, 37], [2, 2, 8, 38]], np.float32)
 @pytest.fixture(scope="module")
 def found():
     arguments = *small.nano(), nano()[0].encode(SQUARES[0]).embedding
-    return {goal: search(*arguments, BOXES, list(MASKS), goal) for goal in ("worst", "best")}
+    return {goal: search(*arguments, BOXES, list(MASKS), [goal] * 3) for goal in ("worst", "best")}
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_the_first_box_is_the_given_one_with_its_own_mask(found):
 def test_the_best_of_three_masks_is_chosen_anew_for_each_box_and_object():
     predictor = nano()[0]
     picture = predictor.encode(SQUARES[0])
-    found = search(*small.nano(), picture.embedding, BOXES, list(MASKS), "worst", "multi")
+    found = search(*small.nano(), picture.embedding, BOXES, list(MASKS), ["worst"] * 3, "multi")
     for step in (0, STEPS - 1):
         boxes = found.boxes[step]
         _, predicted, low_res = predictor.predict(box=boxes, picture=picture, multimask_output=True)
@@ -135,8 +135,17 @@ def test_the_first_step_is_adams_against_the_gradient_of_the_loss(found):
 
 @pytest.mark.slow
 def test_objects_are_searched_for_as_alone(found):
-    alone = search(*small.nano(), nano()[0].encode(SQUARES[0]).embedding, BOXES[1:2], [MASKS[1]], "worst")
+    alone = search(*small.nano(), nano()[0].encode(SQUARES[0]).embedding, BOXES[1:2], [MASKS[1]], ["worst"])
     np.testing.assert_allclose(alone.boxes[:10, 0], found["worst"].boxes[:10, 1], atol=0.05)
+
+
+@pytest.mark.slow
+def test_each_search_has_its_own_goal(found):
+    arguments = *small.nano(), nano()[0].encode(SQUARES[0]).embedding
+    both = search(*arguments, np.tile(BOXES[1], (2, 1)), [MASKS[1]] * 2, ["best", "worst"])
+    for place, goal in enumerate(("best", "worst")):
+        np.testing.assert_allclose(both.boxes[:10, place], found[goal].boxes[:10, 1], atol=0.05)
+    assert np.abs(both.boxes[5, 0] - both.boxes[5, 1]).max() > 0.1
 
 
 @pytest.mark.slow
@@ -168,7 +177,7 @@ def test_an_object_of_one_pixel_is_searched_for_with_finite_numbers():
     mask = np.zeros((40, 64), bool)
     mask[7, 9] = True
     embedding = nano()[0].encode(SQUARES[0]).embedding
-    found = search(*small.nano(), embedding, np.array([[9.0, 7, 9, 7]]), [mask], "worst")
+    found = search(*small.nano(), embedding, np.array([[9.0, 7, 9, 7]]), [mask], ["worst"])
     assert np.isfinite(found.boxes).all()
     assert np.isfinite(found.low_res_masks).all()
 
