@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from stablesam_jax.ops.gradients import sum_of_taps
+from stablesam_jax.ops.gradients import gelu, sum_of_taps
 from stablesam_jax.ops.layers import Conv, HeadMLP, LayerNorm, UpscaleBy2, parameter, pixels
-from stablesam_jax.ops.numerics import einsum, gelu
+from stablesam_jax.ops.numerics import einsum
 
 
 class HQBranch(nn.Module):

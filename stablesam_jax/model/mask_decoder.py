@@ -16,8 +16,9 @@ from stablesam_jax.config import HQ_TOKEN, MASK_TOKENS, OBJECT_TOKEN
 from stablesam_jax.model.hq import HQBranch
 from stablesam_jax.model.sam2 import Sam2Branch, stable_or_best
 from stablesam_jax.model.transformer import NO_HOOKS, Hooks, TwoWayTransformer, with_share
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import HeadMLP, LayerNorm, UpscaleBy2, mask_logits, one_by_one, parameter
-from stablesam_jax.ops.numerics import gelu, to_float32
+from stablesam_jax.ops.numerics import to_float32
 
 SHARED = 4  # number of prompts from which projecting the cells that they share is faster than projecting tokens
 MASKS = MASK_TOKENS.stop - MASK_TOKENS.start  # mask 0 is the single one, 1 to 3 are those of multimask_output

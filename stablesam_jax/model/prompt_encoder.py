@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import Conv, LayerNorm, parameter
-from stablesam_jax.ops.numerics import gelu
 
 NOT_A_POINT, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.tree_util import Partial
 
+from stablesam_jax.ops.gradients import matmul
 from stablesam_jax.ops.layers import DECODER_EPS, MLP, Dense, LayerNorm, softmax
 from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         heads_and_queries = q.shape[2:4]
         q = q.reshape(*q.shape[:2], -1, self.width)
         weights = softmax(einsum("bnqc,bnkc->bnqk", q, k) * self._scale, dtype)
-        seen = einsum("bnqk,bnkc->bnqc", weights, v)
+        seen = matmul(weights, v)
         seen = seen.reshape(*seen.shape[:2], *heads_and_queries, self.width)
         attended = _einsum_float32("bnhqc,chd->bnqhd", seen, _heads(v_kernel)).astype(dtype)
         attended = attended.reshape(*attended.shape[:-2], self.inner_width)
@@ -122,7 +123,9 @@ class Attention(nn.Module):
         offset = _einsum_float32("bnkhd,hd->bnhk", k, _heads(q_bias))
         logits = (einsum("bnqc,bnhkc->bnqhk", q, asked) + offset[:, :, None]) * self._scale
         logits = jnp.where(key_valid[:, :, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        attended = einsum("bnqhk,bnhkc->bnqc", softmax(logits, dtype), seen).astype(dtype)
+        weights = softmax(logits, dtype)
+        weights, seen = weights.reshape(*weights.shape[:3], -1), seen.reshape(*seen.shape[:2], -1, self.width)
+        attended = matmul(weights, seen).astype(dtype)
         return attended + broadcast_channels(out_bias, attended)
 
     @property

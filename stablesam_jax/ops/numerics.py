@@ -15,16 +15,6 @@ def broadcast_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x (1 + erf(x / sqrt(2))) / 2 as PyTorch has it, in float32 at least and in the dtype of x.
-
-    The tanh approximation differs by up to 5e-4, which a parity test detects. Flax's exact form uses erfc, which XLA on
-    the CPU computes three times slower. The two differ only far below zero, by less than float32 rounding.
-    """
-    values = to_float32(x)
-    return (0.5 * values * (1 + jax.lax.erf(values * 0.5**0.5))).astype(x.dtype)
-
-
 def einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum of two arrays, accumulated and returned in float32 at least.
 

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import Dense, LayerNorm, parameter
-from stablesam_jax.ops.numerics import gelu, to_float32
+from stablesam_jax.ops.numerics import to_float32
 from stablesam_jax.plugin.common import last_kernel
 
 

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import PluginConfig
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import Dense, DepthwiseConv, LayerNorm
-from stablesam_jax.ops.numerics import broadcast_channels, gelu, to_float32
+from stablesam_jax.ops.numerics import broadcast_channels, to_float32
 from stablesam_jax.ops.once import computed_once
 from stablesam_jax.plugin.common import last_kernel
 from stablesam_jax.plugin.sampling import Padding, bilinear_sample

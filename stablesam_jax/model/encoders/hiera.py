@@ -15,8 +15,9 @@ from numpy.typing import DTypeLike
 from stablesam_jax.config import HieraConfig, SamConfig
 from stablesam_jax.model.attention import QKV, attend_to_cells
 from stablesam_jax.model.encoders.vit import PatchEmbed, window_partition, window_unpartition
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import MLP, Conv, Dense, LayerNorm, parameter
-from stablesam_jax.ops.numerics import broadcast_channels, einsum, gelu
+from stablesam_jax.ops.numerics import broadcast_channels, einsum
 
 STRIDE = 4  # pixels per cell of the first stage
 CUBIC = -0.75  # coefficient of PyTorch's bicubic interpolation; jax.image.resize has -0.5

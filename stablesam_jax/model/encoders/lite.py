@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from stablesam_jax.config import LiteConfig
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import Conv, DepthwiseConv, LayerNorm
-from stablesam_jax.ops.numerics import gelu
 
 LiteFeatures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # maps at strides 4, 8, 16, 32
 

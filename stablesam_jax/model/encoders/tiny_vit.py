@@ -14,8 +14,9 @@ import numpy as np
 from stablesam_jax.config import SamConfig, TinyViTConfig
 from stablesam_jax.model.attention import QKV
 from stablesam_jax.model.encoders.vit import Neck, window_partition, window_unpartition
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import DECODER_EPS, Conv, Dense, DepthwiseConv, LayerNorm, dense, parameter, softmax
-from stablesam_jax.ops.numerics import broadcast_channels, einsum, gelu, to_float32
+from stablesam_jax.ops.numerics import broadcast_channels, einsum, to_float32
 
 BATCH_NORM_EPS = 1e-5
 EXPANSION = 4  # hidden channels of the convolutional blocks and of the MLPs per channel

@@ -12,8 +12,8 @@ import numpy as np
 
 from stablesam_jax.config import SamConfig, ViTConfig
 from stablesam_jax.model.attention import QKV, attend_at_once, attend_by_head
+from stablesam_jax.ops.gradients import gelu
 from stablesam_jax.ops.layers import MLP, Conv, Dense, LayerNorm, computes_on_cpu, parameter
-from stablesam_jax.ops.numerics import gelu
 
 
 def window_partition(x: jax.Array, window: int) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 
 from stablesam_jax.ops.depthwise import depthwise_conv
 from stablesam_jax.ops.forward_mode import forward_mode, written_gradient
-from stablesam_jax.ops.gradients import convolve, layer_norm, sum_of_taps
+from stablesam_jax.ops.gradients import convolve, gelu, layer_norm, matmul, sum_of_taps
 from stablesam_jax.plugin.sampling import bilinear_sample
 from tests.reference.tiers import slow
 
@@ -22,13 +22,15 @@ FUNCTIONS = {
     "layer_norm": (lambda x, scale, bias: layer_norm(x, scale, bias, 1e-6), normal(3, 8), normal(8), normal(8)),
     "convolve": (lambda x, kernel: convolve(x, kernel, 1, 1), normal(1, 5, 6, 3), normal(3, 3, 3, 2)),
     "sum_of_taps": (sum_of_taps, normal(2, 4, 5, 3, 3)),
+    "gelu": (gelu, normal(3, 8)),
+    "matmul": (matmul, normal(2, 3, 4, 5), normal(2, 1, 5, 6)),
     "depthwise": (lambda x, kernel: depthwise_conv(x, kernel, stride=2), normal(1, 6, 7, 3), normal(3, 3, 3)),
     "border": (bilinear_sample, normal(1, 5, 5, 4), POSITIONS),
     "zeros": (lambda x, p: bilinear_sample(x, p, padding="zeros"), normal(1, 5, 5, 4), POSITIONS),
 }
 
 
-@pytest.fixture(params=["layer_norm", "border", *slow("convolve", "sum_of_taps", "depthwise", "zeros")])
+@pytest.fixture(params=["layer_norm", "border", "gelu", "matmul", *slow("convolve", "sum_of_taps", "depthwise", "zeros")])
 def function(request):
     function, *arguments = FUNCTIONS[request.param]
     return function, tuple(arguments), tuple(normal(*one.shape, seed=9) for one in arguments)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stablesam_jax.ops import gradients
-from stablesam_jax.ops.gradients import convolve, layer_norm, sum_of_taps
+from stablesam_jax.ops.gradients import convolve, gelu, layer_norm, matmul, sum_of_taps
 
 
 def normal(*shape, seed=0):
@@ -109,15 +109,30 @@ def test_sums_of_taps_and_their_gradient_are_those_of_a_convolution():
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
 
 
+def test_gelu_and_its_gradient_are_pytorchs():
+    x, cotangent = 3 * normal(2, 3, 4, 24), normal(2, 3, 4, 24, seed=1)
+    x[0, 0, 0, :3] = 0, -12, 12
+    assert_close(our_gradients(gelu, (x,), cotangent), torch_gradients(torch.nn.functional.gelu, (x,), cotangent))
+
+
+@pytest.mark.parametrize("prompts", [1, 3])  # of b; one is shared by all
+def test_matmul_and_its_gradients_are_pytorchs(prompts):
+    arrays = normal(2, 3, 5, 7), normal(2, prompts, 7, 4, seed=1)
+    cotangent = normal(2, 3, 5, 4, seed=2)
+    assert_close(our_gradients(matmul, arrays, cotangent), torch_gradients(torch.matmul, arrays, cotangent))
+
+
 @pytest.mark.slow
 def test_in_bfloat16_gradients_have_the_types_of_their_arguments_and_sums_are_of_float32(monkeypatch):
     monkeypatch.setattr(gradients, "PATCHES", 32)  # 32 blocks that are added up
     shapes = (1, 32, 32, 8), (3, 3, 8, 8), (1, 32, 32, 8)
     x, kernel, cotangent = (normal(*shape, seed=seed).astype(jnp.bfloat16) for seed, shape in enumerate(shapes))
-    scale, bias = normal(8, seed=1), normal(8, seed=2)
+    scale, bias, weights = normal(8, seed=1), normal(8, seed=2), normal(1, 32, 8, 8, seed=3).astype(jnp.bfloat16)
     for function, arrays, bounds in (
         (lambda *both: convolve(*both, 1, 1), (x, kernel), (0.02, 0.015)),
         (lambda *three: layer_norm(*three, 1e-6), (x, scale, bias), (0.05, 1e-3, 1e-3)),
+        (gelu, (x,), (0.02,)),
+        (matmul, (x, weights), (0.02, 0.02)),
     ):
         exact = our_gradients(function, [np.asarray(array, np.float32) for array in arrays], cotangent)
         found = our_gradients(function, arrays, cotangent)
