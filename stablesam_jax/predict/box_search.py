@@ -82,7 +82,7 @@ def search(
         embedding: of one picture.
         boxes: (N, 4) XYXY in pixels of the picture, N at least 1.
         targets: N masks (H, W) bool of the objects.
-        goals: N times "worst" or "best". Both searches for an object take less time together than one after the other.
+        goals: N times "worst" or "best".
         masks: "multi" takes the best of three by predicted IoU at every step, as BREPS's released search for SAM does.
 
     Returns:
