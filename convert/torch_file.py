@@ -187,11 +187,16 @@ def _unwrap(path: pathlib.Path, content: Any) -> tuple[dict[str, torch.Tensor], 
     if not isinstance(content, Mapping) or not content:
         kind = "an empty dictionary" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(f"{path}: holds {kind}, not a state dict. Write it by torch.save(model.state_dict(), FILE).")
-    others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
+    strangers = ((key, value) for key, value in content.items() if not _is_entry(key, value))
+    others = [f"{_shown_key(key)} ({type(value).__name__})" for key, value in strangers]
     if others:
         some = ", ".join(others[:5]) + (" …" if len(others) > 5 else "")
         raise InputError(f"{path}: holds {some} beside tensors. Write it by torch.save(model.state_dict(), FILE).")
     return _of_the_model(path, dict(content), remarks), remarks
+
+
+def _shown_key(key: Any) -> str:
+    return repr(key) if isinstance(key, str | int) else f"a {type(key).__name__} as a key"
 
 
 def _of_the_model(path: pathlib.Path, tensors: dict[str, torch.Tensor], remarks: list[str]) -> dict[str, torch.Tensor]:

@@ -210,7 +210,7 @@ class Plugin(nn.Module):
     def _keep_boxes(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         boxes = kwargs.get("boxes", args[1] if len(args) > 1 else None)
         if boxes is None:
-            zeros = self.drp.scale.new_zeros(1, 4) if self.config.router else torch.zeros(1, 4)
+            zeros = next(encoder.parameters()).new_zeros(1, 4)
             self.set_boxes(zeros[:, 0] > 0, zeros)
         else:
             boxes = torch.as_tensor(boxes).reshape(-1, 4)

@@ -156,37 +156,44 @@ class AnnotatedFolder(Reader):
                     raise ValueError(f"object {drawn.number} has {error}") from None
                 if outlines.area(lengths):
                     objects.append((drawn, lengths))
-        except InputError:
-            raise
         except ValueError as error:
-            raise InputError(f"{label}: {error}; correct or remove it.") from None
+            raise _fault(label, error) from None
         return objects, drawing
 
     def _pairs(self, index: PictureIndex, findings: Findings) -> list[_Pair]:
         """Pairs each annotation file with the picture of the same name, or else with the picture that it names."""
         stems = {label: picture for picture, label in twins(self.pictures, self.labels).items()}
-        pairs = []
+        pairs: dict[pathlib.Path, _Pair] = {}
+        last_names = {pathlib.PurePath(picture).name for picture in self.pictures}
         for stem, (label, *_) in self.labels.items():
             name = f"{self.name}/{shown(stem)}"
             of_name = self.pictures.get(stems.get(stem, ""), ())
-            if len(of_name) == 1:
-                pairs.append(_Pair(name, of_name[0], label))
+            picture = of_name[0] if len(of_name) == 1 else None
+            if picture is None:
+                try:
+                    drawing = self.parse(label, (1, 1))
+                except ValueError as error:
+                    if pathlib.PurePath(stem).name in last_names:  # it should hold the objects of that picture
+                        findings.append(cannot_be_read("mask", self.name, name, label, _fault(label, error)))
+                        continue
+                    drawing = Drawing([])
+                if not of_name and not drawing.objects and not drawing.left_out:
+                    continue  # a file of another kind, such as settings of a tool
+                said = drawing.picture
+                try:
+                    if said is None:
+                        raise ValueError("has no picture of its name, or several")
+                    picture = index.find(said)
+                except ValueError as error:
+                    text = f"{error if said is None else f'its picture {said} {error}'}; add it or remove the file."
+                    findings.append(Finding("suffix" if of_name else "no picture", self.name, name, label, text))
+                    continue
+            if picture in pairs:
+                text = f"is of {shown(picture.name)}, as is {shown(pairs[picture].label.name)}; make one file of both."
+                findings.append(Finding("suffix", self.name, name, label, text))
                 continue
-            try:
-                drawing = self.parse(label, (1, 1))
-            except ValueError:
-                drawing = Drawing([])
-            if not of_name and not drawing.objects and not drawing.left_out:
-                continue  # a file of another kind, such as settings of a tool
-            said = drawing.picture
-            try:
-                if said is None:
-                    raise ValueError("has no picture of its name, or several")
-                pairs.append(_Pair(name, index.find(said), label))
-            except ValueError as error:
-                text = f"{error if said is None else f'its picture {said} {error}'}; add it or remove the file."
-                findings.append(Finding("suffix" if of_name else "no picture", self.name, name, label, text))
-        return pairs
+            pairs[picture] = _Pair(name, picture, label)
+        return list(pairs.values())
 
     def _look(self, pair: _Pair) -> tuple[bool, Findings, Mapping[str, int]]:
         """Whether a picture can be used, findings about it, and counts of annotations left out."""
@@ -215,3 +222,8 @@ class AnnotatedFolder(Reader):
             found.append(Finding("no object", self.name, pair.name, pair.picture, text))
         counts = {**drawing.left_out, EMPTY: len(drawing.objects) - len(objects)}
         return bool(objects) and all(finding.kind != "size" for finding in found), found, counts
+
+
+def _fault(label: pathlib.Path, error: ValueError) -> InputError:
+    """The error of an annotation file that cannot be used."""
+    return error if isinstance(error, InputError) else InputError(f"{label}: {error}; correct or remove it.")

@@ -26,6 +26,7 @@ from stablesam_jax.files.picture_file import read_picture
 VERSION, SPLIT = "1.0.0", "pictures"
 OBJECTS, CLASSES = "objects", "classes"  # kinds
 MOST_NUMBERS = 255  # in a PNG of 8 bits
+TFDS = "tensorflow_datasets."
 
 
 def features(kind: str) -> Any:
@@ -81,6 +82,10 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
     place = _versioned(folder)
     try:
         metadata = json.loads((place / "metadata.json").read_bytes())
+        names = metadata["names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("names that are no list of texts")
+        _refuse_other_code(json.loads((place / "features.json").read_bytes()))
         builder = tfds.builder_from_directory(place)
         records = builder.as_data_source(SPLIT, decoders={"picture": tfds.decode.SkipDecoding()})
         if len(records) != len(metadata["names"]):
@@ -90,11 +95,25 @@ def open_built(folder: pathlib.Path) -> "BuiltPictures | BuiltClassMaps":
         if metadata["kind"] == OBJECTS:
             return BuiltPictures(place, records, metadata)
         return BuiltClassMaps(place, records, metadata)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ParseError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ParseError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise InputError(
             f"{folder}: no data set that `{called('build')}` has written, or damaged ({reason}); build it."
         ) from None
+
+
+def _refuse_other_code(features: Any) -> None:
+    """Refuses features of other modules than those of tfds, which imports the module that a file names.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if isinstance(features, dict):
+        name = features.get("pythonClassName", TFDS)
+        if not str(name).startswith(TFDS):
+            raise ValueError(f"features of {name}")
+    for value in features.values() if isinstance(features, dict) else features if isinstance(features, list) else ():
+        _refuse_other_code(value)
 
 
 class _Records(Reader):

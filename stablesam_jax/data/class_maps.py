@@ -6,13 +6,13 @@ nothing is found, is 0, or the value of `"background"` there; null is none.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Protocol
 
 import numpy as np
 
 from stablesam_jax.data.findings import Findings
+from stablesam_jax.data.json_file import read_json
 from stablesam_jax.data.label_file import IGNORE, SizeHW, read_classes
 from stablesam_jax.data.readers import LabelledFiles, folder_name, list_files
 from stablesam_jax.errors import InputError
@@ -107,11 +107,11 @@ def open_folder(folder: pathlib.Path, findings: Findings) -> ClassMapFiles:
         raise InputError(
             f"{folder}: holds no {CLASSES_FILE}; give a folder of class maps, with im/, gt/ and {CLASSES_FILE}."
         )
+    named = read_json(path)
     try:
-        named = json.loads(path.read_bytes())
         background = named.get("background", 0)
         numbers = sorted(int(number) for number in named.keys() - {"background", str(IGNORE)})
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise InputError(f'{path}: names no classes ({error}); write {{"0": "soil", "1": "crop"}}.') from None
     if numbers != list(range(len(numbers))) or len(numbers) < 2 or background not in (None, *numbers):
         raise InputError(f"{path}: number at least two classes from 0 up without a gap, the background among them.")

@@ -283,7 +283,7 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
 def category_names(entries: Any) -> dict[Id, str]:
     """The name of each category by its id; empty if there are none, which training does not need."""
     if isinstance(entries, dict):  # some tools write id -> name
-        return {int(key) if str(key).isdecimal() else key: str(name) for key, name in entries.items()}
+        entries = [{"id": key, "name": name} for key, name in entries.items()]
     found: dict[Id, str] = {}
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, str):

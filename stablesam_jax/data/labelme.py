@@ -10,11 +10,11 @@ import collections
 import io
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from stablesam_jax.data import rle
+from stablesam_jax.data import outlines, rle
 from stablesam_jax.data.annotated import Drawing, Drawn
 from stablesam_jax.data.json_file import read_json
 from stablesam_jax.errors import InputError, shown
@@ -24,6 +24,15 @@ POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")  # sha
 POINTS = ("point", "points", "line", "linestrip", "ai_points")
 WITHOUT_AREA = dict.fromkeys(POINTS, "points and lines") | {"text": "texts"}
 ROUND = 0.02  # pixels, largest error of the polygon that approximates a circle
+
+
+class _Group(NamedTuple):
+    """The shapes of an object."""
+
+    number: int  # of the first
+    label: str
+    polygons: list[list[float]]
+    masks: list[rle.RunLengths]
 
 
 def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
@@ -36,28 +45,25 @@ def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise ValueError("is no json of labelme")
-    objects: list[Drawn] = []
     left_out: collections.Counter[str] = collections.Counter()
-    groups: dict[tuple[str, Any], list[Any]] = {}
+    groups: dict[tuple[str, Any], _Group] = {}
     for number, shape in enumerate(shapes, start=1):
         kind, label = str(shape.get("shape_type") or "polygon"), str(shape.get("label") or "")
         try:
-            if kind == "mask":
-                objects.append(Drawn(_mask(shape, size), number, label))
-                continue
-            polygon = _polygon(kind, shape.get("points"))
+            outline = _mask(shape, size) if kind == "mask" else _polygon(kind, shape.get("points"))
         except ValueError as error:
             raise ValueError(f"shape {number} {error}") from None
-        if polygon is None:
+        if outline is None:
             left_out[WITHOUT_AREA.get(kind, f"shapes of the type {shown(kind)}")] += 1
             continue
-        group = shape.get("group_id")
-        key = (label, str(group)) if group is not None else ("", number)
-        if key in groups:
-            groups[key].append(polygon)
+        together = shape.get("group_id")
+        key = (label, str(together)) if together is not None else ("", number)
+        group = groups.setdefault(key, _Group(number, label, [], []))
+        if isinstance(outline, list):
+            group.polygons.append(outline)
         else:
-            groups[key] = [polygon]
-            objects.append(Drawn(groups[key], number, label))
+            group.masks.append(outline)
+    objects = [Drawn(_united(group, size), group.number, group.label) for group in groups.values()]
     said = content.get("imageWidth"), content.get("imageHeight")
     picture = content.get("imagePath")
     return Drawing(
@@ -66,6 +72,20 @@ def parse(path: pathlib.Path, size: tuple[int, int]) -> Drawing:
         size=said if all(type(side) is int and side > 0 for side in said) else None,
         picture=picture if isinstance(picture, str) and picture else None,
     )
+
+
+def _united(group: _Group, size: tuple[int, int]) -> Any:
+    """The polygons of an object, or the run lengths of all its shapes.
+
+    Raises:
+        ValueError: a polygon beside a mask is malformed.
+    """
+    if not group.masks:
+        return group.polygons
+    parts = [*group.masks, *([group.polygons] if group.polygons else [])]
+    if len(parts) == 1:
+        return parts[0]
+    return rle.encode(np.any([outlines.mask(outlines.run_lengths(part, size)) for part in parts], axis=0))
 
 
 def _polygon(kind: str, points: Any) -> list[float] | None:

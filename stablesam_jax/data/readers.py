@@ -183,6 +183,8 @@ def disagreements(
         turn = f", {_times(picture.stored_size)} before its EXIF data turn it" if picture.orientation != 1 else ""
         drawn = picture.orientation != 1 and label.size == picture.stored_size
         what = "the label was drawn without them: remove the orientation" if drawn else "make them equal"
+        if drawn and label_file.suffix == ".json":  # Label Studio scales what was drawn upright by the stored sides
+            what = "export from Label Studio as YOLO; of other tools, remove the orientation if the label is drawn so"
         text = f"is {_times(picture.size)} pixels{turn}, and {_times(label.size)} in {label_file}; {what}."
         yield Finding("size", source, picture_name, file, text)
     elif picture.orientation != label.orientation:

@@ -32,7 +32,9 @@ class UserStudy(LabelledFiles):
         super().__init__(name, pictures, masks, labels_in=folder / MASKS, findings=findings)
         self._boxes: dict[str, list[pathlib.Path]] = {}
         for stem, files in list_files(folder / USER_MASKS, {".png"}).items():
-            self._boxes.setdefault(stem.partition(OF_USER)[0], []).extend(files)
+            ends = [place for place in range(len(stem)) if stem.startswith(OF_USER, place) and stem[:place] in pictures]
+            if ends:
+                self._boxes.setdefault(stem[: ends[-1]], []).extend(files)
 
     def label(self, index: int, size_hw: SizeHW | None) -> Objects:
         """The object of the mask."""

@@ -28,7 +28,8 @@ def read_classes(folder: pathlib.Path) -> Mapping[int, str]:
         try:
             names = content.splitlines() if name in CLASSES else yaml.safe_load(content)["names"]
             entries = names.items() if isinstance(names, dict) else enumerate(names)
-            return {int(number): str(name).strip() for number, name in entries}
+            # The text of lists that hold each other by YAML's aliases may take gigabytes.
+            return {int(number): str(name).strip() for number, name in entries if isinstance(name, str | int | float)}
         except FAULTS:
             continue
     return {}

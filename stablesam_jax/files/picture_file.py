@@ -45,7 +45,7 @@ UNREAD = {  # suffix of an unsupported format -> its name
 }
 CONVERT = "which is not read; convert it to JPEG or PNG"
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-TIFF_PHOTOMETRIC, TIFF_MAX_SAMPLE_VALUE = 262, 281  # tags
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_MAX_SAMPLE_VALUE, TIFF_PLANAR = 258, 262, 281, 284  # tags
 MAXVAL = "maxval"  # in the info of a PGM or PPM file: the largest value that it may hold
 PILLOWS_FAULTS = (  # exceptions that Pillow raises on broken files
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError),
@@ -69,10 +69,12 @@ LOW_BYTES = {
     "RGB;16L": "RGB;16B",
     "RGBA;16B": "RGBA;16L",
     "RGBA;16L": "RGBA;16B",
+    "RGBX;16B": "RGBX;16L",
+    "RGBX;16L": "RGBX;16B",
     "LA;16B": "RGBA",  # as four bytes: two of grey, two of alpha
 }
 if sys.byteorder == "little":
-    LOW_BYTES |= {"RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B"}
+    LOW_BYTES |= {"RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B", "RGBX;16N": "RGBX;16B"}
 
 Source = str | os.PathLike[str] | Image.Image | IO[bytes]
 
@@ -150,6 +152,12 @@ def read_stored(source: Source, *, max_pixels: int = MAX_PIXELS, reduce: int = 1
         white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
         largest = picture.info.get(MAXVAL, 0)
         raw = f"L;{largest.bit_length()}" if 0 < largest < 255 and picture.mode == "L" else _raw_mode(picture)
+        bits = np.ravel(tags.get(TIFF_BITS, 8)).tolist()
+        if len(bits) > 1 and max(bits) == 16 and (tags.get(TIFF_PLANAR) == 2 or raw.startswith("RGBa")):
+            raise InputError(
+                f"{_name(source)}: has 16 bits a channel in separate planes, or multiplied by alpha, which is not "
+                "read; store them pixel by pixel, as in a PNG file."
+            )
         # A side that is no multiple ends with a smaller pixel, which must not come first when the picture is turned.
         even = width % reduce == height % reduce == 0 or _orientation(picture) == 1
         if reduce > 1 and min(width, height) >= reduce and even:

@@ -87,6 +87,16 @@ def test_users_boxes_are_those_of_their_filled_regions(tmp_path):
     (source,) = open_sources([user_study(tmp_path)]).values()
     assert source.user_boxes(0).tolist() == [[10, 8, 35, 29], [3, 2, 35, 29]]
     assert source.user_boxes(1).shape == (0, 4)
+
+
+def test_users_boxes_are_of_the_picture_with_the_longest_name(tmp_path):
+    for stem in ("cat", "cat_1_2"):
+        for folder, file in (("images", f"{stem}.jpg"), ("masks", f"{stem}.png")):
+            save(tmp_path / "study" / folder / file, filled_box(5, 5))
+    for number, user in enumerate(("cat_1_7", "cat_1_2_1_7", "dog_1_7")):
+        save(tmp_path / "study" / "user_masks" / f"{user}.png", filled_box(8 - number, 10))
+    (source,) = open_sources([tmp_path / "study"]).values()
+    assert [source.user_boxes(index)[:, 1].tolist() for index in (0, 1)] == [[8], [7]]
     assert source[0].masks.shape == (1, 40, 48)
 
 

@@ -82,6 +82,19 @@ def test_shapes_of_one_label_and_group_are_one_object(tmp_path):
     assert [int(mask.sum()) for mask in masks] == [36 + 48, 36, 48]
 
 
+def test_masks_and_polygons_of_one_group_are_one_object(tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(np.full((6, 8), 255, np.uint8)).save(data, "PNG")
+    encoded = base64.b64encode(data.getvalue()).decode()
+    places = {(0, 0, 7, 5): 1, (30, 20, 37, 25): 1, (50, 30, 57, 35): None}
+    masks = [shape("mask", [place[:2], place[2:]], mask=encoded, group_id=group) for place, group in places.items()]
+    (both, alone), _ = labelme_masks(tmp_path, *masks, shape("polygon", CORNERS, group_id=1))
+    expected = SQUARE_MASK.copy()
+    expected[:6, :8] = expected[20:26, 30:38] = True
+    assert np.array_equal(both, expected)
+    assert alone.sum() == 48
+
+
 @pytest.mark.parametrize("kind", ["point", "points", "line", "linestrip", "ai_points"])
 def test_points_and_lines_of_labelme_are_counted(tmp_path, kind):
     masks, left_out = labelme_masks(tmp_path, shape(kind, [[1, 2], [3, 4]]), shape("polygon", CORNERS))
@@ -172,6 +185,13 @@ def test_classes_have_the_names_that_a_file_here_or_above_gives_them(tmp_path, f
 def test_a_file_that_names_no_classes_is_passed_over(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)
     assert yolo.read_classes(tmp_path) == {}
+
+
+def test_names_that_hold_each_other_are_no_names(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (tmp_path / "data.yaml").write_text("\n".join([*lines, "names: [soil, *a11]"]))
+    assert yolo.read_classes(tmp_path) == {0: "soil"}
 
 
 @pytest.mark.parametrize("points", ["0.3 0.3 0.6 0.6", "0.3 0.3 2 0.6 0.6 0", "0.1 0.1 2"])
@@ -276,6 +296,26 @@ def test_an_annotation_that_names_another_picture_finds_it(tmp_path):
     (tmp_path / "annotations" / "1.json").write_text(json.dumps(content))
     source = sources.open_data([tmp_path])
     assert np.array_equal(source[0].masks, SQUARE_MASK[None])
+
+
+def test_a_broken_annotation_in_a_folder_of_its_own_is_a_fault_of_its_picture(tmp_path):
+    whole = json.dumps({"shapes": [shape("polygon", CORNERS)], "imagePath": "a.jpg"})
+    for stem, text in {"a": whole, "b": "{"}.items():
+        save(tmp_path / "images" / f"{stem}.jpg", ramp(40, 60))
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"{stem}.json").write_text(text)
+    assert "annotations/b.json: is no JSON, or cut short" in refusal(sources.open_data, [tmp_path])
+
+
+@pytest.mark.parametrize("copy", ["0", "z"])
+def test_two_annotations_of_one_picture_are_a_fault(tmp_path, copy):
+    save(tmp_path / "a.jpg", ramp(40, 60))
+    content = json.dumps({"shapes": [shape("polygon", CORNERS)], "imagePath": "a.jpg"})
+    for stem in ("a", copy):
+        (tmp_path / f"{stem}.json").write_text(content)
+    first, second = sorted(("a", copy))
+    message = refusal(sources.open_data, [tmp_path])
+    assert f"{second}.json: is of a.jpg, as is {first}.json; make one file of both." in message
 
 
 def test_two_pictures_of_one_name_are_told_apart_by_what_the_json_names(tmp_path):

@@ -130,6 +130,7 @@ DAMAGE = {
     "features cut": lambda place: _cut(place / "features.json"),
     "information cut": lambda place: _cut(place / "dataset_info.json"),
     "another data set of tfds": lambda place: (place / "metadata.json").write_text("{}"),
+    "names as numbers": lambda place: _change(place / "metadata.json", names={"a": 1}),
     "other names": lambda place: _change(place / "metadata.json", names=["a"]),
 }
 
@@ -148,6 +149,15 @@ def test_a_damaged_folder_is_refused(folders, tmp_path, kind):
     DAMAGE[kind](folder / built.VERSION)
     message = refusal(built.open_built, folder)
     assert message.startswith(f"{folder}: no data set that `stablesam build` has written, or damaged (")
+
+
+def test_features_of_another_module_are_refused_and_it_is_not_imported(folders, tmp_path, monkeypatch):
+    folder = shutil.copytree(folders[1], tmp_path / "copy")
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = folder / built.VERSION / "features.json"
+    file.write_text(file.read_text().replace("tensorflow_datasets.core.features.text_feature", "planted"))
+    assert "features of planted" in refusal(built.open_built, folder)
 
 
 def test_a_flipped_bit_is_never_a_picture(folders, tmp_path):

@@ -36,7 +36,7 @@ def test_the_background_may_be_another_class_or_none(tmp_path, background):
 @pytest.mark.parametrize(
     ("named", "expected"),
     [
-        ("{", "names no classes"),
+        ("{", "is no JSON, or cut short"),
         ("[]", "names no classes"),
         ({"soil": 0}, "names no classes"),
         ({"0": "soil", "2": "weed"}, "number at least two classes from 0 up without a gap"),

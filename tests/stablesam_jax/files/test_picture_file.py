@@ -130,6 +130,39 @@ def test_a_tiff_of_sixteen_bits_of_colour_keeps_all_of_them(tmp_path, compressio
     assert np.array_equal(read_picture(tmp_path / "a.tif"), array[..., :3].astype(int) * 255 // 4095)
 
 
+def tiff(path, samples, **tags):
+    """Writes (H, W, C) uint16, or in planes (C, H, W), as an uncompressed TIFF with one strip a plane."""
+    apart = tags.get("planar") == 2
+    planes = samples if apart else samples[None]
+    channels, height, width = samples.shape if apart else (samples.shape[2], *samples.shape[:2])
+    size = planes[0].nbytes
+    entries = {256: [width], 257: [height], 258: [16] * channels, 259: [1], 262: [2]}
+    entries |= {273: [8 + number * size for number in range(len(planes))], 277: [channels], 278: [height]}
+    entries |= {279: [size] * len(planes), 284: [1 + apart]} | ({338: [tags["extra"]]} if "extra" in tags else {})
+    at = 8 + planes.nbytes
+    table, more = struct.pack("<H", len(entries)), b""
+    for tag, values in entries.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        place = at + 2 + 12 * len(entries) + 4 + len(more)
+        table += struct.pack("<HHI", tag, 4, len(values)) + (packed if len(packed) == 4 else struct.pack("<I", place))
+        more += packed if len(packed) > 4 else b""
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, at) + planes.astype("<u2").tobytes() + table + bytes(4) + more)
+    return path
+
+
+def test_a_further_channel_of_a_tiff_is_left_out(tmp_path):
+    array = np.random.default_rng(0).integers(4096, size=(24, 36, 4)).astype(np.uint16)
+    read = read_picture(tiff(tmp_path / "a.tif", array, extra=0))
+    assert np.array_equal(read, array[..., :3].astype(int) * 255 // 4095)
+
+
+@pytest.mark.parametrize(("shape", "tags"), [((3, 24, 36), {"planar": 2}), ((24, 36, 4), {"extra": 1})])
+def test_planes_and_colours_times_alpha_of_sixteen_bits_are_refused(tmp_path, shape, tags):
+    array = np.random.default_rng(0).integers(4096, size=shape).astype(np.uint16)
+    message = refusal(read_picture, tiff(tmp_path / "a.tif", array, **tags))
+    assert "a.tif: has 16 bits a channel in separate planes, or multiplied by alpha" in message
+
+
 def test_a_file_that_says_how_large_its_values_may_be_is_believed(tmp_path):
     values = np.linspace(0, 3000, 24 * 36).astype(np.uint16).reshape(24, 36)
     tags = TiffImagePlugin.ImageFileDirectory_v2()

@@ -30,7 +30,10 @@ FUNCTIONS = {
 }
 
 
-@pytest.fixture(params=["layer_norm", "border", "gelu", "matmul", *slow("convolve", "sum_of_taps", "depthwise", "zeros")])
+QUICK = ("layer_norm", "border", "gelu", "matmul")
+
+
+@pytest.fixture(params=[*QUICK, *slow(*(name for name in FUNCTIONS if name not in QUICK))])
 def function(request):
     function, *arguments = FUNCTIONS[request.param]
     return function, tuple(arguments), tuple(normal(*one.shape, seed=9) for one in arguments)
