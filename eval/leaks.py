@@ -34,29 +34,31 @@ def refuse_training_pictures(
         InputError: a picture is among both, see `data.leaks`; or one cannot be read.
     """
     training: dict[str, Pictures] = dict(open_sources(trained_on))
-    for folder in dict.fromkeys(_folder_of_run(system) for system in systems):
-        if folder is not None:
-            of_run = _pictures_of_run(folder)
-            if len(of_run) > MOST_OF_A_RUN:
-                print(f"{folder}: its {len(of_run):,} training pictures are not compared; --trained-on DIR does so")
-            else:
-                training[f"{folder}"] = of_run
+    for folder in dict.fromkeys(folder for system in systems for folder in _folders_of_runs(system)):
+        of_run, count = _pictures_of_run(folder)
+        if len(of_run) > MOST_OF_A_RUN:
+            print(f"{folder}: its {len(of_run):,} training pictures are not compared; --trained-on DIR does so")
+            continue
+        if len(of_run) < count:
+            missing = f"{count - len(of_run):,} of its {count:,} training pictures"
+            print(f"{folder}: {missing} are not found from here and not compared; --trained-on DIR does so")
+        training[f"{folder}"] = of_run
     if training := {name: source for name, source in training.items() if len(source)}:
         refuse_leaks(training, {name: Selection(source, drawn(source)) for name, source in sources.items()})
 
 
-def _folder_of_run(system: str) -> pathlib.Path | None:
-    """The folder of the training run that a system's plugin, or else model, lies in."""
+def _folders_of_runs(system: str) -> list[pathlib.Path]:
+    """The folders of the training runs that a system's model and plugin lie in."""
     try:
         base, plugin = find(system)
     except InputError:  # loading it says what is wrong
-        return None
-    folder = (plugin or base).parent
-    return folder if (folder / "pictures.json").is_file() and (folder / "config.json").is_file() else None
+        return []
+    folders = [pathlib.Path(part).parent for part in (base, plugin) if part is not None]
+    return [folder for folder in folders if all((folder / name).is_file() for name in ("pictures.json", "config.json"))]
 
 
-def _pictures_of_run(folder: pathlib.Path) -> Pictures:
-    """The training pictures of a run, as far as they are where they were."""
+def _pictures_of_run(folder: pathlib.Path) -> tuple[Pictures, int]:
+    """The training pictures of a run, as far as they are where they were, and how many it had."""
     try:
         specs = json.loads((folder / "config.json").read_text())["data_dir"]
         names = json.loads((folder / "pictures.json").read_text())["training"]
@@ -69,4 +71,4 @@ def _pictures_of_run(folder: pathlib.Path) -> Pictures:
         with contextlib.suppress(InputError):  # moved, or changed so that it cannot be read
             sources += open_sources([spec], [], check=False).values()
     joined = Joined(sources)
-    return Selection(joined, [index for index, name in enumerate(joined.names) if name in names])
+    return Selection(joined, [index for index, name in enumerate(joined.names) if name in names]), len(names)

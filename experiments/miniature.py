@@ -16,6 +16,7 @@ from experiments.full_size import DETECTORS, HQ_SETS, TRAINING
 from stablesam_jax.data.collage import Collage
 from stablesam_jax.data.datasets import INSTANCES, JOINED, MESS, ONE_OBJECT
 from stablesam_jax.data.readers import LabelledPicture
+from stablesam_jax.files.disk import whole_file
 
 SIDE = 128  # pixels
 PER_PART = 4  # pictures of each of the seven parts of HQSeg-44K
@@ -101,7 +102,8 @@ def _class_map(root: pathlib.Path, name: str, scene: LabelledPicture) -> None:
 def _save(path: pathlib.Path, pixels: np.ndarray) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        with whole_file(path) as temporary:
+            Image.fromarray(pixels).save(temporary, Image.registered_extensions()[path.suffix.lower()])
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

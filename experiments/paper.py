@@ -11,7 +11,7 @@ from experiments.inputs import weights_of
 from experiments.options import PaperConfig
 from experiments.plan import make_plan
 from experiments.plan_text import text
-from experiments.steps import Stopped, about, carry_out
+from experiments.steps import Stopped, about, carry_out, keep_options
 from stablesam_jax import parallel
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.errors import InputError, exit_on_input_error
@@ -46,6 +46,7 @@ def paper(config: PaperConfig) -> bool:
     if first_host:
         config.output.mkdir(parents=True, exist_ok=True)
         write_text(config.output / "plan.md", text(plan))
+    keep_options(config, first_host)
     left_out = carry_out(plan, about(config), f"{called('paper')} {shlex.join(sys.argv[1:])}")
     if first_host:
         print(f"written: {config.output / 'tables.md'}")

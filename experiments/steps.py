@@ -4,6 +4,7 @@ A step whose result is there is not done again, so the same command continues wh
 refuse is reported at the end; the others go on.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -34,6 +35,7 @@ from train.main import RunError, train
 from train.presets import TrainConfig
 
 CHECKED = "data_check.json"
+OPTIONS = "options.json"
 SMALLEST_CACHE = 1.0  # GiB
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -108,6 +110,23 @@ def preparations(
     if not (built / "hqseg_44k").exists():
         arguments = (TRAINING, "--source", str(data), "--data-dir", str(built))
         yield "building the data", functools.partial(tool, "build", *arguments)
+
+
+def keep_options(config: PaperConfig, first_host: bool) -> None:
+    """Notes the options that all results depend on.
+
+    Raises:
+        InputError: the results in the folder are of others.
+    """
+    path = config.output / OPTIONS
+    options = {"seed": config.seed, "dtype": config.compute, "miniature": config.miniature}
+    before = options
+    with contextlib.suppress(OSError, ValueError):  # of an earlier version, which did not note them, or damaged
+        before = json.loads(path.read_text())
+    if before != options:
+        raise InputError(f"{path}: its results are of {before}, not of {options}; give another --output.")
+    if first_host:
+        write_text(path, json.dumps(options) + "\n")
 
 
 def tool(name: str, *arguments: str, good: Sequence[int] = (0,)) -> None:

@@ -6,6 +6,7 @@ are in scores/ may be deleted.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shlex
@@ -17,6 +18,7 @@ import numpy as np
 import tyro
 
 from eval import paper
+from eval.identity import annotation_digest, identity_of_objects
 from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
 from eval.parts import Choice
 from eval.prompt_kinds import HQ_SAM_INPUT
@@ -27,7 +29,7 @@ from stablesam_jax import parallel
 from stablesam_jax.build import load_model
 from stablesam_jax.commands import called, command_line
 from stablesam_jax.data.leaks import refuse_leaks
-from stablesam_jax.data.readers import Pictures, Selection
+from stablesam_jax.data.readers import Pictures, Selection, on_all_cores
 from stablesam_jax.data.sources import open_sources
 from stablesam_jax.errors import InputError, exit_on_input_error
 from stablesam_jax.files.compilation_cache import keep_compiled_programs
@@ -137,6 +139,10 @@ class Scorer:
         for name, source in open_sources(config.test_dir).items():
             self.sources[name] = Selection(source, config.choice.drawn(source))
             self.groups[name] = config.choice.groups(source)
+        self.content = {
+            name: annotation_digest(*(np.frombuffer(json.dumps(one).encode(), np.uint8) for one in _contents(source)))
+            for name, source in self.sources.items()
+        }
         self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
@@ -166,6 +172,7 @@ class Scorer:
                 "boxes_drawn_at": HQ_SAM_INPUT,
                 "prompts": dataclasses.asdict(self.protocol),
                 "pictures": {name: source.names for name, source in self.sources.items()},
+                "content": self.content,
             }
         )
         kept = json.loads(path.read_text()) if path.exists() else {}
@@ -187,6 +194,11 @@ class Scorer:
         return {name: by_picture(of) for name, of in scores.items()}
 
 
+def _contents(source: Pictures) -> list[dict[str, str]]:
+    """The identity of each picture with its masks."""
+    return list(on_all_cores(functools.partial(identity_of_objects, source), range(len(source))))
+
+
 def _what_matters(run: TrainConfig) -> dict[str, Any]:
     """The options that the result of a run depends on, without the base, of which the digest is compared."""
     options = dataclasses.asdict(run)
@@ -197,6 +209,7 @@ def _same(kept: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether stored scores have these settings, see `train.run.changes`."""
     before, now = kept["options"], settings["options"]
     before = {name: value for name, value in before.items() if name in now}  # without options that no longer exist
+    kept = {"content": settings["content"], **kept}  # scores of before 0.2 do not have it
     return {**kept, "options": None} == {**settings, "options": None} and not any(changes(before, now))
 
 
@@ -313,8 +326,11 @@ def markdown(config: TablesConfig, found: Mapping[str, Found], groups: Mapping[s
     return "\n".join(sections)
 
 
-def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train) -> None:
+def tables(config: TablesConfig, do_train: Callable[[TrainConfig], object] = train) -> bool:
     """Trains and compares the systems that are not done yet, seed by seed, and writes tables.md after each.
+
+    Returns:
+        whether all were done; False after a signal.
 
     Raises:
         InputError: an option, the base or the pictures cannot be used, or a test picture is a training picture.
@@ -350,23 +366,25 @@ def tables(config: TablesConfig, do_train: Callable[[TrainConfig], None] = train
             options = _what_matters(run) | {"base": system.base}
             found = score(kept / f"{name}-seed{seed}.json", options, make, system.strength)
             if found is None:
-                return
+                return False
             runs.setdefault(name, []).append(found)
             write_text(
                 config.output / "tables.md",
                 markdown(config, {key: Found(of) for key, of in runs.items()}, score.groups),
             )
     print(f"written: {config.output / 'tables.md'}")
+    return True
 
 
 def main() -> None:
     """Parses the options, trains and compares."""
     with exit_on_input_error():
         config = tyro.cli(TablesConfig, args=command_line(), prog=called("tables"))
-        parallel.split_cpu(PRESETS["stable-sam"][1].batch_size)
+        parallel.split_cpu(config.batch_size)
         keep_compiled_programs()
         try:
-            tables(config)
+            if not tables(config):
+                sys.exit(130)  # stopped by a signal; the run has said so
         except RunError as error:
             raise SystemExit(f"error: {error}") from None
         except KeyboardInterrupt:

@@ -56,10 +56,14 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
         trained and frozen tree; `merge` is the inverse.
 
     Raises:
-        InputError: a pattern that matches no leaf.
+        InputError: a pattern that matches no leaf, or is none.
     """
     leaves = flatten(params)
     for pattern in trainable:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"{pattern!r}: is no regular expression ({error}).") from None
         if not any(re.fullmatch(pattern, path) for path in leaves):
             tops = ", ".join(params)
             raise InputError(f"{pattern!r}: matches no parameter; paths begin with {tops}.")

@@ -42,13 +42,17 @@ class RunError(Exception):
     """The run ended before its last step; it can be continued."""
 
 
-def train(config: TrainConfig) -> None:
-    """Runs a training from options to results, with its folder locked against other processes."""
+def train(config: TrainConfig) -> bool:
+    """Runs a training from options to results, with its folder locked against other processes.
+
+    Returns:
+        whether it has ended; False if a signal has stopped it before.
+    """
     with owned(config.output) if jax.process_index() == 0 else contextlib.nullcontext():
-        carry_out(config)
+        return carry_out(config)
 
 
-def carry_out(config: TrainConfig) -> None:
+def carry_out(config: TrainConfig) -> bool:
     """`train` in a locked folder."""
     # All options and pictures are checked before anything is written.
     devices = parallel.choose_devices(config.devices)
@@ -81,7 +85,7 @@ def carry_out(config: TrainConfig) -> None:
     finally:
         run.close()
     if ended is None:
-        return
+        return False
     trained, chosen = looks.result(*ended)
     result = params.merge(parts.frozen, trained)
     alone = config.plugin is not None and trained.keys() == {"plugin"}
@@ -92,6 +96,7 @@ def carry_out(config: TrainConfig) -> None:
     except (InputError, OSError) as error:  # a full disk, a held-out picture that cannot be read
         raise RunError(f"{error} All steps are done and kept; {same_command(config)} does what is left.") from None
     tell_use(run, console, system)
+    return True
 
 
 def same_command(config: TrainConfig) -> str:
@@ -295,7 +300,8 @@ def main() -> None:
                 parallel.split_cpu(config.batch_size)
             parallel.join_hosts(config.coordinator, config.hosts, config.host)
             keep_compiled_programs()
-            train(config)
+            if not train(config):
+                sys.exit(130)
         except RunError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tyro
 
@@ -51,6 +51,8 @@ def parse_run(program: str, presets: Mapping[str, tuple[str, TrainConfig]]) -> T
         InputError: as `parse`; or the file cannot be used.
     """
     given = command_line()
+    if given and given[0].startswith(f"{FROM_RUN}="):
+        given[:1] = given[0].split("=", 1)
     if given[:1] != [FROM_RUN]:
         return parse(program, presets)
     if len(given) < 2:
@@ -74,6 +76,10 @@ def read_config(path: pathlib.Path) -> TrainConfig:
         values["data_dir"] = tuple(map(pathlib.Path, stored["data_dir"]))
         if stored["plugin"] is not None:
             values["plugin"] = PluginConfig.from_json(stored["plugin"])
+        for field in dataclasses.fields(TrainConfig):
+            numeric = {int, float} & {field.type, *get_args(field.type)}
+            if numeric and isinstance(values.get(field.name), str):
+                raise ValueError(field.name)
         return TrainConfig(**values)
     except OSError as error:
         raise InputError(f"{FROM_RUN} {path}: cannot be read ({error.strerror}).") from None

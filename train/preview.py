@@ -19,7 +19,7 @@ from stablesam_jax.files.disk import check_writable
 from stablesam_jax.prompts import Prompt, box_iou, gt_box
 from stablesam_jax.visualize import Sample, samples_figure, save_figure
 from train.options import parse
-from train.pictures import split
+from train.pictures import choose
 from train.presets import PRESETS, TrainConfig
 from train.setup import check_numbers, describe_batches, describe_views, load_base
 
@@ -46,8 +46,7 @@ def preview(config: PreviewConfig) -> None:
     check_writable(config.sheet, "--sheet")
     check_numbers(config.run)
     model = load_base(config.run).sam.config
-    training, _ = split(config.run)
-    views = Views(training, describe_views(config.run, model))
+    views = Views(choose(config.run).training, describe_views(config.run, model))
     stream = batches(views, describe_batches(config.run, model), Feeding())
     rows = (dict(zip(batch, row, strict=True)) for batch in stream for row in zip(*batch.values(), strict=True))
     shown = [sample_of(views, row) for row in itertools.islice(rows, config.count)]

@@ -98,10 +98,11 @@ class Run:
                 shutil.rmtree(old)
             if path.exists():
                 self._compare(path)
-            elif self.folder.exists() and any(self.folder.iterdir()):
+            elif self.folder.exists() and not _is_bare(self.folder):
                 raise InputError(f"{self.folder}: is not empty and holds no run; give another --output.")
-            self.checkpoints.resolve().mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(self.settings, indent=2) + "\n")
+            self.folder.resolve().mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(self.settings | {"skip_bad": config.skip_bad}, indent=2) + "\n")
+            self.checkpoints.resolve().mkdir(exist_ok=True)
             if pictures:
                 write_text(self.folder / PICTURES, json.dumps(pictures, indent=1) + "\n")
         except OSError as error:
@@ -223,7 +224,13 @@ class Run:
 
 
 def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in PATH_FIELDS}
+    return {key: value for key, value in settings.items() if key not in (*PATH_FIELDS, "skip_bad")}
+
+
+def _is_bare(folder: pathlib.Path) -> bool:
+    """Whether a folder holds at most what a start leaves that a full disk or a kill ended."""
+    left = [path for path in folder.iterdir() if not (path.name.startswith(".config.json.") and path.suffix == ".tmp")]
+    return all(path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()) for path in left)
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -74,7 +74,7 @@ UserClicks = Mapping[tuple[str, str], Sequence[Click]]  # (data set as the file 
 
 def clicks(config: Annotated[ClicksConfig, tyro.conf.arg(name="")]) -> None:
     """The number of clicks until a mask is good, for several kinds of clicks."""
-    systems.check_options(config, config.clicks, CLICKS)
+    systems.check_options(config, config.clicks, CLICKS, "--clicks")
     if not config.rules or not set(config.rules) <= set(RULES):
         raise InputError(f"--rules {' '.join(config.rules)}: give one or more of {', '.join(RULES)}.")
     sources = open_sources(config.data_dir)

@@ -119,7 +119,7 @@ class Options:
         return Choice(splits=self.splits, part=self.part, limit=self.limit, seed=self.seed)
 
 
-def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]) -> None:
+def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str], name: str = "--prompts") -> None:
     """Checks the options that need neither data nor model, and joins the other hosts.
 
     Raises:
@@ -128,11 +128,11 @@ def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str]
     """
     kinds = tuple(kinds)
     if unknown := [kind for kind in prompts if kind not in kinds]:
-        raise InputError(f"--prompts {' '.join(unknown)}: unknown; choose from {', '.join(kinds)}.")
+        raise InputError(f"{name} {' '.join(unknown)}: unknown; choose from {', '.join(kinds)}.")
     if len(set(prompts)) < len(prompts):
-        raise InputError(f"--prompts {' '.join(prompts)}: give each kind once.")
+        raise InputError(f"{name} {' '.join(prompts)}: give each kind once.")
     if not prompts:
-        raise InputError(f"--prompts: give at least one of {', '.join(kinds)}.")
+        raise InputError(f"{name}: give at least one of {', '.join(kinds)}.")
     if not options.data_dir:
         raise InputError("--data-dir: name at least one data set.")
     if options.seed < 0:
@@ -209,7 +209,7 @@ def run(
             for name, of in names.items()
         }
         this_run = {
-            "command": [f"{called('eval')} {protocol}", *sys.argv[2:]],
+            "command": [f"{called('eval')} {protocol}", *sys.argv[2:]] if sys.argv[1:2] == [protocol] else sys.argv,
             "device": jax.devices()[0].device_kind,
             "hosts": jax.process_count(),
             "seconds": round(time.monotonic() - began, 1),

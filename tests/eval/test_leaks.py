@@ -53,6 +53,21 @@ def test_so_is_one_that_a_run_was_trained_on_but_not_one_that_it_held_out(folder
     check([f"sam_nano+{run}"], [], test)
 
 
+def test_a_base_that_was_trained_itself_counts_beside_its_plugin(folders, tmp_path, capsys):
+    training, test = folders
+    plant(training, test)
+    for name, data in {"base": training, "plugin": tmp_path / "elsewhere"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"data_dir": [str(data)]}))
+        (tmp_path / name / "pictures.json").write_text(json.dumps({"training": {"mine/00": ""}}))
+    small.save_nano(tmp_path / "base" / "model")
+    (tmp_path / "plugin" / "plugin.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="test/01 shows the same as mine/00"):
+        check([f"{tmp_path / 'base' / 'model'}+{tmp_path / 'plugin' / 'plugin.safetensors'}"], [], test)
+    told = f"{tmp_path / 'plugin'}: 1 of its 1 training pictures are not found from here and not compared"
+    assert told in capsys.readouterr().out
+
+
 def test_a_run_of_many_pictures_is_not_read_unasked(folders, tmp_path, monkeypatch, capsys):
     training, test = folders
     plant(training, test)

@@ -92,6 +92,24 @@ def test_training_and_test_scenes_of_the_miniature_differ_by_the_seed_alone(tmp_
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
+def test_results_of_other_options_are_refused_not_relabelled(tmp_path):
+    steps.keep_options(PaperConfig(miniature=True, output=tmp_path), True)
+    steps.keep_options(PaperConfig(miniature=True, output=tmp_path, only=("Table 2",)), True)
+    with pytest.raises(InputError, match=r"its results are of \{'seed': 0, .*give another --output"):
+        steps.keep_options(PaperConfig(miniature=True, output=tmp_path, seed=1), True)
+
+
+def test_a_picture_of_the_miniature_is_whole_or_not_there(tmp_path, monkeypatch):
+    def torn(self, path, *_):
+        pathlib.Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("PIL.Image.Image.save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        miniature.make(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_without_any_weights_nothing_is_begun(tmp_path, monkeypatch):
     for folder in ("weights", "data"):
         (tmp_path / folder).mkdir()

@@ -67,6 +67,19 @@ def test_every_system_is_trained_for_every_seed_and_none_twice(config, trained):
 
 
 @pytest.mark.slow
+def test_pictures_whose_masks_were_corrected_are_scored_again(config, trained, tmp_path):
+    test = shutil.copytree(config.test_dir[0], tmp_path / config.test_dir[0].name)
+    output = shutil.copytree(config.output, tmp_path / "tables")
+    changed = dataclasses.replace(config, test_dir=(test, config.test_dir[1]), output=output)
+    run(changed)
+    before = (output / "tables.md").read_text().partition("## ")[2]
+    mask = next((test / "gt").iterdir())
+    Image.fromarray(255 - np.asarray(Image.open(mask).convert("L"))).save(mask)
+    run(changed)
+    assert (output / "tables.md").read_text().partition("## ")[2] != before
+
+
+@pytest.mark.slow
 def test_scores_stand_for_a_run_that_is_gone(config, trained, tmp_path):
     shutil.copytree(config.output / "scores", tmp_path / "scores")
     assert run(config, output=tmp_path) == []

@@ -34,3 +34,5 @@ def test_split_and_merge_lose_nothing():
 def test_a_pattern_is_for_the_whole_path():
     with pytest.raises(ValueError, match=r"kernel.*matches no parameter.*plugin, mask_decoder"):
         split(TREE, ["kernel"])
+    with pytest.raises(ValueError, match=r"'plugin/\('.*is no regular expression"):
+        split(TREE, ["plugin/("])

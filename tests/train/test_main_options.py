@@ -118,7 +118,7 @@ def test_the_name_of_a_picture_does_not_depend_on_how_its_folder_is_spelled(conf
 def parsed(monkeypatch, *arguments):
     """The configuration that a command line asks for."""
     seen = []
-    monkeypatch.setattr(train_main, "train", seen.append)
+    monkeypatch.setattr(train_main, "train", lambda config: seen.append(config) or True)
     monkeypatch.setattr(sys, "argv", ["train.main", *arguments])
     train_main.main()
     return seen[0]
@@ -132,6 +132,14 @@ def test_without_a_preset_it_is_quickstart(monkeypatch):
     changed = parsed(monkeypatch, "stable-sam", "--data-dir", "a", "b", "--prompts", "points=2", "--cache", "None")
     data = (pathlib.Path("a"), pathlib.Path("b"))
     assert changed == dataclasses.replace(stable, data_dir=data, prompts=("points=2",), cache=None)
+
+
+def test_a_run_that_a_signal_has_stopped_ends_with_the_status_of_ctrl_c(monkeypatch):
+    monkeypatch.setattr(train_main, "train", lambda config: False)
+    monkeypatch.setattr(sys, "argv", ["train.main"])
+    with pytest.raises(SystemExit) as end:
+        train_main.main()
+    assert end.value.code == 130
 
 
 def test_help_mentions_every_preset_and_every_option(monkeypatch, capsys):

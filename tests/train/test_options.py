@@ -15,30 +15,38 @@ from train.run import FREE_FIELDS, Run
 @pytest.mark.parametrize("preset", ["stable-sam-12ep", "hq-sam", "quickstart"])
 def test_a_configuration_comes_back_from_the_folder_of_its_run(tmp_path, preset):
     config = dataclasses.replace(
-        PRESETS[preset][1], output=tmp_path / "run", data_dir=(tmp_path / "a", tmp_path / "b"), seed=3
+        PRESETS[preset][1], output=tmp_path / "run", data_dir=(tmp_path / "a", tmp_path / "b"), seed=3, skip_bad=True
     )
     Run(config, {"base": "sam_nano"}).close()
     found = options.read_config(tmp_path / "run" / "config.json")
     defaults = TrainConfig(cache=config.cache)
     for field in dataclasses.fields(config):
-        wanted = getattr(defaults if field.name in FREE_FIELDS else config, field.name)
+        own = field.name not in FREE_FIELDS or field.name == "skip_bad"
+        wanted = getattr(config if own else defaults, field.name)
         assert getattr(found, field.name) == wanted, field.name
     again = Run(dataclasses.replace(found, output=tmp_path / "again"), {"base": "sam_nano"})
     assert again.settings == Run(config, {"base": "sam_nano"}).settings
 
 
-def test_options_behind_the_file_change_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("joined", [False, True])
+def test_options_behind_the_file_change_it(tmp_path, monkeypatch, joined):
     config = TrainConfig(output=tmp_path / "run", plugin=PluginConfig(attentions=(1,)), epochs=12.0)
     Run(config, {}).close()
-    given = ["train", "--config", str(tmp_path / "run" / "config.json"), "--seed", "5", "--output", str(tmp_path / "b")]
-    monkeypatch.setattr("sys.argv", given)
+    file = str(tmp_path / "run" / "config.json")
+    given = [f"--config={file}"] if joined else ["--config", file]
+    monkeypatch.setattr("sys.argv", ["train", *given, "--seed", "5", "--output", str(tmp_path / "b")])
     found = options.parse_run("train", PRESETS)
     assert (found.seed, found.epochs, found.plugin.attentions, found.output) == (5, 12.0, (1,), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), ("{", "is not the config.json"), (json.dumps([1]), "is not the config.json")],
+    [
+        (None, "cannot be read"),
+        ("{", "is not the config.json"),
+        (json.dumps([1]), "is not the config.json"),
+        (json.dumps({"data_dir": [], "plugin": None, "steps": "x"}), "is not the config.json"),
+    ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, content, words):
     path = tmp_path / "config.json"

@@ -135,6 +135,13 @@ def test_a_setting_that_an_older_run_did_not_know_and_that_changes_something_doe
         Run(now, FACTS)
 
 
+def test_what_a_start_on_a_full_disk_leaves_does_not_stop_the_next(config):
+    (config.output / "checkpoints").mkdir(parents=True)
+    (config.output / ".config.json.0123.tmp").write_text("{")
+    Run(config, FACTS)
+    assert (config.output / "config.json").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(config):
     config.output.mkdir()
     Run(config, FACTS)  # an empty one is taken
