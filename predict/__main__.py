@@ -35,6 +35,8 @@ from stablesam_jax.params import digest
 from stablesam_jax.predict.predictor import Predictor
 from stablesam_jax.predict.stable import JITTERS, StableMask, review_limit
 
+DUE = ".tables-due"  # in the output: pictures are done that are not in the tables yet
+
 Faults = dict[str, str]  # name of a picture in the file of prompts -> what is wrong with it
 
 
@@ -106,31 +108,41 @@ def predict(options: Options) -> int:
         journal = Journal(options.output, settings)
         journal.begin()
         done: list[Done] = []
-        news = False
+        due = options.output / DUE
         for index, request in _progress(list(enumerate(requests.pictures))):
             if request.file not in files:
                 continue
             name = files[request.file].relative_to(folder).as_posix()
+            record = journal.get(options.system, name, index)
             try:
                 picture, sha256 = _picture(files[request.file], request)
-                record = journal.get(options.system, name, index)
                 if record is not None and record["sha256"] != sha256:
                     raise InputError(f"{name}: has changed since its masks were made; give another --output.")
                 masks = None if record is not None else _segment(predictor, picture, request, options)
             except InputError as error:
                 faults[request.file] = str(error)
+                if record is not None and "size_hw" in record:  # its masks are kept, and so are its lines
+                    done.append(_done(name, request, record))
                 continue
             if masks is not None:
                 facts = _write(options.output, name, picture, request, masks)
-                news = True
-                record = journal.add(options.system, name, index, {"sha256": sha256, "objects": facts})
+                due.touch()  # before the record, so that a run that ends here leaves it to the next
+                record = {"sha256": sha256, "size_hw": picture.shape[:2], "objects": facts}
+                record = journal.add(options.system, name, index, record)
             assert record is not None
-            done.append(Done(name=name, request=request, size_hw=picture.shape[:2], objects=record["objects"]))
-        if news or not (options.output / OBJECTS).exists():  # else someone may have written into them
+            done.append(_done(name, request, {"size_hw": picture.shape[:2], **record}))
+        if due.exists() or not (options.output / OBJECTS).exists():  # else someone may have written into them
             write_tables(options.output, done, requests.categories)
-        write_review(options.output, done, requests.categories, faults)
+            due.unlink(missing_ok=True)
+        without = {file: text for file, text in faults.items() if file not in {one.request.file for one in done}}
+        write_review(options.output, done, requests.categories, without)
     _report(options, done, faults, journal.found)
     return 1 if faults else 0
+
+
+def _done(name: str, request: Request, record: Mapping[str, Any]) -> Done:
+    height, width = record["size_hw"]
+    return Done(name=name, request=request, size_hw=(height, width), objects=record["objects"])
 
 
 def _read(options: Options) -> tuple[str, pathlib.Path, Requests]:
@@ -187,9 +199,10 @@ def _find(folder: pathlib.Path, kind: str, requests: Sequence[Request]) -> tuple
             continue
         names.setdefault(files[request.file], []).append(request.file)
     for file, several in names.items():
-        for name in several if len(several) > 1 else ():
+        for name in set(several) if len(several) > 1 else ():
             del files[name]
-            faults[name] = f"{name}: is asked for as {' and '.join(several)}, both {file}; write one name."
+            both = f"is asked for as {' and '.join(several)}, both {file}; write one name"
+            faults[name] = f"{name}: {both if len(set(several)) > 1 else 'is listed twice; list it once'}."
     return files, faults
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import ipaddress
 import os
 import pathlib
 import socket
@@ -12,7 +11,7 @@ from typing import Annotated
 import tyro
 import uvicorn
 
-from serve.application import application
+from serve.application import application, is_loopback
 from serve.limits import Limits
 from serve.origins import Origins
 from serve.service import JITTERS, Service
@@ -65,7 +64,7 @@ def check(options: Options) -> str | None:
     token = options.token if options.token is not None else os.environ.get(TOKEN)
     if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable()):
         raise InputError("--token: give at least 8 printable ASCII characters.")
-    if token is None and not _is_loopback(options.host):
+    if token is None and not is_loopback(options.host):
         raise InputError(f"--host {options.host}: other machines reach it; give a --token, or set ${TOKEN}.")
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port}: must be from 0 to 65535.")
@@ -76,13 +75,6 @@ def check(options: Options) -> str | None:
     if options.label_studio is not None and not options.label_studio.startswith(("http://", "https://")):
         raise InputError(f"--label-studio {options.label_studio}: give a URL, as http://localhost:8080.")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(options: Options) -> None:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hmac
 import importlib.resources
+import ipaddress
 import logging
 
 from starlette.applications import Starlette
@@ -25,7 +26,6 @@ from serve.service import Service
 from stablesam_jax.data.collage import ASSETS
 from stablesam_jax.errors import InputError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN = ("/", "/health", "/docs", "/openapi.json")  # need no token: they hold nothing of a user
 # The page is one file, and asks this server alone. It may be shown by pages of this machine, such as notebooks.
 POLICY = (
@@ -105,17 +105,33 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
+        authorization = headers.get("authorization", "")
+        # No other page can send the token as Bearer. A proxy before this server may change Host, but not Origin.
+        if self._token is not None and _is_bearer(authorization) and _has_token(authorization, self._token):
+            return None
         if origin is not None and origin.partition("://")[2] != host:
             return _error(403, "requests of other pages are refused.")
         path = scope["path"]
         if self._token is None:
             name = host.rpartition(":")[0].strip("[]") if host.rpartition(":")[2].isdecimal() else host.strip("[]")
-            return None if name in LOOPBACK else _error(403, "without a token only this machine is served.")
-        if path in OPEN or path.startswith(OPEN_BELOW) or _has_token(headers.get("authorization", ""), self._token):
+            return None if is_loopback(name) else _error(403, "without a token only this machine is served.")
+        if path in OPEN or path.startswith(OPEN_BELOW) or _has_token(authorization, self._token):
             return None
         refusal = _error(401, "the token is missing or wrong; send Authorization: Bearer TOKEN.")
         refusal.headers["WWW-Authenticate"] = "Bearer"  # at Basic, a browser would open a window of its own
         return refusal
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_bearer(authorization: str) -> bool:
+    return authorization.partition(" ")[0].lower() == "bearer"
 
 
 def _has_token(authorization: str, token: str) -> bool:

@@ -85,7 +85,7 @@ class Origins:
     def _fetch(self, url: str, headers: dict[str, str]) -> bytes:
         self._check_host(url)
         try:
-            with self._open(urllib.request.Request(url, headers=headers)) as answer:
+            with self._open(urllib.request.Request(_quoted(url), headers=headers)) as answer:
                 return self._bounded(answer)
         except InputError:
             raise
@@ -103,7 +103,7 @@ class Origins:
             def redirect_request(self, request, file, code, message, headers, url):
                 file.close()
                 allowed._check_host(url)
-                return urllib.request.Request(url)
+                return urllib.request.Request(_quoted(url))
 
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), Redirects)
         return opener.open(request, timeout=TIMEOUT)
@@ -134,6 +134,11 @@ class Origins:
         if len(content) > self.max_bytes:
             raise Refusal(413, f"the picture has more than {self.max_bytes >> 20} MB; make it smaller.")
         return content
+
+
+def _quoted(url: str) -> str:
+    """A URL as browsers send it: spaces and letters beyond ASCII are quoted, what is quoted already stays."""
+    return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def _host(url: str) -> str:

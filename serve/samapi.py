@@ -1,7 +1,7 @@
 """samapi, the server of QuPath's SAM extension (ksugar/samapi, `main.py`)."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from serve.origins import from_base64
 from serve.pictures import read
 from serve.schemas import ANY, POINT, SHARE, array, integer, nullable, number, record, text
 from serve.service import Prompt, Service
+from stablesam_jax.data import rle
 from stablesam_jax.errors import InputError
 from stablesam_jax.predict.mask_generator import MaskGenerator
 from stablesam_jax.version import __version__
@@ -105,11 +106,12 @@ def _automask(service: Service, given: dict[str, Any]) -> list[dict[str, Any]]:
     pixels = read(from_base64(given["b64img"]), service.limits.max_pixels)
     options = {name: given[name] for name in RANGES if name in given}
     predictor = service.predictor
-    records = MaskGenerator(predictor.sam, dict(predictor.params), **options).generate(pixels)
+    # As run lengths, since thousands of masks of a large picture do not fit into memory.
+    generator = MaskGenerator(predictor.sam, dict(predictor.params), output_mode="uncompressed_rle", **options)
     features = []
-    for one in records:
-        assert isinstance(one["segmentation"], np.ndarray)
-        features.append(_feature(one["segmentation"], one["predicted_iou"], {}))
+    for one in generator.generate(pixels):
+        lengths = cast(rle.RunLengths, one["segmentation"])
+        features.append(_feature(rle.decode(lengths), one["predicted_iou"], {}))
     return _numbered(service, features)
 
 

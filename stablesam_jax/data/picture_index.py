@@ -21,7 +21,7 @@ class PictureIndex:
 
         Args:
             folder: of the data set.
-            bases: folders to which paths may be relative, in order of preference; `folder` is the last.
+            bases: folders to which paths may be relative, beside `folder`.
         """
         self.folder, self.bases = folder, (*bases, folder)
         self._files: dict[str, list[pathlib.Path]] | None = None
@@ -29,7 +29,7 @@ class PictureIndex:
     def find(self, said: str) -> pathlib.Path:
         """Finds the file of a picture.
 
-        First the path is resolved from each of the bases. Otherwise the file is taken whose path from a base ends with
+        First the path is resolved from the bases. Otherwise the file is taken whose path from a base ends with
         the given path, or the reverse: `/home/me/images/a.jpg` finds `images/a.jpg`, and so does `a.jpg`.
 
         Args:
@@ -39,11 +39,13 @@ class PictureIndex:
             ValueError: there is no such file, or several; the message follows the name.
         """
         spellings = [parts for parts in map(_parts, dict.fromkeys(_spellings(said))) if parts]
-        for base in self.bases:
-            for parts in spellings:
-                file = base.joinpath(*parts)
-                if os.path.isfile(file):
-                    return file
+        for parts in spellings:
+            there = [file for base in self.bases if os.path.isfile(file := base.joinpath(*parts))]
+            for other in there[1:]:
+                if not other.samefile(there[0]):
+                    raise ValueError(f"may be {there[0]} or {other}")
+            if there:
+                return there[0]
         for parts in (*spellings, *_without_upload(spellings)):
             found = {file for file in self._named(parts[-1]) if self._ends_alike(file, parts)}
             if len(found) == 1:

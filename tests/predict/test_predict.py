@@ -207,6 +207,35 @@ def test_a_picture_that_changed_keeps_its_masks_and_is_reported(place, capsys):
     assert call(place) == 1
     assert "a.png: has changed since its masks were made" in capsys.readouterr().err
     assert files(place / "out/masks") == before
+    pictures.save(place / "photos/new.png", np.zeros((40, 48, 3), np.uint8))
+    (place / "out/objects.csv").unlink()
+    assert call(place) == 1
+    assert len(objects(place)) == 3  # what was made before stays in the tables, and is not listed as without masks
+    assert "without masks" not in (place / "out/review.html").read_text()
+
+
+def test_tables_that_an_end_kept_from_being_written_are_written_by_the_next_run(place, monkeypatch):
+    (place / "photos/a.png").rename(place / "kept.png")
+    assert call(place) == 1
+    (place / "kept.png").rename(place / "photos/a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "write_tables", pytest.raises)  # a full disk, a second Ctrl-C
+        with pytest.raises(TypeError):
+            call(place)
+    assert len(objects(place)) == 1
+    assert call(place) == 0
+    assert len(objects(place)) == 3
+    assert {path.name for path in (place / "out").iterdir() if path.name.startswith(".")} <= {".lock"}
+
+
+def test_a_picture_that_a_json_lists_twice_is_a_fault(place, capsys):
+    image = {"file_name": "a.png", "width": 48, "height": 40}
+    boxes = [{"id": one, "image_id": one, "category_id": 1, "bbox": [4, 4, 16, 32]} for one in (1, 2, 3)]
+    images = [image | {"id": 1}, image | {"id": 2}, image | {"id": 3, "file_name": "sub/a.png"}]
+    content = {"images": images, "categories": [{"id": 1, "name": "x"}], "annotations": boxes}
+    (place / "in.json").write_text(json.dumps(content))
+    assert call(place, prompts="--coco=in.json") == 1
+    assert "fault: a.png: is listed twice; list it once." in capsys.readouterr().err
 
 
 def test_two_names_of_one_file_are_no_two_pictures(place, capsys):

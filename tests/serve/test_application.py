@@ -46,7 +46,10 @@ def test_what_holds_nothing_of_a_user_needs_no_token(service, path):
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:9090", 200), ("localhost", 200), ("[::1]:80", 200), ("example.org", 403), ("127.0.0.1.evil.org", 403)],
+    [
+        *[(name, 200) for name in ("127.0.0.1:9090", "127.1.2.3:9090", "localhost", "[::1]:80")],
+        *[(name, 403) for name in ("example.org", "127.0.0.1.evil.org", "10.0.0.1")],
+    ],
 )
 def test_without_a_token_a_name_that_was_rebound_to_this_machine_is_refused(client, host, status):
     assert client.get("/v1/model", headers={"Host": host}).status_code == status
@@ -56,6 +59,12 @@ def test_another_page_in_the_browser_is_refused(client):
     assert client.get("/v1/model", headers={"Origin": "http://127.0.0.1"}).status_code == 200
     assert client.get("/v1/model", headers={"Origin": "https://evil.org"}).status_code == 403
     assert client.get("/v1/model", headers={"Origin": "null"}).status_code == 403
+
+
+@pytest.mark.parametrize(("given", "status"), [(f"Bearer {TOKEN}", 200), (basic(TOKEN), 403), ("Bearer wrong", 403)])
+def test_behind_a_proxy_that_changes_host_a_page_needs_the_token_as_bearer(service, given, status):
+    headers = {"Host": "127.0.0.1:9090", "Origin": "https://masks.example.org", "Authorization": given}
+    assert connect(service, token=TOKEN).get("/v1/model", headers=headers).status_code == status
 
 
 def test_unknown_paths_and_methods_are_json(client):

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import jsonschema
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_api
@@ -102,6 +103,21 @@ def test_a_mistake_is_one_line_and_a_status(client, request_, status, line):
     (message,) = answer.json().values()
     assert line in message
     assert "\n" not in message
+
+
+def test_items_of_a_list_that_is_too_long_are_not_looked_at(client, monkeypatch):
+    def looked_at(*_):
+        pytest.fail("an item is looked at")
+
+    monkeypatch.setitem(jsonschema.Draft202012Validator.VALIDATORS, "items", looked_at)
+    answer = client.post("/v1/masks", json={"picture": "0" * 64, "points": [[1, "x"]] * 5})
+    assert answer.json()["error"] == "points has 5 items; expected at most 4."
+
+
+def test_a_whole_number_may_have_a_point(client):
+    request = {"image": in_base64(png()[0]), "box": BOX, "jitters": 2.0}
+    assert client.post("/v1/masks", json=request).status_code == 200
+    assert client.post("/v1/masks", json=request | {"jitters": 2.5}).status_code == 400
 
 
 def test_what_is_no_json_is_refused(client):

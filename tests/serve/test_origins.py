@@ -59,6 +59,13 @@ def test_an_allowed_host_is_asked_and_no_other(host):
     assert asked == [("/a.png", None)]
 
 
+@pytest.mark.parametrize("named", ["ü b.jpg", "%C3%BC%20b.jpg"])
+def test_a_name_with_a_space_or_an_umlaut_is_quoted_once(host, named):
+    name, asked = host
+    assert Origins(hosts=(name,)).read(f"http://{name}/{named}") == b"picture"
+    assert asked == [("/%C3%BC%20b.jpg", None)]
+
+
 def test_a_redirect_is_followed_to_allowed_hosts_alone(host):
     name, asked = host
     origins = Origins(hosts=(name,))

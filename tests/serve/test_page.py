@@ -235,6 +235,25 @@ def test_a_picture_is_dropped_and_its_faults_are_told(page):
     page.wait("broken.png: your browser cannot show this picture")
 
 
+def test_of_two_pictures_the_one_that_was_chosen_last_stays(page):
+    page.browser.execute_script(
+        """
+        const real = window.createImageBitmap;
+        window.createImageBitmap = async (file) => {
+            if (file.name === "slow.png") await new Promise((done) => setTimeout(done, 700));
+            return real(file);
+        };
+        const bytes = Uint8Array.from(arguments[0]);
+        usePicture(new File([bytes], "slow.png"), "slow.png");
+        usePicture(new File([bytes], "last.png"), "last.png");
+    """,
+        list(png(9, (40, 60))[0]),
+    )
+    page.wait("Drag a box")
+    time.sleep(1)
+    assert page.run("state.name") == "last.png"
+
+
 def test_what_is_copied_runs_and_gives_the_mask(page, predictor, monkeypatch, capsys):
     page.settled()
     monkeypatch.setattr("stablesam_jax.build.load_model", lambda *_, **__: small.stable_nano())
@@ -277,13 +296,16 @@ def test_a_model_without_a_plugin_has_one_pane(browser):
         browser.get("about:blank")
 
 
-def test_a_token_is_asked_for_and_taken_from_the_address(browser, predictor):
-    with served(application(Service(predictor, "small"), token="correct horse")) as address:
+@pytest.mark.parametrize(
+    ("token", "spelled"), [("correct horse", "correct%20horse"), ("q+Zk3/9&w==", "q+Zk3/9&w=="), ("50%", "50%")]
+)
+def test_a_token_is_asked_for_and_taken_from_the_address(browser, predictor, token, spelled):
+    with served(application(Service(predictor, "small"), token=token)) as address:
         browser.get(address)
         end = time.monotonic() + SECONDS
         while "wants a token" not in browser.find_element("id", "status").text:
             assert time.monotonic() < end
-        Page(browser, f"{address}/#token=correct%20horse")
+        Page(browser, f"{address}/#token={spelled}")
         assert "token" not in browser.current_url
         browser.get("about:blank")
 

@@ -62,6 +62,16 @@ def test_of_two_that_are_meant_alike_none_is_taken(tmp_path):
     assert index.find("y/a.jpg") == tmp_path / "y" / "a.jpg"
 
 
+def test_of_two_with_the_same_path_from_two_bases_none_is_taken(tmp_path):
+    for file in ("a.jpg", "images/a.jpg"):
+        save(tmp_path / file, ramp())
+    index = PictureIndex(tmp_path, [tmp_path / "images"])
+    with pytest.raises(ValueError, match=r"may be .*images/a\.jpg or .*a\.jpg"):
+        index.find("a.jpg")
+    assert index.find("images/a.jpg") == tmp_path / "images/a.jpg"
+    assert PictureIndex(tmp_path, [tmp_path]).find("a.jpg") == tmp_path / "a.jpg"
+
+
 def test_what_lies_outside_is_not_found(tmp_path):
     save(tmp_path / "a.jpg", ramp())
     (tmp_path / "set").mkdir()
