@@ -7,6 +7,7 @@ are in scores/ may be deleted.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import shlex
@@ -18,7 +19,7 @@ import numpy as np
 import tyro
 
 from eval import paper
-from eval.identity import annotation_digest, identity_of_objects
+from eval.identity import identity_of_objects
 from eval.loop import METRICS, Protocol, Score, Summary, Values, by_picture, evaluate
 from eval.parts import Choice
 from eval.prompt_kinds import HQ_SAM_INPUT
@@ -139,10 +140,7 @@ class Scorer:
         for name, source in open_sources(config.test_dir).items():
             self.sources[name] = Selection(source, config.choice.drawn(source))
             self.groups[name] = config.choice.groups(source)
-        self.content = {
-            name: annotation_digest(*(np.frombuffer(json.dumps(one).encode(), np.uint8) for one in _contents(source)))
-            for name, source in self.sources.items()
-        }
+        self.content = {name: _digest(source) for name, source in self.sources.items()}
         self.embeddings: dict[bool, dict] = {False: {}, True: {}}  # without and with HQ-SAM's early features
 
     def __call__(
@@ -194,9 +192,10 @@ class Scorer:
         return {name: by_picture(of) for name, of in scores.items()}
 
 
-def _contents(source: Pictures) -> list[dict[str, str]]:
-    """The identity of each picture with its masks."""
-    return list(on_all_cores(functools.partial(identity_of_objects, source), range(len(source))))
+def _digest(source: Pictures) -> str:
+    """SHA-256 over all pictures with their masks."""
+    identities = list(on_all_cores(functools.partial(identity_of_objects, source), range(len(source))))
+    return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
 
 def _what_matters(run: TrainConfig) -> dict[str, Any]:

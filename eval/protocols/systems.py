@@ -122,6 +122,10 @@ class Options:
 def check_options(options: Options, prompts: Sequence[str], kinds: Iterable[str], name: str = "--prompts") -> None:
     """Checks the options that need neither data nor model, and joins the other hosts.
 
+    Args:
+        options, prompts, kinds: of the protocol.
+        name: the option that `prompts` come from.
+
     Raises:
         InputError: unknown prompts, no data, a limit or seed out of range, results that cannot be written, or hosts
             that do not answer.
